@@ -1,0 +1,40 @@
+# What people run. CI runs the same targets and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# On Linux, PyPI's torch brings CUDA. For the CPU build: make run PIP_ARGS="--extra-index-url <torch's CPU index>"
+PIP_ARGS ?=
+RECIPE ?= recipes/quick.toml
+# Everything runs from local files: a stray look-up on a model hub should fail at once, not hang.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: install run test test-slow check fix clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	touch $@
+
+run: install ## the whole line on shipped data: teacher in, judged INT8 bundle out
+	$(BIN)/leaf run $(RECIPE)
+
+check: install ## style, types
+	$(BIN)/ruff format --check leafembed tests tools
+	$(BIN)/ruff check leafembed tests tools
+	$(BIN)/mypy
+
+test: check ## everything CI runs
+	$(BIN)/pytest -q
+
+test-slow: install ## real models and kill-and-resume
+	$(BIN)/pytest -q -m slow --timeout 3600
+
+fix: install ## format and fix what can be fixed
+	$(BIN)/ruff format leafembed tests tools
+	$(BIN)/ruff check --fix leafembed tests tools
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache dist

@@ -1,0 +1,31 @@
+"""leafembed: distil a text-embedding model into a small INT8 model for CPUs, judged before it ships."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from leafembed.ship.encoder import BundleEncoder
+
+__all__ = ["__version__", "load"]
+
+__version__ = "0.1.0"
+
+
+def load(path: str | Path, *, allow_failed: bool = False, **options: Any) -> BundleEncoder:
+    """Open a bundle and return its encoder; torch is not imported.
+
+    Args:
+        path: Bundle folder, as ``leaf run`` writes it.
+        allow_failed: Open a bundle that the gate refused.
+        options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`, e.g. ``threads=4``.
+
+    Raises:
+        BundleError: If a file is missing or its hash differs from the manifest.
+        GateFailedError: If the gate refused the bundle and ``allow_failed`` is not set.
+    """
+    from leafembed.ship.bundle import open_bundle
+
+    return open_bundle(path, allow_failed=allow_failed, **options)

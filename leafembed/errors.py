@@ -1,0 +1,81 @@
+"""Every error a user can meet, under one base.
+
+    Error                    what the command line turns into one line and exit status 1
+    ├── RecipeError          unknown key, illegal value, impossible combination; names the key
+    ├── DataError            unreadable or empty text, evaluation sets that overlap
+    ├── ModelError           a teacher, student or encoder folder that cannot be used
+    ├── CacheError           a damaged store of teacher vectors
+    ├── NonFiniteError       NaN or infinity in a loss, vector or score; says which and where
+    ├── BundleError          missing file, wrong hash, unknown format version
+    ├── MissingExtraError    an optional dependency is absent (also an ImportError)
+    └── GateFailedError      the gate refused the model; carries the verdict; exit status 3
+
+A wrong argument to a pure function is a plain ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leafembed.types import GateResult
+
+__all__ = [
+    "BundleError",
+    "CacheError",
+    "DataError",
+    "Error",
+    "GateFailedError",
+    "MissingExtraError",
+    "ModelError",
+    "NonFiniteError",
+    "RecipeError",
+]
+
+
+class Error(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class RecipeError(Error):
+    """The recipe holds an unknown key or a value that cannot work."""
+
+
+class DataError(Error):
+    """Training or evaluation text cannot be used as it is."""
+
+
+class ModelError(Error):
+    """A model folder is incomplete, damaged, or of a kind we cannot handle."""
+
+
+class CacheError(Error):
+    """The store of teacher vectors is damaged."""
+
+
+class NonFiniteError(Error):
+    """A loss, vector or score is NaN or infinite."""
+
+
+class BundleError(Error):
+    """A bundle folder is incomplete, altered, or of an unknown format version."""
+
+
+class MissingExtraError(Error, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs {package}, which is not installed: pip install 'leafembed[{extra}]'")
+
+
+class GateFailedError(Error):
+    """The gate refused the model.
+
+    Attributes:
+        result: The verdict with every check, passed or not.
+    """
+
+    def __init__(self, result: GateResult, *, stage: str) -> None:
+        failed = "; ".join(str(check) for check in result.failed)
+        super().__init__(f"the gate refused the {stage}: {failed}")
+        self.result = result

@@ -1,0 +1,1 @@
+"""Judge: tasks, floors and the gate. Needs the extra "eval"; never torch."""

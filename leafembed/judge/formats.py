@@ -1,0 +1,179 @@
+"""The four file formats of evaluation sets: strict readers from a file to what is scored in each language.
+
+Readers know nothing of scores, and the scores in ``tasks.py`` nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leafembed.errors import DataError
+from leafembed.text import normalise_lang, normalise_text, read_rows
+
+__all__ = [
+    "Groups",
+    "Item",
+    "Options",
+    "read_bitext",
+    "read_classification",
+    "read_retrieval",
+    "read_sts",
+    "require_spread",
+]
+
+Item = tuple[Any, ...]
+Groups = dict[str, tuple[list[Item], Any]]
+"""Language to what is scored, and to what it is scored against."""
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What of a file to score.
+
+    Attributes:
+        languages: Normalised languages; empty: all.
+        max_rows: Most scored items in one language; ``None``: all.
+        seed: Seed of drawing them, and of whatever else a task draws.
+        excluded: Scored items to leave out, in the form of :func:`item_key`.
+    """
+
+    languages: frozenset[str]
+    max_rows: int | None
+    seed: int
+    excluded: frozenset[tuple[str, ...]] = frozenset()
+
+    def wants(self, sides: Sequence[str]) -> bool:
+        """Whether rows in this language, or pair of languages, are scored."""
+        # English is the other side of nearly every pair: asking for German means German with English too.
+        pivot = {"en"} if len(sides) > 1 else set()
+        return not self.languages or set(sides) <= self.languages | pivot
+
+    def sample(self, items: list[Item], *, texts: int) -> list[Item]:
+        """Return at most ``max_rows`` of the items that are not excluded, in their order.
+
+        Args:
+            items: Rows to score.
+            texts: Leading fields of an item that are its texts.
+        """
+        items = [item for item in items if item_key(item, texts) not in self.excluded] if self.excluded else items
+        if self.max_rows is None or len(items) <= self.max_rows:
+            return items
+        chosen = np.random.default_rng(self.seed).choice(len(items), self.max_rows, replace=False)
+        return [items[i] for i in sorted(chosen)]
+
+
+def item_key(item: Item, texts: int) -> tuple[str, ...]:
+    """What a scored item is recognised by: its normalised texts, whichever comes first."""
+    return tuple(sorted(map(normalise_text, item[:texts])))
+
+
+def _grouped(rows: Sequence[_Row], key: str, options: Options) -> dict[str, list[_Row]]:
+    """Rows by normalised language, of the wanted languages.
+
+    A variant such as ``EN-ext`` keeps its name where the file holds plain ``EN`` too: they are two sets.
+    """
+    tags = {row[key] for row in rows}
+    plain = {normalise_lang(tag) for tag in tags if tag.isalpha()}
+    shown = {}
+    for tag in tags:
+        sides = [normalise_lang(side) for side in (tag.split("-") if key == "lang_pair" else [tag])]
+        if options.wants(sides):
+            variant = key == "lang" and sides[0] in plain and not tag.isalpha()
+            shown[tag] = tag.lower().replace("_", "-") if variant else "-".join(sides)
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        if row[key] in shown:
+            groups.setdefault(shown[row[key]], []).append(row)
+    return groups
+
+
+def read_sts(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
+    """Return ``(sentence1, sentence2, score)`` by language, against the prompt name, and all texts."""
+    rows = read_rows(path, texts=("sentence1", "sentence2"), names=("lang",), numbers=("score",))
+    groups: Groups = {}
+    for lang, members in _grouped(rows, "lang", options).items():
+        items = options.sample([(row["sentence1"], row["sentence2"], row["score"]) for row in members], texts=2)
+        require_spread(items, f"{path} ({lang})")
+        groups[lang] = (items, "STS")
+    return groups, [row[side] for row in rows for side in ("sentence1", "sentence2")]
+
+
+def require_spread(items: Sequence[Item], where: str) -> None:
+    """Raise :class:`DataError` if every pair has the same score, so that there is no order to compare with."""
+    if len({score for _, _, score in items}) < 2:
+        raise DataError(f"{where}: all {len(items)} pairs have the same score; expected at least two different ones")
+
+
+def read_bitext(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
+    """Return ``(sentence1, sentence2)`` by pair of languages, against the prompt name, and all texts."""
+    rows = read_rows(path, texts=("sentence1", "sentence2"), names=("lang_pair",))
+    for number, row in enumerate(rows, start=1):
+        if row["lang_pair"].count("-") != 1:
+            raise DataError(f"{path}:{number}: got lang_pair {row['lang_pair']!r}, expected two languages as deu-eng")
+    groups: Groups = {
+        pair: (options.sample([(row["sentence1"], row["sentence2"]) for row in members], texts=2), "BitextMining")
+        for pair, members in _grouped(rows, "lang_pair", options).items()
+    }
+    return groups, [row[side] for row in rows for side in ("sentence1", "sentence2")]
+
+
+def read_classification(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
+    """Return ``(text, label)`` of one split by language, against the probe rows and a seed, and all texts."""
+    rows = read_rows(path, texts=("text",), names=("label", "lang", "split"))
+    splits = sorted({row["split"] for row in rows})
+    if split not in splits or split == "train" or "train" not in splits:
+        raise DataError(f"{path}: got split {split!r} to score, expected one besides train of those there: {splits}")
+    groups: Groups = {}
+    for lang, members in _grouped(rows, "lang", options).items():
+        probe = [(row["text"], row["label"]) for row in members if row["split"] == "train"]
+        items = options.sample([(row["text"], row["label"]) for row in members if row["split"] == split], texts=1)
+        if items and len({label for _, label in probe}) < 2:
+            raise DataError(f"{path} ({lang}): split train holds fewer than two labels to tell apart")
+        if items:
+            groups[lang] = (items, {"probe": probe, "seed": options.seed})
+    return groups, [row["text"] for row in rows]
+
+
+def read_retrieval(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
+    """Return ``(query, [(document index, relevance)])`` by language, against the documents, and all texts."""
+    queries = _by_id(_either(path / "queries"), texts=("text",), names=("id", "lang"))
+    corpus = _by_id(_either(path / "corpus"), names=("id",), optional=("title", "text"))
+    documents = {id: " ".join(filter(None, (row["title"], row["text"]))) for id, row in corpus.items()}
+    blank = [id for id, text in documents.items() if not text.strip()]
+    if blank:
+        raise DataError(f"{path}: {len(blank)} documents hold neither title nor text, such as id {blank[0]!r}")
+    position = {id: i for i, id in enumerate(documents)}
+    relevance: dict[str, list[tuple[int, float]]] = {}
+    judgements = _either(path / "qrels")
+    for number, row in enumerate(read_rows(judgements, names=("qid", "did"), numbers=("score",)), start=1):
+        if row["qid"] not in queries or row["did"] not in documents:
+            raise DataError(f"{judgements}:{number}: judges {row['qid']!r} with {row['did']!r}, expected known ids")
+        relevance.setdefault(row["qid"], []).append((position[row["did"]], row["score"]))
+    # A query without a relevant document has no ideal ranking; benchmarks leave such queries out as well.
+    judged = [row for id, row in queries.items() if any(score > 0 for _, score in relevance.get(id, ()))]
+    groups: Groups = {}
+    for lang, members in _grouped(judged, "lang", options).items():
+        items = options.sample([(row["text"], relevance[row["id"]]) for row in members], texts=1)
+        groups[lang] = (items, list(documents.values()))
+    return groups, [*(row["text"] for row in queries.values()), *documents.values()]
+
+
+def _either(path: Path) -> Path:
+    found = [file for file in (path.with_name(f"{path.name}.jsonl{end}") for end in ("", ".gz")) if file.exists()]
+    if len(found) != 1:
+        raise DataError(f"{path}: got {len(found)} files named so; expected one, ending .jsonl or .jsonl.gz")
+    return found[0]
+
+
+def _by_id(path: Path, **columns: Sequence[str]) -> dict[str, _Row]:
+    rows: dict[str, _Row] = {}
+    for number, row in enumerate(read_rows(path, **columns), start=1):
+        if rows.setdefault(row["id"], row) is not row:
+            raise DataError(f"{path}:{number}: id {row['id']!r} occurs twice; expected each once")
+    return rows

@@ -1,0 +1,119 @@
+"""The gate: may this model ship? The same conditions for the trained student and again for its INT8 form.
+
+A condition that cannot be judged, because the task it names was not scored, is an error and never a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from leafembed.errors import DataError, RecipeError
+from leafembed.recipe import GateConfig
+from leafembed.text import normalise_lang
+from leafembed.types import Check, EvalReport, GateResult, TaskResult
+
+__all__ = ["check"]
+
+
+def check(
+    report: EvalReport,
+    reference: EvalReport,
+    config: GateConfig,
+    *,
+    floors: Mapping[str, EvalReport],
+    fp32: EvalReport | None = None,
+    int8_cosine: float | None = None,
+) -> GateResult:
+    """Return the verdict on ``report``: one check for each condition, all of which must hold.
+
+    Args:
+        report: Scores of the student, or of its INT8 form.
+        reference: Scores of the teacher on the same tasks and data.
+        config: The thresholds.
+        floors: Scores of what the student must beat, by name, e.g. ``floor: random``.
+        fp32: Scores of the student before INT8; ``None``: ``report`` is that student.
+        int8_cosine: Mean cosine between INT8 and fp32 vectors; ``None``: not judged.
+
+    Raises:
+        RecipeError: If a threshold names a task or type that was not scored.
+        DataError: If the teacher scores nothing in a type, so that retention has no meaning.
+        ValueError: If the reports were not made on the same tasks and data, or floors are judged but none given.
+        NonFiniteError: If a value is NaN or infinite.
+    """
+    for name, other in {"the reference": reference, **floors, **({"fp32": fp32} if fp32 else {})}.items():
+        _require_same_data(report, other, name)
+    checks = [
+        *_retention(report, reference, config),
+        *_scores(report, config),
+        *(_above(report, floors) if config.beat_floors else ()),
+        *_languages(report, config),
+    ]
+    if fp32 is not None:
+        theirs = fp32.by_type()
+        for kind, score in report.by_type().items():
+            checks.append(Check(f"INT8 drop in {kind}", theirs[kind] - score, config.max_int8_drop, at_least=False))
+    if int8_cosine is not None:
+        checks.append(Check("mean cosine of INT8 with fp32", int8_cosine, config.min_int8_cosine))
+    return GateResult(tuple(checks))
+
+
+def _retention(report: EvalReport, reference: EvalReport, config: GateConfig) -> Iterator[Check]:
+    for kind, score in reference.by_type().items():
+        # Dividing by a negative score would turn a worse student into a better one.
+        if score <= 0:
+            raise DataError(
+                f"{reference.model.name} scores {score:.4f} on {kind}, expected above 0: there is nothing to retain, "
+                "so drop these tasks from eval.test or choose another teacher"
+            )
+    retention = report.retention(reference)
+    yield Check("mean retention", report.mean_retention(reference), config.min_mean_retention)
+    for kind, limit in config.min_retention.items():
+        if kind not in retention:
+            raise RecipeError(f"gate.min_retention: got {kind!r}, expected a type that was scored: {sorted(retention)}")
+        yield Check(f"retention of {kind}", retention[kind], limit)
+
+
+def _scores(report: EvalReport, config: GateConfig) -> Iterator[Check]:
+    for task, limit in config.min_score.items():
+        results = [result for result in report.results if result.task == task]
+        if not results:
+            known = sorted({result.task for result in report.results})
+            raise RecipeError(f"gate.min_score: got {task!r}, expected a task that was scored: {known}")
+        for result in results:
+            yield Check(f"{task} in {result.lang}", result.main_score, limit)
+
+
+def _above(report: EvalReport, floors: Mapping[str, EvalReport]) -> Iterator[Check]:
+    if not floors:
+        raise ValueError("gate.beat_floors is set but no floor was scored: expected at least one report in floors")
+    for name, floor in floors.items():
+        for theirs, mine in ((floor.by_type(), report.by_type()), (_by_language(floor), _by_language(report))):
+            for what, score in mine.items():
+                # The next number up makes "at least" mean "above": to equal a floor is to fail.
+                yield Check(f"{what} above {name}", score, math.nextafter(theirs[what], math.inf))
+
+
+def _by_language(report: EvalReport) -> dict[str, float]:
+    # Means over the tasks of a language: one task with few rows would fail good models by chance.
+    scores: dict[str, list[float]] = {}
+    for result in report.results:
+        scores.setdefault(f"{result.type} in {result.lang}", []).append(result.main_score)
+    return {what: sum(values) / len(values) for what, values in scores.items()}
+
+
+def _languages(report: EvalReport, config: GateConfig) -> Iterator[Check]:
+    for lang in config.languages:
+        covering = [result for result in report.results if normalise_lang(lang) in _languages_of(result)]
+        yield Check(f"results in language {lang}", len(covering), 1)
+
+
+def _languages_of(result: TaskResult) -> set[str]:
+    return {normalise_lang(part) for part in result.lang.split("-")}
+
+
+def _require_same_data(report: EvalReport, other: EvalReport, name: str) -> None:
+    mine, theirs = ({(r.task, r.type, r.lang, r.data) for r in each.results} for each in (report, other))
+    if mine != theirs:
+        differing = sorted(mine ^ theirs)[:4]
+        raise ValueError(f"{report.model.name!r} and {name} were scored on different tasks or data: {differing}")

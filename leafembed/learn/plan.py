@@ -1,0 +1,117 @@
+"""Prices a student: parameters and megabytes by part, before anything is trained and after.
+
+Parts: the *token table* (input matrix, read a few rows at a time), the *body* (layers, norms, positions) and the *head*
+(Dense). *Active* parameters are those a token passes through: all but the token table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leafembed.errors import ModelError
+from leafembed.learn.models import resolve
+from leafembed.learn.student import kept_config
+from leafembed.recipe import Recipe
+
+__all__ = ["Part", "parts_of", "plan"]
+
+TABLE, BODY, HEAD = "token table", "body", "head"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The cost of one part of a model.
+
+    Attributes:
+        part: ``token table``, ``body`` or ``head``.
+        parameters: Number of weights.
+        fp32_mb: 4 bytes each, in MB (10^6 bytes).
+        int8_mb: As INT8 OpenVINO stores it: matrices at 1 byte a weight and a 2-byte scale a row, vectors in fp32.
+    """
+
+    part: str
+    parameters: int
+    fp32_mb: float
+    int8_mb: float
+
+
+def plan(recipe: Recipe) -> list[Part]:
+    """Price the recipe's student from config files alone; no weights are read.
+
+    Raises:
+        ModelError: If a config cannot be read.
+        RecipeError: If the recipe asks for layers that the teacher does not have.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    folder = resolve(recipe.teacher.model, recipe.teacher.revision)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: no usable config.json: {str(error).splitlines()[0]}") from error
+    dim = _output_dim(folder, int(config.hidden_size))
+    if recipe.student.init == "static":
+        return _price([(TABLE, (int(config.vocab_size), dim))])
+    if recipe.student.init == "encoder":
+        config = AutoConfig.from_pretrained(resolve(recipe.student.model, recipe.student.revision))
+        has_head = True
+    else:
+        config = kept_config(config, recipe.student.layers)
+        has_head = _dense_dirs(folder) != []
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    shapes = list(_body_shapes(model))
+    if has_head:
+        shapes.append((HEAD, (dim, int(config.hidden_size))))
+    return _price(shapes)
+
+
+def parts_of(model: Any) -> list[Part]:
+    """Price a loaded sentence-transformers model."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    if isinstance(model[0], StaticEmbedding):
+        return _price([(TABLE, tuple(model[0].embedding.weight.shape))])
+    shapes = list(_body_shapes(model[0].auto_model))
+    shapes += [(HEAD, tuple(p.shape)) for module in list(model)[1:] for p in module.parameters()]
+    return _price(shapes)
+
+
+def _body_shapes(model: Any) -> Iterable[tuple[str, tuple[int, ...]]]:
+    table = model.get_input_embeddings().weight
+    for name, parameter in model.named_parameters():
+        if not name.startswith("pooler."):  # BERT's own pooler, which sentence vectors do not use
+            yield (TABLE if parameter is table else BODY), tuple(parameter.shape)
+
+
+def _price(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[Part]:
+    parameters: dict[str, int] = {}
+    int8: dict[str, int] = {}
+    for part, shape in shapes:
+        size = 1
+        for length in shape:
+            size *= length
+        parameters[part] = parameters.get(part, 0) + size
+        int8[part] = int8.get(part, 0) + (size + 2 * shape[0] if len(shape) == 2 else 4 * size)
+    return [
+        Part(part, parameters[part], parameters[part] * 4 / 1e6, int8[part] / 1e6)
+        for part in (TABLE, BODY, HEAD)
+        if part in parameters
+    ]
+
+
+def _dense_dirs(folder: Path) -> list[Path]:
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    return [folder / module["path"] for module in modules if module["type"].endswith(".Dense")]
+
+
+def _output_dim(folder: Path, hidden: int) -> int:
+    dense = _dense_dirs(folder)
+    if not dense:
+        return hidden
+    return int(json.loads((dense[-1] / "config.json").read_text(encoding="utf-8"))["out_features"])

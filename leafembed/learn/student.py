@@ -1,0 +1,240 @@
+"""Ways to build the student that training starts from; each gives a stock sentence-transformers model.
+
+A random start is not among them: it is what made the first attempt fail (`docs/method.md`).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leafembed.errors import ModelError, RecipeError
+from leafembed.learn.models import resolve
+from leafembed.recipe import StudentConfig
+from leafembed.types import FloatArray
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["STUDENT_INITS", "Sample", "fold_dense", "init_student", "keep_layers", "kept_config"]
+
+_LAYER = re.compile(r"(?:^|(?<=\.))(layers?)\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Texts and what the teacher makes of them, for starts that are fitted to the teacher.
+
+    Attributes:
+        texts: Any texts of the corpus.
+        vectors: Their teacher vectors, ``(n_texts, dim)`` float32, unit length.
+    """
+
+    texts: Sequence[str]
+    vectors: FloatArray
+
+
+def init_student(config: StudentConfig, teacher: SentenceTransformer, sample: Sample, target: Path) -> Path:
+    """Build the initial student and save it as a sentence-transformers folder.
+
+    Args:
+        config: The recipe's ``[student]``.
+        teacher: The teacher, left as it is.
+        sample: For the starts that fit a linear map to the teacher's vectors.
+        target: Folder to write.
+
+    Raises:
+        RecipeError: If the teacher has no such layers.
+        ModelError: If the architecture is not supported.
+    """
+    student = STUDENT_INITS[config.init](config, teacher, sample)
+    prompts = teacher.prompts if config.prompts == "teacher" else dict.fromkeys(teacher.prompts, "")
+    student.prompts = dict(prompts)
+    length = config.max_seq_length or teacher.max_seq_length
+    if config.init != "static" and length is not None:
+        student.max_seq_length = length
+    student.float().cpu().save_pretrained(str(target), create_model_card=False, safe_serialization=True)
+    return target
+
+
+def _from_layers(config: StudentConfig, teacher: SentenceTransformer, sample: Sample) -> SentenceTransformer:
+    """Keep some layers of the teacher, its token table, norms, pooling and head."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense
+
+    transformer = _transformer_of(teacher)
+    body = copy.copy(transformer)
+    body._modules = dict(transformer._modules)
+    body.model = keep_layers(transformer.auto_model, config.layers)
+    modules: list[Any] = [body]
+    for module in list(teacher)[1:]:
+        if isinstance(module, Dense) and isinstance(modules[-1], Dense) and _is_linear(modules[-1], module):
+            modules[-1] = fold_dense(modules[-1], module)
+        else:
+            modules.append(copy.deepcopy(module))
+    return SentenceTransformer(modules=modules, device="cpu")
+
+
+def _from_encoder(config: StudentConfig, teacher: SentenceTransformer, sample: Sample) -> SentenceTransformer:
+    """Another encoder, pooled, with a Dense to the teacher's dim that is fitted by least squares."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    folder = resolve(config.model, config.revision)
+    try:
+        body = Transformer(str(folder), model_kwargs={"attn_implementation": "sdpa", "use_safetensors": True})
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as an encoder: {str(error).splitlines()[0]}") from error
+    if config.max_seq_length or teacher.max_seq_length:
+        body.max_seq_length = min(
+            config.max_seq_length or 1 << 20, teacher.max_seq_length, body.max_seq_length or 1 << 20
+        )
+    hidden = int(body.get_embedding_dimension())
+    pooled = SentenceTransformer(modules=[body, Pooling(hidden, pooling_mode=config.pooling)], device="cpu").eval()
+    vectors = pooled.encode(list(sample.texts), batch_size=32, show_progress_bar=False, convert_to_numpy=True)
+    matrix = _least_squares(np.asarray(vectors, dtype=np.float64), sample.vectors)
+    head = Dense(hidden, matrix.shape[1], bias=False, activation_function=torch.nn.Identity())
+    head.linear.weight.data = torch.from_numpy(matrix.T.astype(np.float32)).contiguous()
+    return SentenceTransformer(modules=[*pooled, head, Normalize()], device="cpu")
+
+
+def _static(config: StudentConfig, teacher: SentenceTransformer, sample: Sample) -> SentenceTransformer:
+    """A token table alone: the teacher's own, mapped linearly so that weighted means come out as its vectors.
+
+    Tokens weigh a / (a + frequency) as in "smooth inverse frequency" (Arora et al. 2017, eq. 1), and the weights are
+    folded into the rows, so that the result is a plain mean of rows.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    transformer = _transformer_of(teacher)
+    tokenizer = _plain_tokenizer(transformer.tokenizer)
+    table = transformer.auto_model.get_input_embeddings().weight.detach().float().cpu().numpy()
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(sample.texts), add_special_tokens=False)]
+    frequency = np.bincount(np.concatenate([np.array(row, dtype=np.int64) for row in ids]), minlength=len(table))
+    weights = 1e-3 / (1e-3 + frequency / max(1, frequency.sum()))
+    means = np.zeros((len(ids), table.shape[1]))
+    for i, row in enumerate(ids):
+        if row:
+            means[i] = (table[row] * weights[row, None]).mean(axis=0)
+    matrix = _least_squares(means, sample.vectors)
+    rows = (table * weights[:, None].astype(np.float32)) @ matrix.astype(np.float32)
+    # A text without a known token is the mean of no rows, a zero vector that has no direction: bound it away from 0.
+    rows += 1e-6
+    return SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, embedding_weights=torch.from_numpy(rows)), Normalize()], device="cpu"
+    )
+
+
+STUDENT_INITS: dict[str, Callable[[StudentConfig, Any, Sample], Any]] = {
+    "layers": _from_layers,
+    "encoder": _from_encoder,
+    "static": _static,
+}
+
+
+def keep_layers(model: Any, layers: Sequence[int]) -> Any:
+    """A new transformer with the given layers of ``model``, in order, and everything else as it was.
+
+    Built from a sliced config and filled weight by weight, so that what a layer is (sliding or full attention, its
+    RoPE base, its number) is decided by the config that is saved with it.
+
+    Raises:
+        RecipeError: If a layer does not exist.
+        ModelError: If the kept weights do not fit the sliced model.
+    """
+    config = kept_config(model.config, layers)
+    config._attn_implementation = model.config._attn_implementation
+    kept = type(model)(config)
+    place = {old: new for new, old in enumerate(layers)}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        match = _LAYER.search(name)
+        if match is None:
+            state[name] = tensor
+        elif int(match.group(2)) in place:
+            renamed = f"{match.group(1)}.{place[int(match.group(2))]}."
+            state[name[: match.start()] + renamed + name[match.end() :]] = tensor
+    problems = kept.load_state_dict(state, strict=False)
+    if problems.missing_keys or problems.unexpected_keys:
+        names = [*problems.missing_keys, *problems.unexpected_keys]
+        raise ModelError(
+            f"layers {list(layers)} do not make a {type(model).__name__}: {names[0]} does not fit; "
+            "keep layer 0, which some architectures build differently"
+        )
+    return kept.eval()
+
+
+def kept_config(config: Any, layers: Sequence[int]) -> Any:
+    """A copy of a transformer config with only the given layers; every per-layer list is cut with them.
+
+    Raises:
+        RecipeError: If a layer does not exist.
+    """
+    total = int(config.num_hidden_layers)
+    if not layers or max(layers) >= total or min(layers) < 0:
+        raise RecipeError(f"student.layers: got {list(layers)}, the teacher has layers 0 to {total - 1}")
+    result = copy.deepcopy(config)
+    result.num_hidden_layers = len(layers)
+    for key, value in config.to_dict().items():
+        if isinstance(value, (list, tuple)) and len(value) == total and key not in {"architectures"}:
+            setattr(result, key, [value[i] for i in layers])
+    return result
+
+
+def fold_dense(first: Any, second: Any) -> Any:
+    """One linear Dense that does what two in a row do: ``W2 (W1 x + b1) + b2``."""
+    import torch
+    from sentence_transformers.base.modules import Dense
+
+    biased = bool(first.bias or second.bias)
+    folded = Dense(first.in_features, second.out_features, bias=biased, activation_function=torch.nn.Identity())
+    one, two = first.linear, second.linear
+    folded.linear.weight.data = (two.weight.data.double() @ one.weight.data.double()).float()
+    if biased:
+        bias = two.bias.data.double() if second.bias else torch.zeros(second.out_features, dtype=torch.float64)
+        if first.bias:
+            bias = bias + two.weight.data.double() @ one.bias.data.double()
+        folded.linear.bias.data = bias.float()
+    return folded
+
+
+def _is_linear(*modules: Any) -> bool:
+    import torch
+
+    return all(isinstance(m.activation_function, torch.nn.Identity) and not m.use_residual for m in modules)
+
+
+def _transformer_of(teacher: Any) -> Any:
+    from sentence_transformers.base.modules import Transformer
+
+    if not isinstance(teacher[0], Transformer):
+        raise ModelError(f"got a teacher that starts with {type(teacher[0]).__name__}, expected a Transformer")
+    return teacher[0]
+
+
+def _plain_tokenizer(tokenizer: Any) -> Any:
+    """An independent copy of a fast tokenizer that neither truncates nor pads."""
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer.from_str(tokenizer._tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    return plain
+
+
+def _least_squares(inputs: Any, targets: FloatArray) -> Any:
+    """Matrix M that minimises ``|inputs M - targets|²``, with a little ridge so that few texts do not overfit."""
+    gram = inputs.T @ inputs
+    ridge = 1e-3 * np.trace(gram) / len(gram) + 1e-12
+    return np.linalg.solve(gram + ridge * np.eye(len(gram)), inputs.T @ targets.astype(np.float64))

@@ -1,0 +1,209 @@
+"""Runs a sentence-transformers model as an :class:`~leafembed.types.Encoder`, and keeps what a teacher computed.
+
+The teacher is asked for each (text, prompt) once in the life of its cache: for training targets and for its own
+evaluation alike. Batches are sorted by length and bounded by padded tokens, longest first, so that memory peaks at
+once and the time left is never underestimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from leafembed.errors import NonFiniteError
+from leafembed.learn.cache import VectorStore
+from leafembed.learn.models import (
+    describe,
+    fingerprint_folder,
+    has_bf16,
+    load_sentence_transformer,
+    pick_device,
+    resolve,
+)
+from leafembed.progress import progress
+from leafembed.recipe import TeacherConfig
+from leafembed.types import FloatArray, ModelRef, Row, check_vectors
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["CachedTeacher", "TorchEncoder", "load_teacher"]
+
+
+class TorchEncoder:
+    """A sentence-transformers model in torch.
+
+    Args:
+        model: The model; it is moved nowhere and not changed.
+        ref: What it is.
+        precision: ``bf16`` runs the matrix products in bf16 under autocast; norms and pooling stay in fp32.
+        batch_tokens: Padded tokens in one forward pass.
+    """
+
+    def __init__(
+        self, model: SentenceTransformer, ref: ModelRef, *, precision: Literal["bf16", "fp32"], batch_tokens: int = 2048
+    ) -> None:
+        self.model = model
+        self.ref = ref
+        self.precision = precision
+        self.batch_tokens = batch_tokens
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+        """Embeddings ``(n_texts, dim)`` float32, unit length, in the order of the texts."""
+        result = np.empty((len(texts), self.ref.dim), dtype=np.float32)
+        for index, vectors in self.batches(texts, prompt_name=prompt_name):
+            result[index] = vectors
+        return check_vectors(result, n=len(texts), what=f"vectors of {self.ref.name}")
+
+    def batches(
+        self, texts: Sequence[str], *, prompt_name: str | None = None
+    ) -> Iterator[tuple[list[int], FloatArray]]:
+        """Yield (indices into ``texts``, their vectors), longest texts first."""
+        import torch
+
+        prompt = self.ref.prompts.get(prompt_name or "", "")
+        device = self.model.device.type
+        autocast = torch.autocast(device, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with torch.inference_mode(), autocast:
+            for index in self._plan(texts, prompt):
+                yield index, self._forward([texts[i] for i in index], prompt)
+
+    def _forward(self, texts: list[str], prompt: str) -> FloatArray:
+        vectors: Any = self.model.encode(
+            texts,
+            prompt=prompt,
+            batch_size=len(texts),
+            show_progress_bar=False,
+            convert_to_tensor=True,
+            normalize_embeddings=False,
+        )
+        array: FloatArray = vectors.float().cpu().numpy()
+        # Normalised here: under autocast a model's own Normalize is only as exact as bf16.
+        norms = np.linalg.norm(array, axis=1, keepdims=True)
+        unit: FloatArray = array / np.maximum(norms, np.float32(1e-12))
+        return unit
+
+    def _plan(self, texts: Sequence[str], prompt: str) -> Iterator[list[int]]:
+        lengths = self._token_counts(texts, prompt)
+        batch: list[int] = []
+        width = 1
+        for i in np.argsort(-lengths, kind="stable").tolist():
+            if batch and (len(batch) + 1) * width > self.batch_tokens:
+                yield batch
+                batch = []
+            if not batch:
+                width = max(1, int(lengths[i]))
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _token_counts(self, texts: Sequence[str], prompt: str) -> Any:
+        tokenizer = getattr(self.model, "tokenizer", None)
+        limit = self.ref.max_seq_length or 1 << 20
+        if tokenizer is None:
+            return np.array([len(text) for text in texts])
+        counts: list[int] = []
+        for start in range(0, len(texts), 4096):
+            part = [prompt + text for text in texts[start : start + 4096]]
+            encoded = getattr(tokenizer, "_tokenizer", tokenizer).encode_batch_fast(part)
+            counts += [min(limit, len(item)) for item in encoded]
+        return np.array(counts)
+
+
+class CachedTeacher:
+    """A teacher that computes no vector twice: an encoder in front of a :class:`VectorStore`."""
+
+    def __init__(self, encoder: TorchEncoder, store: VectorStore, *, shard_rows: int) -> None:
+        self.encoder = encoder
+        self.store = store
+        self.shard_rows = shard_rows
+
+    @property
+    def ref(self) -> ModelRef:
+        """What the teacher is."""
+        return self.encoder.ref
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+        """Embeddings ``(n_texts, dim)`` float32, unit length: stored ones, and new ones for what is missing."""
+        prompt = self.ref.prompts.get(prompt_name or "", "")
+        keys = [VectorStore.key(text, prompt) for text in texts]
+        missing = {key: i for i, key in enumerate(keys) if key not in self.store}
+        self._compute([texts[i] for i in missing.values()], list(missing), prompt_name, _ignore)
+        return self.store.take(self.store.positions(keys))
+
+    def embed_rows(self, rows: Sequence[Row]) -> Any:
+        """Compute what the corpus needs and is not stored yet, with progress; return positions ``(n_rows,)`` int64.
+
+        Interrupted, it repeats at most the shard it was working on.
+        """
+        groups: dict[str | None, dict[bytes, str]] = {}
+        keys = []
+        for row in rows:
+            key = VectorStore.key(row.text, self.ref.prompts.get(row.prompt_name or "", ""))
+            keys.append(key)
+            if key not in self.store:
+                groups.setdefault(row.prompt_name, {})[key] = row.text
+        todo = sum(len(group) for group in groups.values())
+        if todo:
+            with progress("teacher vectors", len(set(keys)), "texts", done=len(set(keys)) - todo) as advance:
+                for prompt_name, group in groups.items():
+                    self._compute(list(group.values()), list(group), prompt_name, advance)
+        return self.store.positions(keys)
+
+    def _compute(
+        self, texts: list[str], keys: list[bytes], prompt_name: str | None, advance: Callable[[int], None]
+    ) -> None:
+        done_keys: list[bytes] = []
+        done: list[FloatArray] = []
+        for index, vectors in self.encoder.batches(texts, prompt_name=prompt_name):
+            _refuse_non_finite(vectors, [texts[i] for i in index], self.ref.name)
+            done_keys += [keys[i] for i in index]
+            done.append(vectors)
+            advance(len(index))
+            if len(done_keys) >= self.shard_rows:
+                self.store.append(done_keys, np.concatenate(done))
+                done_keys, done = [], []
+        if done_keys:
+            self.store.append(done_keys, np.concatenate(done))
+
+
+def load_teacher(config: TeacherConfig, cache_dir: Path) -> tuple[CachedTeacher, Path]:
+    """Load the recipe's teacher behind its cache; also return its folder.
+
+    Raises:
+        ModelError: If it cannot be found or loaded.
+        CacheError: If its cache is damaged.
+    """
+    folder = resolve(config.model, config.revision)
+    device = pick_device()
+    model = load_sentence_transformer(folder, device=device)
+    if config.max_seq_length is not None:
+        model.max_seq_length = config.max_seq_length
+    ref = describe(model, folder, name=_display_name(config.model), licence=config.licence, revision=config.revision)
+    precision: Literal["bf16", "fp32"] = "bf16" if has_bf16(config.precision, device) else "fp32"
+    encoder = TorchEncoder(model, ref, precision=precision, batch_tokens=config.batch_tokens)
+    name = f"{fingerprint_folder(folder)}-{precision}-{ref.max_seq_length or 'unlimited'}"
+    store = VectorStore(cache_dir / "vectors" / name, ref.dim)
+    return CachedTeacher(encoder, store, shard_rows=config.shard_rows), folder
+
+
+def _display_name(model: str) -> str:
+    return model if model.count("/") == 1 and not model.startswith((".", "~", "/")) else Path(model).name
+
+
+def _refuse_non_finite(vectors: FloatArray, texts: list[str], name: str) -> None:
+    finite = np.isfinite(vectors).all(axis=1).tolist()
+    if not all(finite):
+        raise NonFiniteError(
+            f"{name} gives NaN or infinity for {finite.count(False)} of {len(texts)} texts, "
+            f"first {texts[finite.index(False)][:60]!r}; expected finite vectors: check its weights, or set "
+            "teacher.precision = 'fp32'"
+        )
+
+
+def _ignore(_: int) -> None:
+    pass

@@ -1,0 +1,281 @@
+"""Trains the student on sentence-transformers' trainer, judged by a scoring function while it learns.
+
+``train`` is given the score to choose checkpoints by and knows nothing of how it is computed. Checkpoints count only
+when their marker is there, which is written last; a killed run goes on from the newest that has one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from leafembed.errors import ModelError, NonFiniteError
+from leafembed.learn.losses import DistillationLoss
+from leafembed.learn.models import has_bf16, load_sentence_transformer, pick_device
+from leafembed.progress import progress, say
+from leafembed.recipe import TrainConfig
+from leafembed.types import Corpus, Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["LengthSortedBatches", "train"]
+
+MARKER = "complete.json"
+"""File that makes a checkpoint count; written after all others."""
+
+
+def train(
+    initial: Path,
+    corpus: Corpus,
+    targets: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    score: Callable[[SentenceTransformer], Mapping[str, float]],
+    *,
+    config: TrainConfig,
+    seed: int,
+    work_dir: Path,
+    target: Path,
+) -> dict[str, Any]:
+    """Train the student and save its best checkpoint as a sentence-transformers folder.
+
+    Args:
+        initial: Folder of the untrained student.
+        corpus: Training and validation rows; row numbers run over training rows, then validation rows.
+        targets: Teacher vectors ``(n, dim)`` of row numbers ``(n,)``.
+        score: Dev scores of a student by name; ``mean`` among them chooses the checkpoint.
+        config: The recipe's ``[train]``.
+        seed: Seed of batch order and dropout.
+        work_dir: Checkpoints and the log ``history.jsonl``.
+        target: Folder to write.
+
+    Returns:
+        ``steps``, ``best_step``, ``seconds``, ``precision`` and ``history``, a list of what was measured by step.
+
+    Raises:
+        NonFiniteError: If a loss, gradient or score is NaN or infinite.
+    """
+    device = pick_device()
+    model = load_sentence_transformer(initial, device=device)
+    full_length = model.max_seq_length
+    if isinstance(full_length, int):
+        model.max_seq_length = min(config.max_seq_length, full_length)
+    _freeze(model, config)
+    bf16 = has_bf16(config.precision, device)
+    checkpoint = newest_checkpoint(work_dir)
+    before = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["seconds"] if checkpoint else 0.0
+    marker = _Marker(before)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=_arguments(config, seed=seed, bf16=bf16, work_dir=work_dir, device=device),
+        train_dataset=_dataset(corpus.train, 0, model.prompts),
+        eval_dataset=_dataset(corpus.validation, len(corpus.train), model.prompts),
+        loss=DistillationLoss(model, targets, config),
+        evaluator=_Score(score),
+        callbacks=[_Finite(), _Log(work_dir / "history.jsonl"), marker, _Bar(config.batch_size)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if checkpoint is not None:
+        say(f"training goes on from {checkpoint.name}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = marker.seconds
+    best = Path(str(trainer.state.best_model_checkpoint or ""))
+    if not (best / MARKER).is_file():
+        raise ModelError(f"{work_dir}: no checkpoint was kept; expected one every {config.eval_steps} steps")
+    chosen = load_sentence_transformer(best)
+    if isinstance(full_length, int):
+        chosen.max_seq_length = full_length
+    chosen.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
+    history = _history(trainer.state.log_history)
+    return {
+        "steps": int(trainer.state.global_step),
+        "best_step": int(best.name.rpartition("-")[2]),
+        "seconds": seconds,
+        "precision": "bf16" if bf16 else "fp32",
+        "history": history,
+    }
+
+
+def newest_checkpoint(work_dir: Path) -> Path | None:
+    """The newest complete checkpoint; unfinished ones are removed."""
+    complete: list[Path] = []
+    for path in work_dir.glob("checkpoint-*"):
+        if (path / MARKER).is_file():
+            complete.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+class LengthSortedBatches(DefaultBatchSampler):
+    """Batches of texts of like length, in random order: padding costs time and teaches nothing.
+
+    Texts are shuffled, cut into chunks of 50 batches, sorted by length within a chunk; then batches are shuffled.
+    The order depends on the seed and the epoch alone, so that a resumed run sees the same batches.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield lists of indices into the data set."""
+        rng = np.random.default_rng((self.seed, getattr(self, "epoch", 0)))
+        lengths = np.array([len(text) for text in self.data_source["sentence"]])
+        order = rng.permutation(len(lengths))
+        batches: list[list[int]] = []
+        chunk = 50 * self.batch_size
+        for start in range(0, len(order), chunk):
+            part = order[start : start + chunk]
+            part = part[np.argsort(lengths[part], kind="stable")]
+            batches += [part[i : i + self.batch_size].tolist() for i in range(0, len(part), self.batch_size)]
+        yield from (batches[i] for i in rng.permutation(len(batches)))
+
+    @property
+    def data_source(self) -> Any:
+        """The data set, which torch's ``BatchSampler`` calls a sampler."""
+        return self.sampler
+
+
+class _Score(BaseEvaluator):
+    """Lets the trainer call our scoring function."""
+
+    def __init__(self, score: Callable[[SentenceTransformer], Mapping[str, float]]) -> None:
+        super().__init__()
+        self.score = score
+
+    def __call__(self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1) -> Any:
+        training = model.training
+        scores = dict(self.score(model.eval()))
+        model.train(training)
+        return {f"dev_{name}": value for name, value in scores.items()}
+
+
+class _Finite(TrainerCallback):
+    """Raises where a logged loss, gradient norm or score is not a number."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        for name, value in (logs or {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise NonFiniteError(f"{name} is {value} at step {state.global_step}; lower train.learning_rate")
+
+
+class _Log(TrainerCallback):
+    """Appends every log line to ``history.jsonl``, from the state's own record, so that a resume repeats nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        lines = [json.dumps(entry) + "\n" for entry in state.log_history]
+        self.path.write_text("".join(lines), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        entry = state.log_history[-1]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        if "eval_dev_mean" in entry:
+            say(f"step {state.global_step}: dev {entry['eval_dev_mean']:.4f}, validation loss {entry['eval_loss']:.4f}")
+
+
+class _Marker(TrainerCallback):
+    """Marks a checkpoint as complete once the trainer has written all of it, with the training time so far."""
+
+    def __init__(self, before: float) -> None:
+        self.start = time.perf_counter() - before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training over all sittings that led here."""
+        return time.perf_counter() - self.start
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (folder / MARKER).write_text(json.dumps({"seconds": self.seconds}), encoding="utf-8")
+
+
+class _Bar(TrainerCallback):
+    """Shows training on the terminal."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        done = state.global_step * self.batch_size
+        self.bar = progress("training", state.max_steps * self.batch_size, "texts", done=done)
+        self.advance = self.bar.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(self.batch_size)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.__exit__(None, None, None)
+
+
+def _arguments(config: TrainConfig, *, seed: int, bf16: bool, work_dir: Path, device: str) -> Any:
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(work_dir),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        bf16=bf16,
+        use_cpu=device == "cpu",
+        seed=seed,
+        data_seed=seed,
+        batch_sampler=LengthSortedBatches,
+        eval_strategy="steps",
+        eval_steps=config.eval_steps,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=config.eval_steps,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_dev_mean",
+        greater_is_better=True,
+        logging_steps=max(1, min(50, config.eval_steps // 5)),
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _dataset(rows: Sequence[Row], start: int, prompts: Mapping[str, str]) -> Any:
+    """Texts with the student's own prompts, and row numbers as labels."""
+    from datasets import Dataset
+
+    texts = [prompts.get(row.prompt_name or "", "") + row.text for row in rows]
+    return Dataset.from_dict({"sentence": texts, "label": list(range(start, start + len(rows)))})
+
+
+def _freeze(model: Any, config: TrainConfig) -> None:
+    body = getattr(model[0], "auto_model", None)
+    if body is not None and config.freeze_token_table:
+        body.get_input_embeddings().weight.requires_grad_(False)
+
+
+def _history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The trainer's log as one entry a step: losses of training, losses and scores of evaluation."""
+    steps: dict[int, dict[str, Any]] = {}
+    for entry in log:
+        item = steps.setdefault(int(entry["step"]), {"step": int(entry["step"])})
+        for name in ("loss", "distillation", "alignment", "learning_rate", "grad_norm", "eval_loss"):
+            if name in entry:
+                item[name] = float(entry[name])
+        scores = {name.removeprefix("eval_dev_"): v for name, v in entry.items() if name.startswith("eval_dev_")}
+        if scores:
+            item["dev"] = float(scores.pop("mean"))
+            item["dev_tasks"] = scores
+    return [item for _, item in sorted(steps.items()) if len(item) > 1]

@@ -1,0 +1,307 @@
+"""The whole line: texts and a teacher go in, a judged INT8 bundle comes out, or a refusal that says why.
+
+Read :func:`run`. Each stage takes typed nouns and its own section of the recipe; only this module knows their order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leafembed.errors import GateFailedError
+from leafembed.judge.evaluate import evaluate
+from leafembed.judge.floors import RandomEncoder
+from leafembed.judge.gate import check
+from leafembed.judge.tasks import AGREEMENT, Task, agreement_task, check_disjoint, load_tasks, scored_items
+from leafembed.learn.data import prepare_corpus
+from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer
+from leafembed.learn.plan import parts_of
+from leafembed.learn.student import Sample, init_student
+from leafembed.learn.teacher import CachedTeacher, TorchEncoder, load_teacher
+from leafembed.progress import say
+from leafembed.recipe import Recipe, StudentConfig
+from leafembed.record import PACKAGES, manifest, run_facts
+from leafembed.ship.benchmark import Contender, benchmark
+from leafembed.ship.bundle import read_manifest, write_bundle, write_refusal
+from leafembed.ship.encoder import BundleEncoder
+from leafembed.ship.machine import versions
+from leafembed.ship.markdown import to_toml
+from leafembed.ship.quantize import quantize
+from leafembed.stages import fingerprint, once
+from leafembed.types import Corpus, Encoder, EvalReport, FloatArray, GateResult, Speed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Outcome", "embed", "run"]
+
+FIT_TEXTS = 20_000
+"""Most texts that a linear start is fitted on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run ended with.
+
+    Attributes:
+        folder: The bundle, or the folder with the refusal.
+        manifest: What the card is rendered from.
+        verdict: The gate's last word.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    verdict: GateResult
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Everything known before the student is judged.
+
+    Attributes:
+        teacher: The teacher behind its cache.
+        teacher_dir: Its folder.
+        corpus: Training and validation text.
+        positions: Where the vector of each row lies in the teacher's store.
+        dev: Tasks that choose the checkpoint.
+        test: Tasks that the gate judges by.
+    """
+
+    teacher: CachedTeacher
+    teacher_dir: Path
+    corpus: Corpus
+    positions: NDArray[np.int64]
+    dev: tuple[Task, ...]
+    test: tuple[Task, ...]
+
+    def targets(self, rows: NDArray[np.int64]) -> FloatArray:
+        """Teacher vectors ``(n, dim)`` of row numbers ``(n,)``; validation rows follow the training rows."""
+        return self.teacher.store.take(self.positions[rows])
+
+    def validation(self, limit: int) -> list[str]:
+        """At most ``limit`` distinct texts that no student was trained on."""
+        return list(dict.fromkeys(row.text for row in self.corpus.validation))[:limit]
+
+
+def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome:
+    """Distil, judge, quantise, judge again and bundle.
+
+    A second call with the same recipe and folder repeats only what an interruption left undone.
+
+    Args:
+        recipe: What to do.
+        run_dir: Folder of the run: checkpoints, models, reports and the bundle.
+        allow_failed: Go on after a refusal; the bundle then says that it was refused.
+
+    Raises:
+        GateFailedError: If the gate refuses the student or its INT8 form and ``allow_failed`` is not set.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "recipe.toml").write_text(to_toml(recipe.to_dict()), encoding="utf-8")
+    learned = embed(recipe)
+    reports = {"teacher": _evaluate(learned.teacher, learned.test)}
+    untrained, floors = _floors(recipe, run_dir, learned)
+    reports |= floors
+
+    student_dir = run_dir / "student"
+    training = once(
+        student_dir,
+        fingerprint(
+            fingerprint_folder(untrained), learned.corpus.fingerprint, recipe.fingerprint("train", "eval", "seed")
+        ),
+        partial(_train, recipe, run_dir, learned, untrained),
+    )
+    student = _torch_encoder(student_dir, recipe.name, learned)
+    reports["student"] = _evaluate(student, learned.test)
+    verdict = check(reports["student"], reports["teacher"], recipe.gate, floors=floors)
+    facts = run_facts(
+        recipe,
+        learned.corpus,
+        teacher=learned.teacher.ref,
+        student=student.ref,
+        parts=[dataclasses.asdict(part) for part in parts_of(student.model)],
+        training=training,
+    )
+    shutil.rmtree(run_dir / "refused", ignore_errors=True)
+    if not verdict.passed and not allow_failed:
+        write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
+        raise GateFailedError(verdict, stage="student")
+
+    int8_dir = _quantized(student, student_dir, run_dir / "int8", recipe)
+    int8 = BundleEncoder(int8_dir, threads=recipe.benchmark.threads, batch_size=recipe.benchmark.batch_size)
+    exact = TorchEncoder(student.model, student.ref, precision="fp32")
+    fidelity = _fidelity(exact, int8, learned.validation(recipe.quantize.check_texts))
+    reports["int8"] = _evaluate(int8, learned.test)
+    verdict = check(
+        reports["int8"],
+        reports["teacher"],
+        recipe.gate,
+        floors=floors,
+        fp32=reports["student"],
+        int8_cosine=fidelity["cosine_mean"],
+    )
+    speed = _benchmark(recipe, run_dir, learned, student, int8)
+    content = manifest(facts, reports, verdict, "INT8 model", int8=fidelity, speed=speed)
+    folder = write_bundle(run_dir / "bundle", int8_dir, content)
+    if not verdict.passed and not allow_failed:
+        raise GateFailedError(verdict, stage="INT8 model")
+    return Outcome(folder, read_manifest(folder), verdict)
+
+
+def embed(recipe: Recipe) -> Learned:
+    """Read the tasks and the corpus and fill the teacher's cache: everything that training waits for."""
+    load = partial(load_tasks, recipe.eval.data, languages=recipe.eval.languages, seed=recipe.seed)
+    test = load(recipe.eval.test)
+    excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
+    dev = load(recipe.eval.dev, max_rows=recipe.eval.max_dev_rows, excluded=excluded)
+    check_disjoint(dev, test)
+    corpus = prepare_corpus(
+        recipe.data,
+        seed=recipe.seed,
+        prompt_name=recipe.teacher.prompt_name,
+        forbidden=frozenset[str]().union(*(task.texts for task in (*dev, *test))),
+    )
+    say(
+        f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
+        f"in {len(corpus.languages)} languages"
+    )
+    teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
+    positions = teacher.embed_rows([*corpus.train, *corpus.validation])
+    if AGREEMENT in recipe.eval.dev:
+        rows = list({row.text: i for i, row in enumerate(corpus.validation)}.values())[: recipe.eval.max_dev_rows]
+        chosen = [corpus.validation[i] for i in rows]
+        vectors = teacher.store.take(positions[len(corpus.train) + np.array(rows)])
+        task = agreement_task([r.text for r in chosen], [r.lang for r in chosen], vectors, seed=recipe.seed)
+        dev = (*dev, task)
+    return Learned(teacher, folder, corpus, positions, dev, test)
+
+
+def _floors(recipe: Recipe, run_dir: Path, learned: Learned) -> tuple[Path, dict[str, EvalReport]]:
+    """Build the untrained student and a static table, and score both and random vectors."""
+    configs = {"untrained student": recipe.student, "static table": StudentConfig(init="static")}
+    texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
+    sample = Sample(texts, learned.targets(np.arange(len(texts))))
+    encoders: dict[str, Encoder] = {"floor: random": RandomEncoder(learned.teacher.ref.dim, recipe.seed)}
+    folders = {}
+    for name, config in configs.items():
+        folders[name] = folder = run_dir / name.replace(" ", "-")
+        key = fingerprint(dataclasses.asdict(config), learned.corpus.fingerprint, learned.teacher.ref.fingerprint)
+
+        def build(target: Path, config: StudentConfig = config) -> None:
+            init_student(config, learned.teacher.encoder.model, sample, target)
+
+        once(folder, key, build)
+        encoders[f"floor: {name}"] = _torch_encoder(folder, f"floor: {name}", learned)
+    return folders["untrained student"], {name: _evaluate(item, learned.test) for name, item in encoders.items()}
+
+
+def _train(recipe: Recipe, run_dir: Path, learned: Learned, untrained: Path, target: Path) -> dict[str, Any]:
+    from leafembed.learn.train import train
+
+    def score(model: Any) -> dict[str, float]:
+        ref = dataclasses.replace(learned.teacher.ref, name=recipe.name, prompts=dict(model.prompts))
+        report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.encoder.precision), learned.dev)
+        return {"mean": report.mean, **report.by_type()}
+
+    key = fingerprint(
+        fingerprint_folder(untrained), learned.corpus.fingerprint, recipe.fingerprint("train", "eval", "seed")
+    )
+    work_dir = run_dir / f"checkpoints-{key}"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    return train(
+        untrained,
+        learned.corpus,
+        learned.targets,
+        score,
+        config=recipe.train,
+        seed=recipe.seed,
+        work_dir=work_dir,
+        target=target,
+    )
+
+
+def _torch_encoder(folder: Path, name: str, learned: Learned) -> TorchEncoder:
+    """A student in torch, in the teacher's precision, so that both are judged alike."""
+    teacher = learned.teacher.encoder
+    model = load_sentence_transformer(folder, device=teacher.model.device.type)
+    ref = describe(model, folder, name=name, licence=teacher.ref.licence)
+    return TorchEncoder(model, ref, precision=teacher.precision, batch_tokens=teacher.batch_tokens)
+
+
+def _evaluate(encoder: Encoder, tasks: tuple[Task, ...]) -> EvalReport:
+    def announce(task: str) -> None:
+        say(f"scoring {encoder.ref.name} on {task}")
+
+    return evaluate(encoder, tasks, on_task=announce)
+
+
+def _quantized(encoder: TorchEncoder, source: Path, target: Path, recipe: Recipe) -> Path:
+    key = fingerprint(encoder.ref.fingerprint, dataclasses.asdict(recipe.quantize), versions(PACKAGES))
+
+    def build(folder: Path) -> None:
+        say(f"exporting {encoder.ref.name} to INT8")
+        quantize(source, folder, ref=encoder.ref, group_size=recipe.quantize.group_size)
+
+    once(target, key, build)
+    return target
+
+
+def _fidelity(student: Encoder, int8: Encoder, texts: list[str]) -> dict[str, Any]:
+    cosines = np.sum(student.encode(texts) * int8.encode(texts), axis=1)
+    return {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min()), "texts": len(texts)}
+
+
+def _benchmark(
+    recipe: Recipe, run_dir: Path, learned: Learned, student: TorchEncoder, int8: BundleEncoder
+) -> tuple[Speed, ...]:
+    """Race teacher and student in torch and in the INT8 engine on the same held-out texts."""
+    import torch
+
+    teacher, prompt = learned.teacher.encoder, recipe.teacher.prompt_name
+    folder = recipe.cache_dir / "int8" / f"{teacher.ref.fingerprint}-group{recipe.quantize.group_size}"
+    _quantized(teacher, learned.teacher_dir, folder, recipe)
+    size = recipe.benchmark.batch_size
+    teacher_int8 = BundleEncoder(folder, threads=recipe.benchmark.threads, batch_size=size)
+    torch.set_num_threads(int8.threads)
+    texts = learned.validation(recipe.benchmark.texts)
+
+    def in_torch(model: TorchEncoder, prompt_name: str | None) -> Any:
+        text = model.ref.prompts.get(prompt_name or "", "")
+
+        def encode(batch: list[str]) -> Any:
+            return model.model.encode(batch, prompt=text, batch_size=size, show_progress_bar=False)
+
+        return encode
+
+    def tokens(encoder: BundleEncoder, prompt_name: str | None) -> float:
+        return float(np.mean(encoder.count_tokens(texts, prompt_name)))
+
+    contenders = [
+        Contender(
+            "teacher, torch fp32",
+            in_torch(teacher, prompt),
+            _weights_mb(learned.teacher_dir),
+            tokens(teacher_int8, prompt),
+        ),
+        Contender(
+            "teacher, INT8",
+            partial(teacher_int8.encode, prompt_name=prompt),
+            _weights_mb(folder),
+            tokens(teacher_int8, prompt),
+        ),
+        Contender("student, torch fp32", in_torch(student, None), _weights_mb(run_dir / "student"), tokens(int8, None)),
+        Contender("student, INT8", int8.encode, _weights_mb(run_dir / "int8"), tokens(int8, None)),
+    ]
+    say(f"timing {len(contenders)} encoders on {len(texts)} held-out texts, {recipe.benchmark.repeats} rounds")
+    return benchmark(contenders, texts, config=recipe.benchmark)
+
+
+def _weights_mb(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

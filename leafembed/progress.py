@@ -1,0 +1,77 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a line now and then elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from leafembed.errors import MissingExtraError
+
+__all__ = ["progress", "say"]
+
+LINE_SECONDS = 15.0
+"""Seconds between lines where no terminal redraws a bar."""
+
+
+def say(message: str) -> None:
+    """Write one line of log to stderr."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show the progress of ``total`` units of work; the value is a function to call with each number finished.
+
+    Args:
+        title: What is being done.
+        total: Units in all.
+        unit: What is counted, in the plural.
+        done: Units finished by an earlier, interrupted run; they do not count towards the rate.
+    """
+    if not sys.stderr.isatty():
+        yield _lines(title, total, unit, done)
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError as error:
+        raise MissingExtraError("rich", "train") from error
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="")
+        start, count = time.perf_counter(), 0
+
+        def advance(n: int) -> None:
+            nonlocal count
+            count += n
+            bar.update(task, advance=n, rate=f"{count / (time.perf_counter() - start + 1e-9):,.0f}/s")
+
+        yield advance
+
+
+def _lines(title: str, total: int, unit: str, done: int) -> Callable[[int], None]:
+    start, last, count = time.perf_counter(), time.perf_counter(), 0
+
+    def advance(n: int) -> None:
+        nonlocal last, count
+        count += n
+        now = time.perf_counter()
+        finished = done + count >= total
+        if finished or now - last >= LINE_SECONDS:
+            last = now
+            rate = count / (now - start + 1e-9)
+            left = (total - done - count) / rate
+            end = f"in {now - start:.0f} s" if finished else f"{left:.0f} s left"
+            say(f"{title}: {done + count:,} of {total:,} {unit}, {rate:,.0f}/s, {end}")
+
+    return advance

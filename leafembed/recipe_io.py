@@ -1,0 +1,181 @@
+"""Reads recipes: TOML files, ``--set`` overrides, plain data from a manifest; and documents their keys."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from leafembed.errors import RecipeError
+from leafembed.recipe import Recipe, require
+
+__all__ = ["field_docs", "load_recipe", "recipe_from_dict", "reference_page"]
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``key.sub=value`` overrides.
+
+    Raises:
+        RecipeError: If the file cannot be read, a key is unknown, or a value is not legal.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}; expected a recipe, a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file: {error}") from error
+    _rebase_paths(data, path.resolve().parent)
+    for override in overrides:
+        _apply_override(data, override)
+    recipe: Recipe = _build(Recipe, data, prefix="")
+    return recipe if recipe.name else dataclasses.replace(recipe, name=path.stem)
+
+
+def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from plain data, as :meth:`Recipe.to_dict` gives it."""
+    recipe: Recipe = _build(Recipe, data, prefix="")
+    return recipe
+
+
+_PATHS = (("cache_dir",), ("data", "root"), ("eval", "data"))
+_MODELS = (("teacher", "model"), ("student", "model"))
+
+
+def _rebase_paths(data: dict[str, Any], base: Path) -> None:
+    for keys in (*_PATHS, *_MODELS):
+        section: Any = data
+        for key in keys[:-1]:
+            section = section.get(key, {})
+        value = section.get(keys[-1]) if isinstance(section, dict) else None
+        is_path = keys in _PATHS or (isinstance(value, str) and value.startswith("."))
+        if isinstance(value, str) and is_path and not value.startswith("~"):
+            section[keys[-1]] = str((base / value).resolve())
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override!r}: expected KEY=VALUE, e.g. --set train.learning_rate=1e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word or path, as people type it
+    *parents, last = key.strip().split(".", 2) if key.startswith("gate.min_") else key.strip().split(".")
+    section = data
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override!r}: {parent} is not a section")
+    section[last.strip('"')] = value
+
+
+def _build(kind: Any, data: Mapping[str, Any], *, prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown = [key for key in data if key not in hints]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], hints, n=1, cutoff=0.5)
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys are {', '.join(hints)}"
+        raise RecipeError(f"unknown key {prefix}{unknown[0]} in the recipe: {hint}")
+    return kind(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{key}: got {value!r}, expected a table [{key}]")
+        return _build(hint, value, prefix=f"{key}.")
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return _convert(args[0], value, key)  # every union here is "X | None", and TOML has no None
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise RecipeError(f"{key}: got {value!r}, expected a list")
+        return tuple(_convert(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if origin is Literal:
+        require(value in args, key, value, f"one of {', '.join(map(str, args))}")
+        return value
+    if origin is not None:  # Mapping[str, float]
+        if not isinstance(value, dict):
+            raise RecipeError(f"{key}: got {value!r}, expected a table of numbers")
+        return {name: _convert(args[1], item, f"{key}.{name}") for name, item in value.items()}
+    return _SCALARS[hint](value, key)
+
+
+def _number(value: Any, key: str) -> float:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    require(good, key, value, "a finite number")
+    return float(value)
+
+
+def _integer(value: Any, key: str) -> int:
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    require(good, key, value, "a whole number, 0 or more")
+    return int(value)
+
+
+def _boolean(value: Any, key: str) -> bool:
+    require(isinstance(value, bool), key, value, "true or false")
+    return bool(value)
+
+
+def _text(value: Any, key: str) -> str:
+    require(isinstance(value, str), key, value, "text in quotes")
+    return str(value)
+
+
+_SCALARS: dict[Any, Callable[[Any, str], Any]] = {
+    float: _number,
+    int: _integer,
+    bool: _boolean,
+    str: _text,
+    Path: lambda value, key: Path(_text(value, key)).expanduser(),
+}
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The line under each field of a config section, by field name."""
+    body = typing.cast("ast.ClassDef", ast.parse(inspect.getsource(kind)).body[0]).body
+    docs: dict[str, str] = {}
+    for node, after in itertools.pairwise(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            text = ast.literal_eval(after.value) if isinstance(after, ast.Expr) else ""
+            docs[node.target.id] = " ".join(text.split())
+    return docs
+
+
+def reference_page() -> str:
+    """The Markdown page that documents every key, its type, default and meaning."""
+    lines = ["# Recipe reference", "", "Every key, its default and meaning; generated from `leafembed/recipe.py`.", ""]
+    hints = typing.get_type_hints(Recipe)
+    sections: dict[str, type] = {
+        "": Recipe,
+        "data.sources": typing.get_args(typing.get_type_hints(hints["data"])["sources"])[0],
+    }
+    sections |= {
+        name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint) and isinstance(hint, type)
+    }
+    for name, kind in sections.items():
+        heading = f"[[{name}]]" if name == "data.sources" else f"[{name}]"
+        lines += [f"## `{heading}`" if name else "## Top level", "", "| key | default | meaning |", "|---|---|---|"]
+        documented = field_docs(kind)
+        for item in dataclasses.fields(kind):
+            if item.name not in sections:
+                lines.append(f"| `{item.name}` | {_default(item)} | {documented[item.name]} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _default(item: dataclasses.Field[Any]) -> str:
+    value = item.default if item.default is not dataclasses.MISSING else {}
+    if isinstance(value, tuple):
+        return "empty"
+    return f"`{value}`" if value not in ("", {}) else "empty"

@@ -1,0 +1,79 @@
+"""Assembles the manifest: everything a run measured, from which the card is rendered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from leafembed import __version__
+from leafembed.recipe import Recipe
+from leafembed.ship.machine import machine_facts, versions
+from leafembed.types import Corpus, EvalReport, GateResult, ModelRef, Speed
+
+__all__ = ["PACKAGES", "manifest", "run_facts"]
+
+PACKAGES = ("leafembed", "torch", "transformers", "sentence-transformers", "openvino", "nncf", "tokenizers", "numpy")
+"""What the manifest records the versions of."""
+
+
+def run_facts(
+    recipe: Recipe,
+    corpus: Corpus,
+    *,
+    teacher: ModelRef,
+    student: ModelRef,
+    parts: Sequence[Mapping[str, Any]],
+    training: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a manifest says of a run before its models are judged."""
+    return {
+        "name": recipe.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "leafembed": __version__,
+        "teacher": dataclasses.asdict(teacher),
+        "student": dataclasses.asdict(student),
+        "recipe": recipe.to_dict(),
+        "corpus": {
+            "fingerprint": corpus.fingerprint,
+            "counts": dict(corpus.counts),
+            "languages": corpus.languages,
+            "train_rows": len(corpus.train),
+            "validation_rows": len(corpus.validation),
+            "sources": [dict(source) for source in corpus.sources],
+        },
+        "training": dict(training),
+        "sizes": {"parts": [dict(part) for part in parts]},
+        "machine": machine_facts(),
+        "versions": versions(PACKAGES),
+    }
+
+
+def manifest(
+    facts: Mapping[str, Any],
+    reports: Mapping[str, EvalReport],
+    verdict: GateResult,
+    stage: str,
+    *,
+    int8: Mapping[str, Any] | None = None,
+    speed: Sequence[Speed] = (),
+) -> dict[str, Any]:
+    """The manifest's content; ``write_bundle`` adds the format version, the files and their hashes.
+
+    Args:
+        facts: From :func:`run_facts`.
+        reports: Scores by what was scored: ``teacher``, ``student``, ``int8`` and floors.
+        verdict: The gate's last word.
+        stage: What that word was on: ``student`` or ``INT8 model``.
+        int8: Fidelity of INT8 to fp32; ``None`` when the student was refused before.
+        speed: Speed of each encoder.
+    """
+    content = {
+        **facts,
+        "verdict": {**verdict.to_dict(), "stage": stage},
+        "reports": {name: report.to_dict() for name, report in reports.items()},
+    }
+    if int8 is not None:
+        content |= {"int8": dict(int8), "speed": [dataclasses.asdict(entry) for entry in speed]}
+    return content

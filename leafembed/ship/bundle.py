@@ -1,0 +1,245 @@
+"""Writes, checks and opens bundles: a model folder with a card, a plot and a manifest.
+
+A bundle is put together in a hidden folder beside its place and moved there when complete, so that a reader finds the
+old one or the new one and nothing between. ``manifest.json`` is written last and holds the hash of every other file.
+
+    target/                model.xml model.bin tokenizer.json encoder.json ...  README.md curves.png manifest.json
+    .target.partial/       being written; removed by the next write
+    .target.replaced/      the old bundle while the new one takes its place; moved back if that was interrupted
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leafembed.errors import BundleError, GateFailedError
+from leafembed.ship.card import CARD, MANIFEST, PLOT, gemma_notice, render_card
+from leafembed.ship.curves import plot_curves
+from leafembed.ship.encoder import BundleEncoder
+from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES
+from leafembed.types import GateResult
+
+__all__ = ["FORMAT", "open_bundle", "read_manifest", "refresh_card", "verify", "write_bundle", "write_refusal"]
+
+FORMAT = 1
+"""Version of the bundle's layout; a reader refuses any other."""
+
+NOTICE = "NOTICE"
+_KEYS = (
+    *("format", "name", "created", "leafembed", "verdict", "teacher", "student", "recipe", "corpus", "training"),
+    *("reports", "sizes", "machine", "versions", "files"),
+)
+_GET_ANOTHER = "write the bundle again or download it again"
+
+
+def write_bundle(target: Path, model_dir: Path, manifest: Mapping[str, Any]) -> Path:
+    """Write a bundle to ``target`` and return it; a bundle that is there is replaced once the new one is complete.
+
+    Args:
+        target: Folder to write.
+        model_dir: Model folder; of it the files of ``REQUIRED_FILES`` and ``OPTIONAL_FILES`` are copied.
+        manifest: Every key of the format but ``format``, ``files`` and ``sizes.total_bytes``, which are set here.
+
+    Raises:
+        BundleError: If a model file is missing, or ``target`` is something other than a bundle.
+    """
+    target = target.resolve()
+    partial, replaced = _leftovers(target)
+    _clean_up(target, partial, replaced)
+    if target.exists() and not (target / MANIFEST).is_file() and not _is_empty_folder(target):
+        raise BundleError(f"{target} is there and is not a bundle: move it away or write elsewhere")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial.mkdir()
+    _copy_model(model_dir, partial)
+    _finish(partial, manifest)
+    if target.exists():
+        target.rename(replaced)
+    partial.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return target
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a bundle folder, its format and keys checked.
+
+    Raises:
+        BundleError: If it is missing, damaged, or of another format version.
+    """
+    file = Path(path) / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: not a bundle, it has no {MANIFEST}; {_GET_ANOTHER}") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file}: not readable as JSON; {_GET_ANOTHER}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise BundleError(f"{file}: got format {got!r}, expected {FORMAT}; install the leafembed that wrote it")
+    missing = [key for key in _KEYS if key not in manifest]
+    if missing:
+        raise BundleError(f"{file}: lacks {', '.join(missing)}; {_GET_ANOTHER}")
+    files = manifest["files"]
+    if not isinstance(files, dict) or any(not isinstance(f, dict) or "sha256" not in f for f in files.values()):
+        raise BundleError(f"{file}: files is not a table of hashes; {_GET_ANOTHER}")
+    return manifest
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Return the manifest after comparing every file of the bundle with its hash.
+
+    Raises:
+        BundleError: If a file is missing or altered, or a file the encoder would read is not in the manifest.
+    """
+    return _verified(Path(path), skip=frozenset())
+
+
+def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any) -> BundleEncoder:
+    """Verify a bundle and return its encoder.
+
+    Args:
+        path: Bundle folder.
+        allow_failed: Open a bundle that the gate refused.
+        options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`.
+
+    Raises:
+        BundleError: If a file is missing or altered.
+        GateFailedError: If the recorded values do not pass the gate, whatever the manifest says they do.
+    """
+    folder = Path(path)
+    manifest = verify(folder)
+    try:
+        verdict, stage = GateResult.from_dict(manifest["verdict"]), manifest["verdict"]["stage"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder / MANIFEST}: the verdict is not readable ({error}); {_GET_ANOTHER}") from error
+    if not (verdict.passed or allow_failed):
+        raise GateFailedError(verdict, stage=stage)
+    return BundleEncoder(folder, manifest=manifest, **options)
+
+
+def refresh_card(path: Path) -> Path:
+    """Render the card and plot of a bundle again from its manifest, and return the card's path.
+
+    The model's files must match their hashes: an altered model does not become valid by this.
+
+    Raises:
+        BundleError: If a file other than card and plot is missing or altered.
+    """
+    path = Path(path)
+    manifest = _verified(path, skip=frozenset({CARD, PLOT}))
+    drafts = path.resolve().parent / f".{path.resolve().name}.card"
+    shutil.rmtree(drafts, ignore_errors=True)
+    drafts.mkdir()
+    kept = {name: file for name, file in manifest["files"].items() if name not in (CARD, PLOT)}
+    _finish(drafts, manifest, kept=kept)
+    if not (drafts / PLOT).exists():
+        (path / PLOT).unlink(missing_ok=True)
+    for name in (PLOT, CARD, MANIFEST):  # the manifest last: until then verify() refuses the bundle
+        if (drafts / name).exists():
+            (drafts / name).replace(path / name)
+    drafts.rmdir()
+    return path / CARD
+
+
+def _finish(folder: Path, manifest: Mapping[str, Any], *, kept: Mapping[str, Any] | None = None) -> None:
+    """Write notice, plot, card and manifest into a folder; ``kept``: entries of files that are elsewhere."""
+    if kept is None and (notice := gemma_notice(manifest)):
+        (folder / NOTICE).write_text(notice + "\n", encoding="utf-8")
+    plot_curves(manifest, folder / PLOT)
+    files = dict(sorted({**(kept or {}), **{file.name: _entry(file) for file in folder.iterdir()}}.items()))
+    card, text = _fixed_point({**manifest, "format": FORMAT}, files)
+    (folder / CARD).write_bytes(card)
+    _write_durably(folder / MANIFEST, text)
+
+
+def _fixed_point(manifest: Mapping[str, Any], files: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """Return card and manifest, both of which state the bytes of the whole folder, themselves included.
+
+    A larger total never makes either text shorter, so that counting up from 0 comes to rest.
+    """
+    total = -1
+    card = text = b""
+    while total != (counted := sum(file["bytes"] for file in files.values()) + len(card) + len(text)):
+        total = counted
+        whole = {**manifest, "sizes": {**manifest["sizes"], "total_bytes": total}, "files": dict(files)}
+        card = render_card(whole).encode()
+        whole["files"][CARD] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
+        text = (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return card, text
+
+
+def _verified(path: Path, *, skip: frozenset[str]) -> dict[str, Any]:
+    manifest = read_manifest(path)
+    files = manifest["files"]
+    unlisted = [name for name in REQUIRED_FILES if name not in files]
+    unlisted += [name for name in OPTIONAL_FILES if name not in files and (path / name).exists()]
+    if unlisted:
+        raise BundleError(f"{path / MANIFEST}: lists no hash of {', '.join(unlisted)}; {_GET_ANOTHER}")
+    for name, expected in files.items():
+        if name in skip:
+            continue
+        file = path / name
+        if Path(name).name != name:
+            raise BundleError(f"{path / MANIFEST}: lists {name!r}, expected file names; {_GET_ANOTHER}")
+        remedy = "render it again with leaf card" if name in (CARD, PLOT) else _GET_ANOTHER
+        if not file.is_file():
+            raise BundleError(f"{path}: {name} is missing; {remedy}")
+        got = _entry(file)
+        if got["sha256"] != expected["sha256"]:
+            hashes = f"got sha256 {got['sha256'][:12]}, the manifest says {expected['sha256'][:12]}"
+            raise BundleError(f"{file} was altered: {hashes}; {remedy}")
+    return manifest
+
+
+def _leftovers(target: Path) -> tuple[Path, Path]:
+    return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.replaced")
+
+
+def _clean_up(target: Path, partial: Path, replaced: Path) -> None:
+    """Undo what an interrupted write left behind."""
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    for leftover in (partial, replaced):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    missing = [name for name in REQUIRED_FILES if not (source / name).is_file()]
+    if missing:
+        raise BundleError(f"{source}: not a model folder, it lacks {', '.join(missing)}; quantize the student first")
+    for name in (*REQUIRED_FILES, *OPTIONAL_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
+
+
+def _write_durably(file: Path, text: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_refusal(target: Path, manifest: Mapping[str, Any]) -> Path:
+    """Write the card and manifest of a student that was refused before INT8, so that the reasons can be read."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    plot_curves(manifest, target / PLOT)
+    (target / CARD).write_text(render_card({**manifest, "format": FORMAT}), encoding="utf-8")
+    text = json.dumps({**manifest, "format": FORMAT}, indent=2, ensure_ascii=False)
+    _write_durably(target / MANIFEST, text.encode())
+    return target

@@ -1,0 +1,276 @@
+"""Renders the model card from the manifest, and from nothing else.
+
+Every number on the card is a number of the manifest, or a ratio, difference or mean of such numbers. A refused model's
+card opens with the refusal. The text around the numbers is in ``card.md.jinja``; the plot is in ``curves.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from itertools import islice
+from typing import Any
+
+from leafembed.errors import MissingExtraError
+from leafembed.ship.curves import has_curves
+from leafembed.ship.markdown import bullets, count, fixed, line, table, to_toml
+from leafembed.types import EvalReport, GateResult
+
+__all__ = ["CARD", "MANIFEST", "PLOT", "gemma_notice", "render_card"]
+
+CARD, PLOT, MANIFEST = "README.md", "curves.png", "manifest.json"
+"""Files of a bundle that are not the model's."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FLOOR = "floor: "
+_UNKNOWN = "und"
+_TOP_LANGUAGES = 20
+
+Manifest = Mapping[str, Any]
+
+
+def render_card(manifest: Manifest) -> str:
+    """Return the card as Markdown with the front matter of a model hub.
+
+    A manifest of a model refused before INT8 may lack ``int8``, ``speed``, ``files`` and the INT8 report.
+
+    Raises:
+        MissingExtraError: If jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as error:
+        raise MissingExtraError("jinja2", "train") from error
+    # Not HTML: table and line escape what Markdown would misread.
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment.filters.update(fixed=fixed, line=line)
+    source = resources.files("leafembed.ship").joinpath("card.md.jinja").read_text(encoding="utf-8")
+    text = environment.from_string(source).render(**_head(manifest), **_scores(manifest), **_body(manifest))
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def gemma_notice(manifest: Manifest) -> str:
+    """Return the sentence that the Gemma terms ask for; empty when no licence in the lineage is Gemma's."""
+    if not any("gemma" in (manifest[model]["licence"] or "").lower() for model in ("teacher", "student")):
+        return ""
+    return "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+
+
+def _head(manifest: Manifest) -> dict[str, Any]:
+    """The front matter, what it is, and how it is used and licensed."""
+    teacher, student = manifest["teacher"], manifest["student"]
+    languages = len(set(manifest["corpus"]["languages"]) - {_UNKNOWN})
+    engine = "INT8 weights, for CPUs" if "int8" in manifest["reports"] else "not quantized"
+    reads = f"reads up to {student['max_seq_length']} tokens" if student["max_seq_length"] else "reads any length"
+    prompts = student["prompts"]
+    return {
+        "name": manifest["name"],
+        "front_matter": _front_matter(manifest),
+        "summary": f"Text embeddings of {student['dim']} dimensions, distilled from {teacher['name']} "
+        f"({teacher['dim']} dimensions); {engine}; {reads}; trained on text in {languages} "
+        f"language{'s' if languages != 1 else ''}.",
+        "dim": student["dim"],
+        "prompts": table(["prompt_name", "text"], [[k, json.dumps(v)] for k, v in prompts.items()], words=2)
+        if prompts
+        else "",
+        "recipe": to_toml(manifest["recipe"]),
+        "licences": bullets({f"{m} {manifest[m]['name']}": _licence(manifest[m]) for m in ("teacher", "student")}),
+        "gemma_notice": gemma_notice(manifest),
+    }
+
+
+def _front_matter(manifest: Manifest) -> str:
+    tags = (re.match(r"[a-z]{2,3}(?![a-z])", tag.lower()) for tag in manifest["corpus"]["languages"])
+    languages = sorted({tag[0] for tag in tags if tag} - {_UNKNOWN, "mul"})
+    int8 = "int8" in manifest["reports"]
+    licence = "gemma" if gemma_notice(manifest) else manifest["student"]["licence"] or "other"
+    is_id = re.fullmatch(r"[A-Za-z0-9.-]+", licence)
+    items: dict[str, Any] = {
+        "language": languages,
+        "library_name": "openvino" if int8 else None,
+        "pipeline_tag": "feature-extraction",
+        "tags": ["sentence-similarity", "feature-extraction", "distillation", *(["int8"] if int8 else [])],
+        "base_model": manifest["teacher"]["name"],
+        "license": licence.lower() if is_id else "other",
+        "license_name": None if is_id else line(licence),
+    }
+    if not _HUB_ID.fullmatch(manifest["teacher"]["name"]):
+        del items["base_model"]
+    # JSON is YAML, and quotes what YAML would misread: the language tag "no" is false there.
+    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in items.items() if value)
+
+
+def _scores(manifest: Manifest) -> dict[str, Any]:
+    """The tables of scores and the verdict."""
+    reports = {name: EvalReport.from_dict(report) for name, report in manifest["reports"].items()}
+    verdict = GateResult.from_dict(manifest["verdict"])
+    by_task = _results_by_task(reports)
+    int8 = manifest.get("int8")
+    return {
+        "stage": manifest["verdict"]["stage"],
+        "checks": verdict.checks,
+        "failed": verdict.failed,
+        "shipped": "INT8" if "int8" in reports else "student",
+        "results": _results(reports),
+        "results_by_task": table(["task", "language", "metric", "items", *_columns(reports)], by_task, words=3),
+        "result_rows": len(by_task),
+        "int8": int8,
+        "int8_drop": _int8_drop(reports) if "int8" in reports else "",
+        "gate": table(
+            ["check", "value", "limit", "outcome"],
+            [
+                [c.name, fixed(c.value, 4), f"{'≥' if c.at_least else '≤'} {c.limit:.4f}", _outcome(c.passed)]
+                for c in sorted(verdict.checks, key=lambda check: check.passed)
+            ],
+        ),
+    }
+
+
+def _outcome(passed: bool) -> str:
+    return "pass" if passed else "FAIL"
+
+
+def _columns(reports: Mapping[str, EvalReport]) -> list[str]:
+    """Reports in reading order: teacher, floors, student, INT8."""
+    floors = [name for name in reports if name.startswith(_FLOOR)]
+    return [name for name in ["teacher", *floors, "student", "int8"] if name in reports]
+
+
+def _ratio(value: float | None, reference: float | None) -> str:
+    return fixed(value / reference if value is not None and reference else None, 3)
+
+
+def _results(reports: Mapping[str, EvalReport]) -> str:
+    names = _columns(reports)
+    types = {name: reports[name].by_type() for name in names}
+    teacher, shipped = types["teacher"], types[names[-1]]
+    rows = [
+        [kind, *(fixed(types[name].get(kind), 4) for name in names), _ratio(shipped.get(kind), teacher[kind])]
+        for kind in teacher
+    ]
+    ratios = [shipped[kind] / teacher[kind] for kind in teacher if kind in shipped and teacher[kind]]
+    means = [fixed(reports[name].mean, 4) for name in names]
+    rows.append(["mean", *means, fixed(sum(ratios) / len(ratios) if ratios else None, 3)])
+    return table(["task type", *names, "retention"], rows)
+
+
+def _results_by_task(reports: Mapping[str, EvalReport]) -> list[list[str]]:
+    names = _columns(reports)
+    return [
+        [r.task, r.lang, r.metric, count(r.n), *(fixed(reports[name].score(r.task, r.lang), 4) for name in names)]
+        for r in reports["teacher"].results
+    ]
+
+
+def _int8_drop(reports: Mapping[str, EvalReport]) -> str:
+    student, int8 = reports["student"].by_type(), reports["int8"].by_type()
+    rows = [
+        [kind, fixed(student[kind], 4), fixed(int8[kind], 4), f"{student[kind] - int8[kind]:+.4f}"] for kind in int8
+    ]
+    return table(["task type", "student", "int8", "drop"], rows)
+
+
+def _body(manifest: Manifest) -> dict[str, Any]:
+    """Speed, size, training and where everything came from."""
+    corpus, training, sizes = manifest["corpus"], manifest["training"], manifest.get("sizes", {})
+    total = sizes.get("total_bytes")
+    # Without the card itself, which cannot hold its own hash.
+    files = {name: file for name, file in manifest.get("files", {}).items() if name != CARD}
+    return {
+        "machine": _machine(manifest["machine"]),
+        "speed": _speed(manifest["speed"]) if manifest.get("speed") else "",
+        "sizes": _sizes(sizes["parts"]) if sizes.get("parts") else "",
+        "files": table(
+            ["file", "sha256 begins", "bytes"],
+            [[name, file["sha256"][:16], count(file["bytes"])] for name, file in sorted(files.items())],
+            words=2,
+        )
+        if files
+        else "",
+        "total_mb": fixed(total / 1e6, 2) if total else "",
+        "training": bullets(
+            {
+                "steps": count(training["steps"]),
+                "best step, by dev score": count(training["best_step"]),
+                "time": f"{fixed(training['seconds'], 0)} s",
+                "precision": training["precision"],
+            }
+        ),
+        "has_plot": has_curves(training["history"]),
+        "corpus": bullets(
+            {
+                "training rows": count(corpus["train_rows"]),
+                "validation rows": count(corpus["validation_rows"]),
+                "training rows by language": _languages(corpus["languages"]),
+            }
+        ),
+        "sources": _sources(corpus["sources"]) if corpus["sources"] else "",
+        "counts": table(["reason", "rows"], [[key, count(n)] for key, n in corpus["counts"].items()]),
+        "count_rows": len(corpus["counts"]),
+        "provenance": _provenance(manifest),
+    }
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    memory = f"{machine['memory_gb']} GB memory" if machine["memory_gb"] else ""
+    facts = [machine["cpu"], f"{machine['cores']} cores", memory, machine["os"], " ".join(machine["isa"])]
+    return ", ".join(fact for fact in facts if fact)
+
+
+def _speed(entries: Sequence[Mapping[str, Any]]) -> str:
+    teachers = [entry for entry in entries if entry["name"].startswith("teacher")]
+    rows = [
+        [
+            e["name"],
+            fixed(e["texts_per_second"], 1),
+            f"{fixed(e['spread'][0], 1)} to {fixed(e['spread'][1], 1)}",
+            *(_ratio(e["texts_per_second"], t["texts_per_second"]) for t in teachers),
+            fixed(e["tokens_per_text"] or None, 1),
+            e["threads"],
+            e["batch_size"],
+            fixed(e["size_mb"] or None, 1),
+        ]
+        for e in entries
+    ]
+    ratios = [f"/ {teacher['name']}" for teacher in teachers]
+    return table(["encoder", "texts/s", "range", *ratios, "tokens/text", "threads", "batch", "MB"], rows)
+
+
+def _sizes(parts: Sequence[Mapping[str, Any]]) -> str:
+    columns = ("parameters", "fp32_mb", "int8_mb")
+    cells = [[part["part"], *(part.get(name) for name in columns)] for part in parts]
+    totals = [sum(values) if None not in values else None for values in list(zip(*cells, strict=True))[1:]]
+    rows = [[name, count(n), fixed(fp32, 2), fixed(int8, 2)] for name, n, fp32, int8 in [*cells, ["total", *totals]]]
+    return table(["part", "parameters", "fp32 MB", "INT8 MB"], rows)
+
+
+def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for source in sources for key in source))
+    return table(columns, [[source.get(column) for column in columns] for source in sources], words=len(columns))
+
+
+def _languages(languages: Mapping[str, int]) -> str:
+    ranked = sorted(languages.items(), key=lambda item: (-item[1], item[0]))
+    text = ", ".join(f"{tag} {count(n)}" for tag, n in islice(ranked, _TOP_LANGUAGES))
+    rest = len(ranked) - _TOP_LANGUAGES
+    return f"{text}, and {rest} more" if rest > 0 else text
+
+
+def _provenance(manifest: Manifest) -> str:
+    facts: dict[str, object] = {"created": manifest["created"], "leafembed": manifest["leafembed"]}
+    for model in ("teacher", "student"):
+        ref = manifest[model]
+        facts[model] = ref["name"]
+        facts[f"{model} revision"] = ref["revision"]
+        facts[f"{model} fingerprint"] = ref["fingerprint"]
+    facts["corpus fingerprint"] = manifest["corpus"]["fingerprint"]
+    facts["seed"] = manifest["recipe"].get("seed")
+    facts["machine"] = _machine(manifest["machine"])
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    return bullets(facts)
+
+
+def _licence(ref: Mapping[str, Any]) -> str:
+    return ref["licence"] or "not stated"

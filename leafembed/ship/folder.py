@@ -1,0 +1,87 @@
+"""The model folder: which files it has, and what its ``encoder.json`` says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from leafembed.errors import ModelError
+
+__all__ = ["OPTIONAL_FILES", "REQUIRED_FILES", "EncoderConfig", "read_prompts"]
+
+REQUIRED_FILES = ("model.xml", "model.bin", "tokenizer.json", "encoder.json")
+"""What a model folder must hold to run."""
+
+OPTIONAL_FILES = ("tokenizer_config.json", "config.json", "config_sentence_transformers.json")
+"""What a model folder may hold besides: prompts, and what other loaders need."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """``encoder.json``: what the model's graph and tokenizer do not say themselves.
+
+    Attributes:
+        name: What people call the model.
+        dim: Length of one embedding.
+        max_seq_length: Tokens it reads, special tokens included; the rest of a text is cut.
+        pad_token_id: Fills a short text up to its batch's longest; it is masked out.
+        padding_side: Where the filling goes.
+        add_special_tokens: Whether the tokenizer's post-processor adds its tokens.
+        group_size: Activations that share one scale at run time; 0 leaves them in floating point.
+        licence: As its teacher's files state it; ``None`` when they state none.
+        fingerprint: Hash of the student it was made from.
+    """
+
+    name: str
+    dim: int
+    max_seq_length: int
+    pad_token_id: int
+    padding_side: Literal["right", "left"]
+    add_special_tokens: bool
+    group_size: int
+    licence: str | None
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        for name, least in (("dim", 1), ("max_seq_length", 1), ("pad_token_id", 0), ("group_size", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ModelError(f"encoder.json: {name} is {value!r}, expected a whole number of at least {least}")
+        if self.padding_side not in ("right", "left"):
+            raise ModelError(f"encoder.json: padding_side is {self.padding_side!r}, expected 'right' or 'left'")
+
+    @classmethod
+    def read(cls, folder: Path) -> EncoderConfig:
+        """Read ``encoder.json`` of a model folder.
+
+        Raises:
+            ModelError: If it cannot be read, or its keys are not exactly the attributes above.
+        """
+        data = _read_json(folder / "encoder.json")
+        expected = {f.name for f in fields(cls)}
+        if set(data) != expected:
+            wrong = sorted(set(data) ^ expected)
+            raise ModelError(f"{folder / 'encoder.json'}: missing or unknown keys {wrong}; quantize the student again")
+        return cls(**data)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path}: got a JSON {type(data).__name__}, expected an object")
+    return data
+
+
+def read_prompts(folder: Path) -> dict[str, str]:
+    """Return the prompts of a model folder by name; empty when it has none.
+
+    Raises:
+        ModelError: If the file that holds them is damaged.
+    """
+    path = folder / "config_sentence_transformers.json"
+    return dict(_read_json(path).get("prompts") or {}) if path.is_file() else {}

@@ -1,0 +1,66 @@
+"""Facts about the machine and the installed packages, which every measured number depends on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+__all__ = ["machine_facts", "usable_cores", "versions"]
+
+_ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+"""Instruction sets that decide how fast INT8 and bf16 products are."""
+
+
+def usable_cores() -> int:
+    """Return how many CPU cores this process may run on, which can be fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return the machine as plain data.
+
+    Keys: ``cpu`` (model name), ``cores`` (usable ones), ``memory_gb`` (10^9 bytes; ``None`` where the system does not
+    say), ``os``, ``isa`` (those of the instruction sets that matter here which the CPU has).
+    """
+    info = _cpuinfo()
+    flags = set(info.get("flags", "").split())
+    return {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cores": usable_cores(),
+        "memory_gb": _memory_gb(),
+        "os": f"{platform.system()} {platform.machine()}",
+        "isa": [flag for flag in _ISA_FLAGS if flag in flags],
+    }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the installed version of each distribution; those that are not installed are left out."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Fields of the first core in ``/proc/cpuinfo``; empty where there is no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.split("\n\n", 1)[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        return None

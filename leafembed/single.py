@@ -1,0 +1,80 @@
+"""One stage at a time, for the commands that judge, quantise or time a model that is already there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from leafembed.errors import ModelError
+from leafembed.judge.evaluate import evaluate
+from leafembed.judge.tasks import load_tasks
+from leafembed.progress import say
+from leafembed.recipe import BenchmarkConfig, QuantizeConfig
+from leafembed.ship.benchmark import Contender, benchmark
+from leafembed.ship.bundle import open_bundle
+from leafembed.ship.encoder import BundleEncoder
+from leafembed.ship.machine import machine_facts
+from leafembed.types import Encoder, EvalReport
+
+__all__ = ["open_encoder", "quantize_folder", "score", "time_encoder"]
+
+
+def open_encoder(name: str, *, allow_failed: bool = False) -> Encoder:
+    """Open a bundle, a bare INT8 model folder, or a sentence-transformers model, by what the folder holds.
+
+    Raises:
+        ModelError: If it is none of these.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "manifest.json").is_file():
+        return open_bundle(folder, allow_failed=allow_failed)
+    if (folder / "model.xml").is_file():
+        return BundleEncoder(folder)
+    from leafembed.learn.models import describe, has_bf16, load_sentence_transformer, pick_device, resolve
+    from leafembed.learn.teacher import TorchEncoder
+
+    folder, device = resolve(name, None), pick_device()
+    model = load_sentence_transformer(folder, device=device)
+    precision: Literal["bf16", "fp32"] = "bf16" if has_bf16("auto", device) else "fp32"
+    return TorchEncoder(model, describe(model, folder, name=name), precision=precision)
+
+
+def score(encoder: Encoder, data: Path, tasks: Sequence[str]) -> EvalReport:
+    """Score an encoder on local tasks."""
+    return evaluate(encoder, load_tasks(data, tasks), on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}"))
+
+
+def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> Path:
+    """Write the INT8 model folder of a sentence-transformers folder.
+
+    Raises:
+        ModelError: If ``target`` exists.
+    """
+    from leafembed.learn.models import describe, load_sentence_transformer
+    from leafembed.ship.quantize import quantize
+
+    if target.exists():
+        raise ModelError(f"{target}: exists already; give a folder that does not, nothing is overwritten")
+    model = load_sentence_transformer(student)
+    ref = describe(model, student, name=student.resolve().name)
+    partial = target.with_name(f".{target.name}.partial")
+    size = QuantizeConfig().group_size if group_size is None else group_size
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted call
+    quantize(student, partial, ref=ref, group_size=size)
+    partial.replace(target)
+    return target
+
+
+def time_encoder(bundle: Path, texts: Sequence[str], *, threads: int | None, allow_failed: bool) -> dict[str, Any]:
+    """Measure a bundle's texts per second on this machine."""
+    encoder = open_bundle(bundle, allow_failed=allow_failed, threads=threads)
+    config = dataclasses.replace(BenchmarkConfig(), threads=encoder.threads, batch_size=encoder.batch_size)
+    counts = encoder.count_tokens(texts[: config.texts])
+    size = sum(path.stat().st_size for path in Path(bundle).iterdir()) / 1e6
+    contender = Contender(encoder.ref.name, encoder.encode, size, sum(counts) / max(1, len(counts)))
+    (speed,) = benchmark([contender], texts, config=config)
+    return {"speed": json.loads(json.dumps(dataclasses.asdict(speed))), "machine": machine_facts()}

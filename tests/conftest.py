@@ -1,0 +1,92 @@
+"""Shared by the tests: an encoder that needs no model, and a small evaluation folder in every format."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leafembed.types import FloatArray, ModelRef
+
+
+class HashEncoder:
+    """A bag of hashed words: texts that share words are near each other, in every process the same."""
+
+    def __init__(self, dim: int = 128, name: str = "hash") -> None:
+        self.ref = ModelRef(name, dim)
+        self.prompts_seen: list[str | None] = []
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+        self.prompts_seen.append(prompt_name)
+        vectors = np.zeros((len(texts), self.ref.dim), dtype=np.float32)
+        for i, text in enumerate(texts):
+            for word in text.casefold().split() or [""]:
+                vectors[i] += self._word(word)
+        unit: FloatArray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
+
+    def _word(self, word: str) -> FloatArray:
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
+        return np.random.default_rng(seed).standard_normal(self.ref.dim).astype(np.float32)
+
+
+@pytest.fixture
+def hash_encoder() -> HashEncoder:
+    return HashEncoder()
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """One JSON object a line, compressed when the name ends in .gz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(plain) if path.suffix == ".gz" else plain)
+    return path
+
+
+@pytest.fixture(scope="session")
+def eval_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks that word overlap solves: sts/toy.{dev,test}, bitext/toy, classification/toy, retrieval/toy_{en,de}."""
+    root, rng = tmp_path_factory.mktemp("eval"), np.random.default_rng(0)
+    for split, n in (("dev", 40), ("test", 60)):
+        write_rows(root / f"sts/toy.{split}.jsonl", [_sts(rng, lang) for lang in ("en", "de") for _ in range(n)])
+    bitext = []
+    for _ in range(40):
+        words = _words(rng, "en", 6)
+        bitext.append({"sentence1": " ".join(words), "sentence2": " ".join([*words[1:], "x"]), "lang_pair": "deu-eng"})
+    write_rows(root / "bitext/toy.jsonl.gz", bitext)
+    topics = [_words(rng, "en", 12) for _ in range(4)]
+    rows = [
+        {"text": " ".join(rng.choice(topics[i % 4], 5)) + f" {split}{i}", "label": f"topic{i % 4}", "lang": "EN"}
+        | {"split": split}
+        for split in ("train", "dev", "test")
+        for i in range(60)
+    ]
+    write_rows(root / "classification/toy.jsonl", rows)
+    for lang in ("en", "de"):
+        _write_retrieval(root / f"retrieval/toy_{lang}", rng, lang)
+    return root
+
+
+def _words(rng: np.random.Generator, lang: str, n: int) -> list[str]:
+    return [f"{lang}{i}" for i in rng.choice(500, n, replace=False)]
+
+
+def _sts(rng: np.random.Generator, lang: str) -> dict[str, Any]:
+    words, shared = _words(rng, lang, 16), int(rng.integers(9))
+    other = words[:shared] + words[8 : 16 - shared]
+    return {"sentence1": " ".join(words[:8]), "sentence2": " ".join(other), "score": shared / 8, "lang": lang}
+
+
+def _write_retrieval(folder: Path, rng: np.random.Generator, lang: str) -> None:
+    documents = [_words(rng, lang, 12) for _ in range(30)]
+    corpus = [{"id": f"d{i}", "title": words[0], "text": " ".join(words[1:])} for i, words in enumerate(documents)]
+    queries = [{"id": f"q{i}", "text": " ".join(words[2:7]), "lang": lang} for i, words in enumerate(documents)]
+    write_rows(folder / "corpus.jsonl.gz", corpus)
+    write_rows(folder / "queries.jsonl", queries)
+    write_rows(folder / "qrels.jsonl", [{"qid": f"q{i}", "did": f"d{i}", "score": 1} for i in range(30)])

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from leafembed.recipe import BenchmarkConfig
+from leafembed.ship.benchmark import Contender, benchmark
+from leafembed.ship.machine import machine_facts, usable_cores, versions
+
+TEXTS = [f"text {i}" for i in range(10)]
+
+
+def test_rounds_are_interleaved_after_one_warm_up_of_each():
+    calls = []
+    contenders = [Contender(name, lambda texts, n=name: calls.append((n, len(texts))), 1.0, 3.0) for name in "ab"]
+    benchmark(contenders, TEXTS, config=BenchmarkConfig(texts=4, repeats=2, threads=1))
+    assert calls == [("a", 4), ("b", 4)] * 3
+
+
+def test_speed_is_the_median_and_the_spread_its_extremes():
+    pauses = iter([0.2, 0.04, 0.01, 0.02])  # warm-up, then three rounds
+
+    (speed,) = benchmark(
+        [Contender("tiny", lambda _: time.sleep(next(pauses)), 12.5, 7.5)],
+        TEXTS,
+        config=BenchmarkConfig(repeats=3, threads=2, batch_size=8),
+    )
+    slow, fast = speed.spread
+    assert slow <= 10 / 0.04
+    assert slow < speed.texts_per_second <= 10 / 0.02
+    assert speed.texts_per_second < fast <= 10 / 0.01
+    assert (speed.name, speed.size_mb, speed.tokens_per_text) == ("tiny", 12.5, 7.5)
+    assert (speed.threads, speed.batch_size) == (2, 8)
+
+
+def test_threads_default_to_the_usable_cores():
+    (speed,) = benchmark([Contender("a", len, 0, 0)], TEXTS, config=BenchmarkConfig(repeats=1))
+    assert speed.threads == usable_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("names", "texts", "repeats"), [([], TEXTS, 1), (["a"], [], 1), (["a", "a"], TEXTS, 1), (["a"], TEXTS, 0)]
+)
+def test_an_empty_or_ambiguous_race_is_refused(names, texts, repeats):
+    contenders = [Contender(name, len, 0, 0) for name in names]
+    with pytest.raises(ValueError, match="benchmark: got"):
+        benchmark(contenders, texts, config=BenchmarkConfig(repeats=repeats))
+
+
+def test_machine_facts_and_versions():
+    facts = machine_facts()
+    assert set(facts) == {"cpu", "cores", "memory_gb", "os", "isa"}
+    assert facts["cpu"]
+    assert facts["cores"] == usable_cores()
+    found = versions(["numpy", "no-such-distribution-anywhere"])
+    assert list(found) == ["numpy"]
+    assert found["numpy"][0].isdigit()

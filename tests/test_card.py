@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import re
+import struct
+import tomllib
+
+import pytest
+from tiny import refused_before_int8, sample_manifest, verdict
+
+from leafembed.ship.card import render_card
+from leafembed.ship.curves import plot_curves
+from leafembed.ship.markdown import bullets, fixed, table, to_toml
+
+
+@pytest.fixture
+def manifest():
+    return sample_manifest()
+
+
+def _body(card):
+    return card.split("---\n", 2)[2].lstrip()
+
+
+def _front(card):
+    yaml = pytest.importorskip("yaml")
+    return yaml.safe_load(card.split("---\n", 2)[1])
+
+
+def test_a_passed_card_opens_with_its_name(manifest):
+    assert _body(render_card(manifest)).startswith("# leaf-small\n")
+    assert "refused" not in render_card(manifest)
+
+
+def test_a_refused_card_opens_with_the_refusal_and_every_failed_check(manifest):
+    body = _body(render_card({**manifest, "verdict": verdict(retention=0.8123)}))
+    assert body.startswith("> [!WARNING]\n> **The gate refused this model.")
+    assert body.index("> - mean retention is 0.8123, must be at least 0.9000") < body.index("# leaf-small")
+    assert "1 of 2 checks failed" in body
+    assert "INT8 drop" not in body[: body.index("# leaf-small")]
+
+
+def test_the_stored_outcome_does_not_hide_a_failed_check(manifest):
+    manifest["verdict"]["checks"][0]["value"] = 0.5
+    assert manifest["verdict"]["passed"] is True
+    assert "The gate refused this model" in render_card(manifest)
+
+
+def test_a_model_refused_before_int8_has_a_card_without_int8():
+    card = render_card(refused_before_int8())
+    assert "> - mean retention is 0.8123" in card
+    assert "Retention is student / teacher" in card
+    assert all(heading not in card for heading in ("## Speed", "### INT8", "## Use", "| int8 |"))
+
+
+def test_scores_and_retention_are_those_of_the_reports(manifest):
+    card = render_card(manifest)
+    sts = (0.8213 + 0.7921) / 2
+    row = next(row for row in card.splitlines() if row.startswith("| STS |"))
+    assert row.startswith(f"| STS | {sts:.4f} | {sts * 0.02:.4f} |")
+    assert row.endswith(f"| {sts * 0.954:.4f} | {sts * 0.953:.4f} | 0.953 |")
+    assert f"| STS | {sts * 0.954:.4f} | {sts * 0.953:.4f} | +{sts * 0.001:.4f} |" in card
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (lambda m: m["reports"]["int8"]["results"][2].update(main_score=0.1234), "0.1234"),
+        (lambda m: m["int8"].update(cosine_min=0.87654), "0.87654"),
+        (lambda m: m["speed"][2].update(texts_per_second=16.8), "16.8"),
+        (lambda m: m["sizes"]["parts"][0].update(parameters=123456789), "123,456,789"),
+        (lambda m: m["corpus"].update(train_rows=31337), "31,337"),
+        (lambda m: m["training"].update(best_step=1234), "1,234"),
+        (lambda m: m["machine"].update(cpu="Other CPU"), "Other CPU"),
+        (lambda m: m["recipe"].update(seed=424242), "seed = 424242"),
+        (lambda m: m["student"].update(max_seq_length=777), "777 tokens"),
+    ],
+)
+def test_a_changed_value_in_the_manifest_shows_on_the_card(manifest, change, shown):
+    assert shown not in render_card(manifest)
+    change(manifest)
+    assert shown in render_card(manifest)
+
+
+def test_speed_ratios_are_to_each_teacher_row(manifest):
+    card = render_card(manifest)
+    row = next(row for row in card.splitlines() if row.startswith("| leaf-small, OpenVINO INT8 |"))
+    assert f"| {96.3 / 8.4:.3f} | {96.3 / 21.7:.3f} |" in row
+
+
+@pytest.mark.parametrize(
+    ("licence", "shown", "name"),
+    [
+        ("gemma", "gemma", None),
+        ("Gemma Terms of Use", "gemma", None),
+        ("Apache-2.0", "apache-2.0", None),
+        (None, "other", None),
+        ("CC BY-NC 4.0, research", "other", "CC BY-NC 4.0, research"),
+    ],
+)
+def test_front_matter_states_the_licence(manifest, licence, shown, name):
+    manifest["teacher"]["licence"] = manifest["student"]["licence"] = licence
+    card = render_card(manifest)
+    front = _front(card)
+    assert (front["license"], front.get("license_name")) == (shown, name)
+    assert ("ai.google.dev/gemma/terms" in card) == (shown == "gemma")
+    assert ("Model Derivative" in card) == (shown == "gemma")
+
+
+def test_front_matter_is_what_a_hub_reads(manifest):
+    front = _front(render_card(manifest))
+    assert front["language"] == ["de", "en", "no"]  # "no" as text, and no "und"
+    assert front["base_model"] == "google/embeddinggemma-300m"
+    assert front["pipeline_tag"] == "feature-extraction"
+    manifest["teacher"]["name"] = "./models/teacher"
+    assert "base_model" not in _front(render_card(manifest))
+
+
+def test_the_recipe_on_the_card_is_toml_of_the_same_recipe(manifest):
+    block = re.search(r"```toml\n(.*?)\n```", render_card(manifest), re.DOTALL)
+    assert tomllib.loads(block[1]) == manifest["recipe"]
+
+
+def test_many_rows_are_folded_and_many_languages_cut(manifest):
+    assert "rows)</summary>" not in render_card(manifest)
+    for report in manifest["reports"].values():
+        report["results"] += [{**report["results"][0], "lang": f"x{i}"} for i in range(9)]
+    manifest["corpus"]["languages"] = {f"l{chr(97 + i)}": 100 - i for i in range(25)}
+    card = render_card(manifest)
+    assert "<summary>By task and language (13 rows)</summary>" in card
+    assert "lt 81, and 5 more" in card
+
+
+def test_text_from_outside_cannot_break_a_table_or_bring_html(manifest):
+    manifest["corpus"]["sources"][0]["origin"] = "a|b\nc<script>"
+    assert "| a\\|b c&lt;script> |" in render_card(manifest)
+
+
+def test_prompts_are_listed(manifest):
+    assert "It takes no prompts" in render_card(manifest)
+    manifest["student"]["prompts"] = {"query": "task: search | query: "}
+    card = render_card(manifest)
+    assert '| query | "task: search \\| query: " |' in card
+    assert "It takes no prompts" not in card
+
+
+def test_nothing_to_train_or_plot(manifest, tmp_path):
+    manifest["training"]["history"] = []
+    assert plot_curves(manifest, tmp_path / "curves.png") is False
+    assert not (tmp_path / "curves.png").exists()
+    assert "curves.png)" not in render_card(manifest)
+
+
+@pytest.mark.parametrize("keep", [("loss",), ("dev",), ("loss", "distillation", "alignment", "dev", "dev_tasks")])
+def test_plot_is_a_png_of_the_stated_size_and_the_same_each_time(manifest, tmp_path, keep):
+    history = manifest["training"]["history"]
+    manifest["training"]["history"] = [{k: v for k, v in entry.items() if k in ("step", *keep)} for entry in history]
+    for name in ("a.png", "b.png"):
+        assert plot_curves(manifest, tmp_path / name) is True
+    data = (tmp_path / "a.png").read_bytes()
+    assert data == (tmp_path / "b.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    assert abs(width - 1000) < 10
+    assert abs(height - 400) < 10
+
+
+def test_markdown_pieces():
+    assert table(["a", "b"], [[1, None]]) == "| a | b |\n| :-- | --: |\n| 1 | n/a |"
+    assert bullets({"a": 1, "b": None, "c": ""}) == "- a: 1"
+    assert (fixed(1234.5, 2), fixed(None, 2)) == ("1,234.50", "n/a")
+
+
+def test_toml_survives_awkward_values():
+    data = {
+        "s": 'quote " backslash \\ newline \n grün 🙂',
+        "empty": {},
+        "table": {"x": [], "y": [1.5, 1e-5], "in": {"a b": 1, "c": {"d": True}}, "none": []},
+        "list": {"of": [{"a": 1, "m": {"k": "v"}}, {"a": 2}]},
+    }
+    assert tomllib.loads(to_toml(data)) == data

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import HashEncoder
+
+from leafembed.errors import NonFiniteError
+from leafembed.judge.evaluate import evaluate
+from leafembed.judge.tasks import load_tasks
+from leafembed.types import EvalReport, FloatArray
+
+NAMES = ("sts/toy.test", "bitext/toy", "classification/toy", "retrieval/toy_en")
+
+
+class Broken(HashEncoder):
+    """Changes the last vector of each call, or all of them, by ``how``."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(name="broken")
+        self.how = how
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+        vectors = super().encode(texts, prompt_name=prompt_name)
+        if self.how == "short":
+            return vectors[:-1]
+        vectors[-1] *= {"nan": np.nan, "inf": np.inf, "long": 2.0, "zero": 0.0}[self.how]
+        return vectors
+
+
+def test_every_task_in_every_language_is_scored_in_order(eval_data: Path) -> None:
+    started: list[str] = []
+    report = evaluate(HashEncoder(), load_tasks(eval_data, NAMES), on_task=started.append)
+    assert started == list(NAMES)
+    assert [(result.task, result.lang) for result in report.results] == [
+        ("sts/toy.test", "de"),
+        ("sts/toy.test", "en"),
+        ("bitext/toy", "de-en"),
+        ("classification/toy", "en"),
+        ("retrieval/toy_en", "en"),
+    ]
+    for result in report.results:
+        assert result.main_score == result.scores[result.metric] > 0.8
+        assert result.seconds > 0
+        assert len(result.data) == 16
+    assert report.model == HashEncoder().ref
+    assert EvalReport.from_dict(report.to_dict()) == report
+
+
+def test_the_same_encoder_scores_the_same_twice(eval_data: Path) -> None:
+    first, second = (evaluate(HashEncoder(), load_tasks(eval_data, NAMES)) for _ in range(2))
+    assert [dict(result.scores) for result in first.results] == [dict(result.scores) for result in second.results]
+    assert set(first.retention(second).values()) == {1.0}
+
+
+def test_a_repeated_text_is_encoded_once_and_keeps_its_places(eval_data: Path) -> None:
+    calls: list[list[str]] = []
+
+    class Recording(HashEncoder):
+        def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+            calls.append(list(texts))
+            return super().encode(texts, prompt_name=prompt_name)
+
+    evaluate(Recording(), load_tasks(eval_data, NAMES))
+    assert calls
+    assert all(len(texts) == len(set(texts)) for texts in calls)
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "long", "zero"])
+def test_a_bad_vector_raises_where_it_arises(eval_data: Path, how: str) -> None:
+    with pytest.raises(NonFiniteError, match=r"broken on sts/toy\.test \(de\): row \d+ of \d+"):
+        evaluate(Broken(how), load_tasks(eval_data, NAMES))
+
+
+def test_missing_vectors_and_missing_tasks_raise(eval_data: Path) -> None:
+    with pytest.raises(ValueError, match="got shape"):
+        evaluate(Broken("short"), load_tasks(eval_data, NAMES))
+    with pytest.raises(ValueError, match="no task was scored"):
+        evaluate(HashEncoder(), ())

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import HashEncoder
+
+from leafembed.errors import DataError, NonFiniteError, RecipeError
+from leafembed.judge.evaluate import evaluate
+from leafembed.judge.floors import RandomEncoder
+from leafembed.judge.gate import check
+from leafembed.judge.tasks import Task, load_tasks
+from leafembed.recipe import GateConfig
+from leafembed.types import EvalReport, FloatArray, GateResult, ModelRef, TaskResult
+
+TYPES = ("STS", "BitextMining", "Classification", "Retrieval")
+
+
+class Collapsed(HashEncoder):
+    """Every text has the same vector."""
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+        return np.repeat(super().encode(["same"]), len(texts), axis=0)
+
+
+class Shuffled(HashEncoder):
+    """Good vectors that belong to other texts: what an encoder that loses the order returns."""
+
+    rng = np.random.default_rng(0)
+
+    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+        return super().encode(texts, prompt_name=prompt_name)[self.rng.permutation(len(texts))]
+
+
+@pytest.fixture(scope="module")
+def tasks(eval_data: Path) -> tuple[Task, ...]:
+    return load_tasks(eval_data, ["sts/toy.test", "bitext/toy", "classification/toy", "retrieval/*"])
+
+
+@pytest.fixture(scope="module")
+def teacher(tasks: tuple[Task, ...]) -> EvalReport:
+    return evaluate(HashEncoder(), tasks)
+
+
+@pytest.fixture(scope="module")
+def floors(tasks: tuple[Task, ...]) -> dict[str, EvalReport]:
+    return {"floor: random": evaluate(RandomEncoder(128), tasks)}
+
+
+def report(scores: dict[tuple[str, str], float], *, name: str = "model", data: str = "d") -> EvalReport:
+    """Scores by task and language; the folder of the task is its type."""
+    results = [
+        TaskResult(task, task.split("/")[0], lang, "m", score, {"m": score}, 9, data, 0.1)
+        for (task, lang), score in scores.items()
+    ]
+    return EvalReport(ModelRef(name, 4), tuple(results))
+
+
+def failed(result: GateResult) -> list[str]:
+    return [one.name for one in result.failed]
+
+
+def test_the_teacher_as_its_own_student_passes_at_exactly_one(
+    teacher: EvalReport, floors: dict[str, EvalReport]
+) -> None:
+    config = GateConfig(min_mean_retention=1.0, min_retention=dict.fromkeys(TYPES, 1.0), languages=("en", "deu"))
+    result = check(teacher, teacher, config, floors=floors, fp32=teacher, int8_cosine=1.0)
+    assert result.passed
+    values = {one.name: one.value for one in result.checks}
+    assert values["mean retention"] == 1.0
+    assert all(values[f"retention of {kind}"] == 1.0 for kind in TYPES)
+    assert all(values[f"INT8 drop in {kind}"] == 0.0 for kind in TYPES)
+    assert "Retrieval in de above floor: random" in values
+    assert "Retrieval above floor: random" in values
+
+
+@pytest.mark.parametrize(
+    "student", [RandomEncoder(128, seed=7), Collapsed(), Shuffled()], ids=["random", "collapsed", "shuffled"]
+)
+def test_students_that_know_nothing_are_refused(
+    student: HashEncoder, tasks: tuple[Task, ...], teacher: EvalReport, floors: dict[str, EvalReport]
+) -> None:
+    config = GateConfig(min_retention=dict.fromkeys(TYPES, 0.8))
+    result = check(evaluate(student, tasks), teacher, config, floors=floors)
+    assert not result.passed
+    assert {"mean retention", *(f"retention of {kind}" for kind in TYPES)} <= set(failed(result))
+
+
+def test_floors_alone_refuse_a_collapsed_student(
+    tasks: tuple[Task, ...], teacher: EvalReport, floors: dict[str, EvalReport]
+) -> None:
+    lenient = GateConfig(min_mean_retention=-1.0)
+    result = check(evaluate(Collapsed(), tasks), teacher, lenient, floors=floors)
+    assert any("above floor: random" in name for name in failed(result))
+    assert all("above floor: random" in name for name in failed(result))
+
+
+def test_to_equal_a_floor_is_to_fail(teacher: EvalReport) -> None:
+    result = check(teacher, teacher, GateConfig(), floors={"floor: itself": teacher})
+    above = [one.name for one in result.checks if "above" in one.name]
+    assert failed(result) == above
+    assert len(above) == 4 + 6  # types, and types by language: sts 2, bitext 1, classification 1, retrieval 2
+
+
+def test_floors_are_judged_by_type_and_language_not_by_task() -> None:
+    mine = report({("STS/a", "de"): 0.5, ("STS/b", "de"): 0.9, ("STS/a", "fr"): 0.8})
+    one_task_low = report({("STS/a", "de"): 0.6, ("STS/b", "de"): 0.1, ("STS/a", "fr"): 0.1})
+    one_language_low = report({("STS/a", "de"): 0.1, ("STS/b", "de"): 0.1, ("STS/a", "fr"): 0.81})
+    config = GateConfig(min_mean_retention=0)
+    assert check(mine, mine, config, floors={"floor": one_task_low}).passed
+    assert failed(check(mine, mine, config, floors={"floor": one_language_low})) == ["STS in fr above floor"]
+
+
+def test_every_floor_counts_and_none_is_no_pass() -> None:
+    mine, low, high = (report({("STS/a", "de"): score}) for score in (0.5, 0.1, 0.6))
+    assert failed(check(mine, mine, GateConfig(), floors={"low": low, "high": high})) == [
+        "STS above high",
+        "STS in de above high",
+    ]
+    with pytest.raises(ValueError, match="no floor was scored"):
+        check(mine, mine, GateConfig(), floors={})
+    assert check(mine, mine, GateConfig(beat_floors=False), floors={}).passed
+
+
+def test_retention_thresholds_by_type() -> None:
+    theirs = report({("STS/a", "de"): 0.8, ("Retrieval/b", "de"): 0.5})
+    mine = report({("STS/a", "de"): 0.76, ("Retrieval/b", "de"): 0.3})
+    config = GateConfig(min_mean_retention=0.77, min_retention={"STS": 0.94, "Retrieval": 0.7}, beat_floors=False)
+    result = check(mine, theirs, config, floors={})
+    assert failed(result) == ["retention of Retrieval"]
+    assert [one.value for one in result.checks] == pytest.approx([0.775, 0.95, 0.6])
+    with pytest.raises(RecipeError, match=r"min_retention: got 'Clustering'.*\['Retrieval', 'STS'\]"):
+        check(mine, theirs, GateConfig(min_retention={"Clustering": 0.5}, beat_floors=False), floors={})
+
+
+def test_a_minimum_score_holds_in_every_language() -> None:
+    mine = report({("STS/a", "de"): 0.8, ("STS/a", "fr"): 0.5, ("STS/b", "fr"): 0.1})
+    config = GateConfig(min_score={"STS/a": 0.6}, beat_floors=False)
+    assert failed(check(mine, mine, config, floors={})) == ["STS/a in fr"]
+    with pytest.raises(RecipeError, match=r"min_score: got 'STS/c'.*\['STS/a', 'STS/b'\]"):
+        check(mine, mine, GateConfig(min_score={"STS/c": 0.6}, beat_floors=False), floors={})
+
+
+def test_required_languages_must_be_covered() -> None:
+    mine = report({("STS/a", "de"): 0.8, ("BitextMining/b", "fr-en"): 0.5, ("STS/a", "zh-tw"): 0.5})
+    config = GateConfig(languages=("de", "fra", "en", "ja", "zh"), beat_floors=False)
+    assert failed(check(mine, mine, config, floors={})) == ["results in language ja"]
+
+
+def test_int8_may_lose_only_so_much() -> None:
+    fp32 = report({("STS/a", "de"): 0.8, ("Retrieval/b", "de"): 0.5})
+    int8 = report({("STS/a", "de"): 0.795, ("Retrieval/b", "de"): 0.48})
+    config = GateConfig(max_int8_drop=0.01, min_int8_cosine=0.999, beat_floors=False)
+    assert failed(check(int8, fp32, config, floors={}, fp32=fp32, int8_cosine=0.9985)) == [
+        "INT8 drop in Retrieval",
+        "mean cosine of INT8 with fp32",
+    ]
+    assert check(int8, fp32, config, floors={}).passed
+    with pytest.raises(NonFiniteError):
+        check(int8, fp32, config, floors={}, int8_cosine=math.nan)
+
+
+def test_reports_on_other_data_are_refused() -> None:
+    mine, config = report({("STS/a", "de"): 0.8}), GateConfig()
+    for other in (report({("STS/a", "de"): 0.8}, data="e"), report({("STS/b", "de"): 0.8})):
+        with pytest.raises(ValueError, match="the reference were scored on different"):
+            check(mine, other, config, floors={"floor": mine})
+        with pytest.raises(ValueError, match="floor were scored on different"):
+            check(mine, mine, config, floors={"floor": other})
+        with pytest.raises(ValueError, match="fp32 were scored on different"):
+            check(mine, mine, config, floors={"floor": mine}, fp32=other)
+
+
+@pytest.mark.parametrize("score", [0.0, -0.1])
+def test_a_teacher_that_scores_nothing_has_nothing_to_retain(score: float) -> None:
+    theirs, mine = report({("STS/a", "de"): score}, name="teacher"), report({("STS/a", "de"): -0.5})
+    with pytest.raises(DataError, match=r"teacher scores -?0.[01]000 on STS, expected above 0"):
+        check(mine, theirs, GateConfig(beat_floors=False), floors={})
+
+
+def test_a_score_that_is_no_number_never_reaches_the_gate(teacher: EvalReport) -> None:
+    with pytest.raises(NonFiniteError):
+        dataclasses.replace(teacher.results[0], main_score=math.nan)

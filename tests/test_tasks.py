@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import HashEncoder, write_rows
+
+from leafembed.errors import DataError
+from leafembed.judge.floors import RandomEncoder
+from leafembed.judge.tasks import Task, agreement_task, check_disjoint, load_tasks
+from leafembed.types import FloatArray
+
+ALL = ["sts/*", "bitext/*", "classification/*", "retrieval/*"]
+
+
+def scores(task: Task, encoder: Any) -> dict[str, dict[str, float]]:
+    def encode(texts: Sequence[str], prompt_name: str | None) -> FloatArray:
+        vectors: FloatArray = encoder.encode(texts, prompt_name=prompt_name)
+        return vectors
+
+    return {part.lang: part.score(encode) for part in task.parts}
+
+
+def sts(text: str, score: float, lang: str = "en") -> dict[str, Any]:
+    return {"sentence1": text, "sentence2": f"{text} too", "score": score, "lang": lang}
+
+
+def test_globs_find_every_format_once_in_the_order_named(eval_data: Path) -> None:
+    tasks = load_tasks(eval_data, ["retrieval/toy_*", "agreement", "sts/toy.test", "retrieval/toy_en", *ALL])
+    assert [task.id for task in tasks] == [
+        "retrieval/toy_de",
+        "retrieval/toy_en",
+        "sts/toy.test",
+        "sts/toy.dev",
+        "bitext/toy",
+        "classification/toy",
+    ]
+    assert {task.type: (task.metric, [(part.lang, part.n) for part in task.parts]) for task in tasks[1:]} == {
+        "Retrieval": ("ndcg_at_10", [("en", 30)]),
+        "STS": ("cosine_spearman", [("de", 40), ("en", 40)]),
+        "BitextMining": ("f1", [("de-en", 40)]),
+        "Classification": ("accuracy", [("en", 60)]),
+    }
+
+
+def test_word_overlap_solves_the_tasks_and_chance_does_not(eval_data: Path) -> None:
+    for task in load_tasks(eval_data, ALL):
+        for lang, found in scores(task, HashEncoder()).items():
+            chance = scores(task, RandomEncoder(128))[lang]
+            assert found[task.metric] > 0.8, (task.id, lang)
+            assert chance[task.metric] < 0.5, (task.id, lang)
+
+
+def test_each_type_encodes_with_its_prompt(eval_data: Path) -> None:
+    prompts = {}
+    for task in load_tasks(eval_data, ["sts/toy.dev", *ALL[1:3], "retrieval/toy_en"], languages=["en", "de"]):
+        encoder = HashEncoder()
+        scores(task, encoder)
+        prompts[task.type] = set(encoder.prompts_seen)
+    assert prompts == {
+        "STS": {"STS"},
+        "BitextMining": {"BitextMining"},
+        "Classification": {"Classification"},
+        "Retrieval": {"query", "document"},
+    }
+
+
+def test_languages_filter_in_any_spelling_and_english_is_the_pivot_of_pairs(eval_data: Path) -> None:
+    tasks = load_tasks(eval_data, ["sts/toy.test", "bitext/toy", "retrieval/*"], languages=["deu_Latn"])
+    assert [(task.id, [part.lang for part in task.parts]) for task in tasks] == [
+        ("sts/toy.test", ["de"]),
+        ("bitext/toy", ["de-en"]),
+        ("retrieval/toy_de", ["de"]),
+    ]
+    for name, lang in (("bitext/toy", "fr"), ("bitext/toy", "en"), ("retrieval/*", "fr")):
+        with pytest.raises(DataError, match="holds no row to score in the languages"):
+            load_tasks(eval_data, [name], languages=[lang])
+
+
+def test_max_rows_draws_by_seed_and_keeps_corpus_and_probe_set(eval_data: Path) -> None:
+    names = ["sts/toy.test", "retrieval/toy_en", "classification/toy"]
+    whole, some, again = (load_tasks(eval_data, names, max_rows=m, seed=1) for m in (None, 20, 20))
+    other = load_tasks(eval_data, names, max_rows=20, seed=2)
+    assert [part.n for task in some for part in task.parts] == [20, 20, 20, 20]
+    hashes = [[part.data for task in tasks for part in task.parts] for tasks in (whole, some, again, other)]
+    assert hashes[1] == hashes[2]
+    assert not set(hashes[0]) & set(hashes[1])
+    assert not set(hashes[1]) & set(hashes[3])
+    assert all(small.scored < large.scored for small, large in zip(some, whole, strict=True))
+    assert [task.texts for task in some] == [task.texts for task in whole]
+    seen: list[int] = []
+
+    class Counting(HashEncoder):
+        def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+            seen.append(len(texts))
+            return super().encode(texts, prompt_name=prompt_name)
+
+    scores(some[1], Counting())
+    assert seen == [20, 30]
+
+
+def test_the_hash_follows_the_rows(tmp_path: Path) -> None:
+    hashes = []
+    for score in (1.0, 2.0, 1.0):
+        write_rows(tmp_path / "sts/a.jsonl", [sts("one", 0), sts("two", score)])
+        hashes.append(load_tasks(tmp_path, ["sts/a"])[0].parts[0].data)
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_split_is_chosen_by_name_and_train_is_never_scored(eval_data: Path) -> None:
+    test, dev = load_tasks(eval_data, ["classification/toy", "classification/toy@dev"])
+    assert dev.id == "classification/toy@dev"
+    assert not dev.scored & test.scored
+    for split in ("valid", "train"):
+        with pytest.raises(DataError, match=rf"got split '{split}'.*\['dev', 'test', 'train'\]"):
+            load_tasks(eval_data, [f"classification/toy@{split}"])
+    with pytest.raises(DataError, match="only tasks in classification/ have splits"):
+        load_tasks(eval_data, ["sts/toy@dev"])
+
+
+def test_an_unknown_name_lists_near_ones(eval_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no task 'sts/toi\.test'.*'sts/toy\.test'"):
+        load_tasks(eval_data, ["sts/toi.test"])
+    with pytest.raises(DataError, match="holds no task"):
+        load_tasks(tmp_path, ["sts/toy"])
+    assert load_tasks(tmp_path, ["agreement"]) == ()
+
+
+def test_variants_of_a_language_stay_apart_beside_the_plain_one(tmp_path: Path) -> None:
+    rows = [sts(f"{lang} {i}", i, lang) for lang in ("EN", "EN-ext", "zh-CN", "jpn") for i in range(3)]
+    write_rows(tmp_path / "sts/a.jsonl", rows)
+    assert [part.lang for part in load_tasks(tmp_path, ["sts/a"])[0].parts] == ["en", "en-ext", "ja", "zh"]
+    (task,) = load_tasks(tmp_path, ["sts/a"], languages=["en"])
+    assert [part.lang for part in task.parts] == ["en", "en-ext"]
+
+
+def test_damaged_files_name_file_and_line(tmp_path: Path) -> None:
+    good = {"id": "q", "text": "a", "lang": "en"}
+    cases: list[tuple[str, list[dict[str, Any]], str]] = [
+        ("sts/a.jsonl", [sts("a", 1), {**sts("b", 1), "score": float("nan")}], r"a\.jsonl:2: got score = 'nan'"),
+        ("sts/a.jsonl", [sts("a", 1), sts("b", 1)], "all 2 pairs have the same score"),
+        ("bitext/a.jsonl", [{"sentence1": "a", "sentence2": "b", "lang_pair": "deu"}], r":1: got lang_pair 'deu'"),
+        ("classification/a.jsonl", [{"text": "a", "label": 1, "lang": "en"}], r":1: .* expected \['split'\] too"),
+        (
+            "classification/a.jsonl",
+            [{"text": s, "label": 1, "lang": "en", "split": s} for s in ("train", "test")],
+            "fewer than two labels",
+        ),
+        ("retrieval/a/queries.jsonl", [good, good], r"queries\.jsonl:2: id 'q' occurs twice"),
+        ("retrieval/a/corpus.jsonl", [{"id": "d", "title": " "}], "1 documents hold neither title nor text"),
+        ("retrieval/a/qrels.jsonl", [{"qid": "q", "did": "x", "score": 1}], r"qrels\.jsonl:1: judges 'q' with 'x'"),
+    ]
+    for number, (name, rows, message) in enumerate(cases):
+        root = tmp_path / str(number)
+        if name.startswith("retrieval"):
+            write_rows(root / "retrieval/a/queries.jsonl", [good])
+            write_rows(root / "retrieval/a/corpus.jsonl", [{"id": "d", "text": "b"}])
+            write_rows(root / "retrieval/a/qrels.jsonl", [{"qid": "q", "did": "d", "score": 1}])
+        write_rows(root / name, rows)
+        with pytest.raises(DataError, match=message):
+            load_tasks(root, ["*"])
+
+
+def test_two_files_for_one_task_or_none_are_errors(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        write_rows(tmp_path / "one/sts" / name, [sts("a", 1)])
+    with pytest.raises(DataError, match=r"got both a\.jsonl and a\.jsonl\.gz"):
+        load_tasks(tmp_path / "one", ["sts/a"])
+    write_rows(tmp_path / "two/retrieval/a/queries.jsonl", [{"id": "q", "text": "a", "lang": "en"}])
+    with pytest.raises(DataError, match="corpus: got 0 files"):
+        load_tasks(tmp_path / "two", ["retrieval/a"])
+
+
+def test_queries_without_a_relevant_document_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "retrieval/a"
+    write_rows(folder / "queries.jsonl", [{"id": i, "text": f"text {i}", "lang": "en"} for i in range(3)])
+    write_rows(folder / "corpus.jsonl", [{"id": "d", "title": "Head", "text": "body"}])
+    write_rows(folder / "qrels.jsonl", [{"qid": 0, "did": "d", "score": 1}, {"qid": 1, "did": "d", "score": 0}])
+    (task,) = load_tasks(tmp_path, ["retrieval/a"])
+    assert (task.parts[0].n, task.scored) == (1, {("text 0",)})
+    assert task.texts == {"text 0", "text 1", "text 2", "head body"}
+
+
+def test_dev_and_test_must_not_share_scored_items(eval_data: Path, tmp_path: Path) -> None:
+    dev = load_tasks(eval_data, ["sts/toy.dev", "classification/toy@dev", "retrieval/toy_de"])
+    test = load_tasks(eval_data, ["sts/toy.test", "classification/toy", "retrieval/toy_en", "bitext/toy"])
+    check_disjoint(dev, test)
+    with pytest.raises(DataError, match=r"classification/toy \(dev\) and classification/toy \(test\) share 60"):
+        check_disjoint(test[1:2], test)
+    # The same pair the other way round and in other case is the same pair; one text in common is not.
+    pair = {"sentence1": "A cat", "sentence2": "a dog", "lang": "en"}
+    swapped = {"sentence1": "A  DOG", "sentence2": "a cat", "lang": "en"}
+    write_rows(tmp_path / "sts/a.jsonl", [{**pair, "score": 1}, sts("x", 2)])
+    write_rows(tmp_path / "sts/b.jsonl", [{**swapped, "score": 3}, sts("y", 2)])
+    write_rows(tmp_path / "sts/c.jsonl", [{**pair, "sentence2": "a fox", "score": 1}, sts("z", 2)])
+    a, b, c = load_tasks(tmp_path, ["sts/a", "sts/b", "sts/c"])
+    check_disjoint([a, b], [c])
+    with pytest.raises(DataError, match=r"sts/a \(dev\) and sts/b \(test\) share 1 .*'a cat', 'a dog'"):
+        check_disjoint([a], [c, b])
+
+
+def test_agreement_is_one_for_the_teacher_and_nothing_for_chance() -> None:
+    texts = [f"w{i % 7} w{i % 5} w{i % 3} w{i}" for i in range(80)]
+    teacher = HashEncoder()
+    task = agreement_task(texts, ["en", "de"] * 40, teacher.encode(texts), seed=0)
+    assert (task.id, task.type, [part.lang for part in task.parts]) == ("agreement", "Agreement", ["all"])
+    assert 80 < task.parts[0].n <= 160
+    assert scores(task, teacher)["all"]["cosine_spearman"] == pytest.approx(1)
+    assert teacher.prompts_seen[-1] is None
+    assert scores(task, HashEncoder(dim=32))["all"]["cosine_spearman"] > 0.5
+    assert abs(scores(task, RandomEncoder(64))["all"]["cosine_spearman"]) < 0.3
+
+
+def test_agreement_pairs_nearest_neighbours_and_partners_of_the_same_language() -> None:
+    texts = [f"{lang} {i}" for lang in ("en", "de") for i in range(20)]
+    task = agreement_task(texts, ["en"] * 20 + ["de"] * 20, HashEncoder().encode(texts))
+    assert all(one.split()[0] == two.split()[0] or one.split()[1] == two.split()[1] for one, two in task.scored)
+    assert all(one != two for one, two in task.scored)
+    assert {text for pair in task.scored for text in pair} == task.texts == set(texts)
+
+
+def test_agreement_needs_texts_that_differ() -> None:
+    vectors = HashEncoder().encode(["a", "b", "c"])
+    with pytest.raises(DataError, match="got 2 different texts"):
+        agreement_task(["a", "b", "a"], ["en"] * 3, vectors)
+    with pytest.raises(DataError, match="have the same score"):
+        agreement_task(["a", "b", "c"], ["en"] * 3, np.repeat(vectors[:1], 3, axis=0))
+    with pytest.raises(ValueError, match="2 languages"):
+        agreement_task(["a", "b", "c"], ["en"] * 2, vectors)
