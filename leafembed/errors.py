@@ -15,10 +15,10 @@ A wrong argument to a pure function is a plain ``ValueError``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leafembed.types import GateResult
+    from leafembed.reports import GateResult
 
 __all__ = [
     "BundleError",
@@ -30,6 +30,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "RecipeError",
+    "require",
 ]
 
 
@@ -79,3 +80,9 @@ class GateFailedError(Error):
         failed = "; ".join(str(check) for check in result.failed)
         super().__init__(f"the gate refused the {stage}: {failed}")
         self.result = result
+
+
+def require(condition: bool, key: str, got: Any, expected: str) -> None:
+    """Raise :class:`RecipeError` naming the key, what it is and what was expected, unless ``condition`` holds."""
+    if not condition:
+        raise RecipeError(f"{key}: got {got!r}, expected {expected}")

@@ -26,21 +26,22 @@ from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.teacher import CachedTeacher, TorchEncoder, load_teacher
 from leafembed.progress import say
+from leafembed.race import Entry, race
 from leafembed.recipe import Recipe, StudentConfig
 from leafembed.record import PACKAGES, manifest, run_facts
-from leafembed.ship.benchmark import Contender, benchmark
+from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.bundle import read_manifest, write_bundle, write_refusal
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
 from leafembed.stages import fingerprint, once
-from leafembed.types import Corpus, Encoder, EvalReport, FloatArray, GateResult, Speed
+from leafembed.types import Corpus, Encoder, FloatArray, Speed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Outcome", "embed", "run"]
+__all__ = ["FIT_TEXTS", "Learned", "Outcome", "embed", "run"]
 
 FIT_TEXTS = 20_000
 """Most texts that a linear start is fitted on."""
@@ -106,20 +107,16 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.toml").write_text(to_toml(recipe.to_dict()), encoding="utf-8")
     learned = embed(recipe)
-    reports = {"teacher": _evaluate(learned.teacher, learned.test)}
-    untrained, floors = _floors(recipe, run_dir, learned)
+    score = partial(_scored, recipe, run_dir / "reports", learned.test)
+    reports = {"teacher": score("teacher", learned.teacher)}
+    untrained, encoders = _floors(recipe, run_dir, learned)
+    floors = {name: score(name, encoder) for name, encoder in encoders.items()}
     reports |= floors
 
     student_dir = run_dir / "student"
-    training = once(
-        student_dir,
-        fingerprint(
-            fingerprint_folder(untrained), learned.corpus.fingerprint, recipe.fingerprint("train", "eval", "seed")
-        ),
-        partial(_train, recipe, run_dir, learned, untrained),
-    )
+    training = _trained(recipe, run_dir, learned, untrained)
     student = _torch_encoder(student_dir, recipe.name, learned)
-    reports["student"] = _evaluate(student, learned.test)
+    reports["student"] = score("student", student)
     verdict = check(reports["student"], reports["teacher"], recipe.gate, floors=floors)
     facts = run_facts(
         recipe,
@@ -137,8 +134,8 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     int8_dir = _quantized(student, student_dir, run_dir / "int8", recipe)
     int8 = BundleEncoder(int8_dir, threads=recipe.benchmark.threads, batch_size=recipe.benchmark.batch_size)
     exact = TorchEncoder(student.model, student.ref, precision="fp32")
-    fidelity = _fidelity(exact, int8, learned.validation(recipe.quantize.check_texts))
-    reports["int8"] = _evaluate(int8, learned.test)
+    fidelity = _fidelity(exact, int8, learned.validation(recipe.quantize.check_texts), recipe.teacher.prompt_name)
+    reports["int8"] = score("int8", int8)
     verdict = check(
         reports["int8"],
         reports["teacher"],
@@ -178,13 +175,19 @@ def embed(recipe: Recipe) -> Learned:
         rows = list({row.text: i for i, row in enumerate(corpus.validation)}.values())[: recipe.eval.max_dev_rows]
         chosen = [corpus.validation[i] for i in rows]
         vectors = teacher.store.take(positions[len(corpus.train) + np.array(rows)])
-        task = agreement_task([r.text for r in chosen], [r.lang for r in chosen], vectors, seed=recipe.seed)
+        task = agreement_task(
+            [r.text for r in chosen],
+            [r.lang for r in chosen],
+            vectors,
+            prompt_name=recipe.teacher.prompt_name,
+            seed=recipe.seed,
+        )
         dev = (*dev, task)
     return Learned(teacher, folder, corpus, positions, dev, test)
 
 
-def _floors(recipe: Recipe, run_dir: Path, learned: Learned) -> tuple[Path, dict[str, EvalReport]]:
-    """Build the untrained student and a static table, and score both and random vectors."""
+def _floors(recipe: Recipe, run_dir: Path, learned: Learned) -> tuple[Path, dict[str, Encoder]]:
+    """What a student must beat: random vectors, itself untrained (its folder comes first), and a static table."""
     configs = {"untrained student": recipe.student, "static table": StudentConfig(init="static")}
     texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
     sample = Sample(texts, learned.targets(np.arange(len(texts))))
@@ -199,32 +202,38 @@ def _floors(recipe: Recipe, run_dir: Path, learned: Learned) -> tuple[Path, dict
 
         once(folder, key, build)
         encoders[f"floor: {name}"] = _torch_encoder(folder, f"floor: {name}", learned)
-    return folders["untrained student"], {name: _evaluate(item, learned.test) for name, item in encoders.items()}
+    return folders["untrained student"], encoders
 
 
-def _train(recipe: Recipe, run_dir: Path, learned: Learned, untrained: Path, target: Path) -> dict[str, Any]:
-    from leafembed.learn.train import train
+def _trained(recipe: Recipe, run_dir: Path, learned: Learned, untrained: Path) -> dict[str, Any]:
+    """Train into ``run_dir/student`` unless that was done from the same inputs; return what training reported."""
 
     def score(model: Any) -> dict[str, float]:
         ref = dataclasses.replace(learned.teacher.ref, name=recipe.name, prompts=dict(model.prompts))
         report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.encoder.precision), learned.dev)
         return {"mean": report.mean, **report.by_type()}
 
-    key = fingerprint(
-        fingerprint_folder(untrained), learned.corpus.fingerprint, recipe.fingerprint("train", "eval", "seed")
-    )
+    dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
+    inputs = (fingerprint_folder(untrained), learned.corpus.fingerprint, recipe.fingerprint("train", "seed"), dev)
+    key = fingerprint(*inputs)
     work_dir = run_dir / f"checkpoints-{key}"
-    work_dir.mkdir(parents=True, exist_ok=True)
-    return train(
-        untrained,
-        learned.corpus,
-        learned.targets,
-        score,
-        config=recipe.train,
-        seed=recipe.seed,
-        work_dir=work_dir,
-        target=target,
-    )
+
+    def build(target: Path) -> dict[str, Any]:
+        from leafembed.learn.train import train
+
+        work_dir.mkdir(parents=True, exist_ok=True)
+        return train(
+            untrained,
+            learned.corpus,
+            learned.targets,
+            score,
+            config=recipe.train,
+            seed=recipe.seed,
+            work_dir=work_dir,
+            target=target,
+        )
+
+    return once(run_dir / "student", key, build)
 
 
 def _torch_encoder(folder: Path, name: str, learned: Learned) -> TorchEncoder:
@@ -235,11 +244,16 @@ def _torch_encoder(folder: Path, name: str, learned: Learned) -> TorchEncoder:
     return TorchEncoder(model, ref, precision=teacher.precision, batch_tokens=teacher.batch_tokens)
 
 
-def _evaluate(encoder: Encoder, tasks: tuple[Task, ...]) -> EvalReport:
-    def announce(task: str) -> None:
-        say(f"scoring {encoder.ref.name} on {task}")
+def _scored(recipe: Recipe, reports: Path, tasks: tuple[Task, ...], name: str, encoder: Encoder) -> EvalReport:
+    """Score an encoder, or read what an interrupted run scored of the same encoder on the same data."""
+    data = [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
+    how = recipe.fingerprint("teacher", "quantize", "seed")
+    key = fingerprint(dataclasses.asdict(encoder.ref), data, how, versions(PACKAGES))
 
-    return evaluate(encoder, tasks, on_task=announce)
+    def build(_: Path) -> dict[str, Any]:
+        return evaluate(encoder, tasks, on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}")).to_dict()
+
+    return EvalReport.from_dict(once(reports / name.replace(" ", "-").replace(":", ""), key, build))
 
 
 def _quantized(encoder: TorchEncoder, source: Path, target: Path, recipe: Recipe) -> Path:
@@ -253,55 +267,21 @@ def _quantized(encoder: TorchEncoder, source: Path, target: Path, recipe: Recipe
     return target
 
 
-def _fidelity(student: Encoder, int8: Encoder, texts: list[str]) -> dict[str, Any]:
-    cosines = np.sum(student.encode(texts) * int8.encode(texts), axis=1)
+def _fidelity(student: Encoder, int8: Encoder, texts: list[str], prompt_name: str | None) -> dict[str, Any]:
+    exact, rounded = (encoder.encode(texts, prompt_name=prompt_name) for encoder in (student, int8))
+    cosines = np.sum(exact * rounded, axis=1)
     return {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min()), "texts": len(texts)}
 
 
 def _benchmark(
     recipe: Recipe, run_dir: Path, learned: Learned, student: TorchEncoder, int8: BundleEncoder
 ) -> tuple[Speed, ...]:
-    """Race teacher and student in torch and in the INT8 engine on the same held-out texts."""
-    import torch
-
-    teacher, prompt = learned.teacher.encoder, recipe.teacher.prompt_name
+    teacher = learned.teacher.encoder
     folder = recipe.cache_dir / "int8" / f"{teacher.ref.fingerprint}-group{recipe.quantize.group_size}"
     _quantized(teacher, learned.teacher_dir, folder, recipe)
-    size = recipe.benchmark.batch_size
-    teacher_int8 = BundleEncoder(folder, threads=recipe.benchmark.threads, batch_size=size)
-    torch.set_num_threads(int8.threads)
-    texts = learned.validation(recipe.benchmark.texts)
-
-    def in_torch(model: TorchEncoder, prompt_name: str | None) -> Any:
-        text = model.ref.prompts.get(prompt_name or "", "")
-
-        def encode(batch: list[str]) -> Any:
-            return model.model.encode(batch, prompt=text, batch_size=size, show_progress_bar=False)
-
-        return encode
-
-    def tokens(encoder: BundleEncoder, prompt_name: str | None) -> float:
-        return float(np.mean(encoder.count_tokens(texts, prompt_name)))
-
-    contenders = [
-        Contender(
-            "teacher, torch fp32",
-            in_torch(teacher, prompt),
-            _weights_mb(learned.teacher_dir),
-            tokens(teacher_int8, prompt),
-        ),
-        Contender(
-            "teacher, INT8",
-            partial(teacher_int8.encode, prompt_name=prompt),
-            _weights_mb(folder),
-            tokens(teacher_int8, prompt),
-        ),
-        Contender("student, torch fp32", in_torch(student, None), _weights_mb(run_dir / "student"), tokens(int8, None)),
-        Contender("student, INT8", int8.encode, _weights_mb(run_dir / "int8"), tokens(int8, None)),
-    ]
-    say(f"timing {len(contenders)} encoders on {len(texts)} held-out texts, {recipe.benchmark.repeats} rounds")
-    return benchmark(contenders, texts, config=recipe.benchmark)
-
-
-def _weights_mb(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    teacher_int8 = BundleEncoder(folder, threads=int8.threads, batch_size=int8.batch_size)
+    entries = (
+        Entry("teacher", teacher, learned.teacher_dir, teacher_int8, folder, recipe.teacher.prompt_name),
+        Entry("student", student, run_dir / "student", int8, run_dir / "int8", recipe.teacher.prompt_name),
+    )
+    return race(entries, learned.validation(recipe.benchmark.texts), config=recipe.benchmark)

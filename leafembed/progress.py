@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from leafembed.errors import MissingExtraError
 
-__all__ = ["progress", "say"]
+__all__ = ["LINE_SECONDS", "progress", "say"]
 
 LINE_SECONDS = 15.0
 """Seconds between lines where no terminal redraws a bar."""

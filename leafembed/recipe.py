@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from leafembed.errors import RecipeError
+from leafembed.errors import require
 
 __all__ = [
     "BenchmarkConfig",
@@ -30,7 +30,6 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "TrainConfig",
-    "require",
 ]
 
 
@@ -286,8 +285,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain data; paths as text, ``None`` left out."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        return dataclasses.asdict(self, dict_factory=_plain)
 
     def fingerprint(self, *sections: str) -> str:
         """Hash of the named sections, or of the whole recipe."""
@@ -296,18 +294,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def require(condition: bool, key: str, got: Any, expected: str) -> None:
-    """Raise :class:`RecipeError` naming the key, what it is and what was expected, unless ``condition`` holds."""
-    if not condition:
-        raise RecipeError(f"{key}: got {got!r}, expected {expected}")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: _plain(item) for name, item in items if item is not None}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    return str(value) if isinstance(value, Path) else value
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    given = ((name, value) for name, value in items if value is not None)
+    lists = ((name, list(value) if isinstance(value, tuple) else value) for name, value in given)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in lists}

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from leafembed.errors import RecipeError
-from leafembed.recipe import Recipe, require
+from leafembed.errors import RecipeError, require
+from leafembed.recipe import Recipe
 
 __all__ = ["field_docs", "load_recipe", "recipe_from_dict", "reference_page"]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from leafembed import __version__
 from leafembed.recipe import Recipe
+from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.machine import machine_facts, versions
-from leafembed.types import Corpus, EvalReport, GateResult, ModelRef, Speed
+from leafembed.types import Corpus, ModelRef, Speed
 
 __all__ = ["PACKAGES", "manifest", "run_facts"]
 

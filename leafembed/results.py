@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leafembed.errors import MissingExtraError
-from leafembed.types import EvalReport, GateResult
+from leafembed.reports import EvalReport, GateResult
 
 __all__ = ["print_reports", "print_results"]
 

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from leafembed.errors import ModelError
+from leafembed.errors import DataError, ModelError
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.tasks import load_tasks
 from leafembed.progress import say
 from leafembed.recipe import BenchmarkConfig, QuantizeConfig
+from leafembed.reports import EvalReport
 from leafembed.ship.benchmark import Contender, benchmark
 from leafembed.ship.bundle import open_bundle
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import machine_facts
-from leafembed.types import Encoder, EvalReport
+from leafembed.types import Encoder
 
 __all__ = ["open_encoder", "quantize_folder", "score", "time_encoder"]
 
@@ -70,7 +71,13 @@ def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> P
 
 
 def time_encoder(bundle: Path, texts: Sequence[str], *, threads: int | None, allow_failed: bool) -> dict[str, Any]:
-    """Measure a bundle's texts per second on this machine."""
+    """Measure a bundle's texts per second on this machine.
+
+    Raises:
+        DataError: If there is no text.
+    """
+    if not texts:
+        raise DataError("there is no text to time: expected at least one line")
     encoder = open_bundle(bundle, allow_failed=allow_failed, threads=threads)
     config = dataclasses.replace(BenchmarkConfig(), threads=encoder.threads, batch_size=encoder.batch_size)
     counts = encoder.count_tokens(texts[: config.texts])

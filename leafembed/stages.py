@@ -11,7 +11,7 @@ from typing import Any
 
 from leafembed.progress import say
 
-__all__ = ["fingerprint", "once"]
+__all__ = ["MARKER", "fingerprint", "once"]
 
 MARKER = "stage.json"
 
@@ -32,13 +32,11 @@ def once(folder: Path, inputs: str, build: Callable[[Path], dict[str, Any] | Non
         inputs: Fingerprint of everything the result depends on.
         build: Fills the folder that it is given and may return facts for JSON.
     """
-    marker = folder / MARKER
-    if marker.is_file():
-        stored = json.loads(marker.read_text(encoding="utf-8"))
-        if stored["inputs"] == inputs:
-            say(f"{folder.name}: done before, kept")
-            facts: dict[str, Any] = stored["facts"]
-            return facts
+    stored = _read(folder / MARKER)
+    if stored.get("inputs") == inputs and isinstance(stored.get("facts"), dict):
+        say(f"{folder.name}: done before, kept")
+        facts: dict[str, Any] = stored["facts"]
+        return facts
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -48,3 +46,12 @@ def once(folder: Path, inputs: str, build: Callable[[Path], dict[str, Any] | Non
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     return facts
+
+
+def _read(marker: Path) -> dict[str, Any]:
+    """The marker's content; nothing where it is missing or damaged, so that the stage is built again."""
+    try:
+        content = json.loads(marker.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from leafembed.errors import DataError
 
-__all__ = ["normalise_lang", "normalise_text", "read_lines", "read_objects", "read_rows"]
+__all__ = ["decode_lines", "normalise_lang", "normalise_text", "read_lines", "read_objects", "read_rows"]
 
 # ISO 639-1 code, then what else means it: ISO 639-3, the bibliographic code of ISO 639-2, the largest member of a
 # macrolanguage as the FLORES and Tatoeba sets name it, and codes that are withdrawn or merely common.
@@ -59,6 +59,24 @@ def normalise_lang(tag: str | None) -> str:
     return _SHORT.get(primary, primary) or "und"
 
 
+def decode_lines(file: IO[bytes], name: str, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, str]]:
+    """Yield line number (from 1) and text of each line of an open UTF-8 stream, without the line end.
+
+    Args:
+        file: What to read.
+        name: What an error calls it.
+        max_line_bytes: Longest line, its end not counted; ``None``: no limit.
+
+    Raises:
+        DataError: If a line is too long or not UTF-8; names the line.
+    """
+    number = 0
+    # Two bytes beyond the limit leave room for the line end; more than that cannot be a legal line.
+    while line := file.readline(-1 if max_line_bytes is None else max_line_bytes + 2):
+        number += 1
+        yield number, _decode(line.rstrip(b"\r\n"), f"{name}:{number}", max_line_bytes)
+
+
 def read_lines(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, str]]:
     """Yield line number (from 1) and text of each line of a UTF-8 file, ``.gz`` or plain, without the line end.
 
@@ -73,10 +91,8 @@ def read_lines(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tup
     try:
         opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
         with cast("IO[bytes]", opened) as file:
-            # Two bytes beyond the limit leave room for the line end; more than that cannot be a legal line.
-            while line := file.readline(-1 if max_line_bytes is None else max_line_bytes + 2):
-                number += 1
-                yield number, _decode(line.rstrip(b"\r\n"), f"{path}:{number}", max_line_bytes)
+            for number, line in decode_lines(file, str(path), max_line_bytes=max_line_bytes):
+                yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read after line {number} ({error}); expected a complete file") from error
 

@@ -10,7 +10,8 @@ from conftest import HashEncoder
 from leafembed.errors import NonFiniteError
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.tasks import load_tasks
-from leafembed.types import EvalReport, FloatArray
+from leafembed.reports import EvalReport
+from leafembed.types import FloatArray
 
 NAMES = ("sts/toy.test", "bitext/toy", "classification/toy", "retrieval/toy_en")
 

@@ -15,7 +15,8 @@ from leafembed.judge.floors import RandomEncoder
 from leafembed.judge.gate import check
 from leafembed.judge.tasks import Task, load_tasks
 from leafembed.recipe import GateConfig
-from leafembed.types import EvalReport, FloatArray, GateResult, ModelRef, TaskResult
+from leafembed.reports import EvalReport, GateResult, TaskResult
+from leafembed.types import FloatArray, ModelRef
 
 TYPES = ("STS", "BitextMining", "Classification", "Retrieval")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from leafembed.types import Check, EvalReport, FloatArray, GateResult, ModelRef, TaskResult
+from leafembed.reports import Check, EvalReport, GateResult, TaskResult
+from leafembed.types import FloatArray, ModelRef
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "red", "green", "blue", "one", "two", "three", "query", ":", "grün", "赤")
 

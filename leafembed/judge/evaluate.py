@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from leafembed.judge.tasks import Encode, Part, Task
-from leafembed.types import Encoder, EvalReport, FloatArray, TaskResult, check_vectors
+from leafembed.reports import EvalReport, TaskResult
+from leafembed.types import Encoder, FloatArray, check_vectors
 
 __all__ = ["evaluate"]
 

@@ -19,6 +19,7 @@ __all__ = [
     "Groups",
     "Item",
     "Options",
+    "item_key",
     "read_bitext",
     "read_classification",
     "read_retrieval",

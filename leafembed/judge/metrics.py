@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from leafembed.errors import NonFiniteError
 from leafembed.types import FloatArray
 
-__all__ = ["bitext", "classification", "cosine_spearman", "draw_examples", "ndcg_at_k", "rank", "recall_at_k"]
+__all__ = [
+    "IntArray",
+    "bitext",
+    "classification",
+    "cosine_spearman",
+    "draw_examples",
+    "ndcg_at_k",
+    "rank",
+    "recall_at_k",
+]
 
 IntArray = NDArray[np.int64]
 
@@ -130,6 +139,7 @@ def classification(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score
+    from threadpoolctl import threadpool_limits
 
     _check(train, test)
     if (len(train), len(test)) != (len(train_labels), len(test_labels)):
@@ -139,7 +149,8 @@ def classification(
     accuracies, f1s = [], []
     for draw in draws:
         model = LogisticRegression(max_iter=100)
-        with warnings.catch_warnings():
+        # One thread: the matrices are so small that handing out their rows costs more than it saves.
+        with threadpool_limits(1), warnings.catch_warnings():
             # MTEB stops after 100 iterations, converged or not: the cap is part of the definition.
             warnings.simplefilter("ignore", ConvergenceWarning)
             predicted = model.fit(train[draw], labels[draw]).predict(test)

@@ -143,7 +143,9 @@ def scored_items(tasks: Sequence[Task]) -> frozenset[tuple[str, ...]]:
     return frozenset[tuple[str, ...]]().union(*(task.scored for task in tasks))
 
 
-def agreement_task(texts: Sequence[str], langs: Sequence[str], vectors: FloatArray, *, seed: int = 0) -> Task:
+def agreement_task(
+    texts: Sequence[str], langs: Sequence[str], vectors: FloatArray, *, prompt_name: str | None = None, seed: int = 0
+) -> Task:
     """Return a task without labels: Spearman between the encoder's cosines and the teacher's over pairs of texts.
 
     Each text is paired with its nearest neighbour by the teacher and with a random text, of its own language where
@@ -153,6 +155,7 @@ def agreement_task(texts: Sequence[str], langs: Sequence[str], vectors: FloatArr
         texts: At least three different texts that are not trained on.
         langs: The language of each.
         vectors: ``(n_texts, dim)``, what the teacher makes of them, unit length.
+        prompt_name: Prompt that the encoder reads them with; ``None``: no prompt.
         seed: Seed of the random partners.
 
     Raises:
@@ -170,7 +173,7 @@ def agreement_task(texts: Sequence[str], langs: Sequence[str], vectors: FloatArr
     pairs = [(texts[i], texts[j], float(vectors[i] @ vectors[j])) for i, j in couples if texts[i] != texts[j]]
     formats.require_spread(pairs, AGREEMENT)
     kind = _Kind("Agreement", "cosine_spearman", 2, _score_pairs)
-    return _task(AGREEMENT, kind, {"all": (pairs, None)}, texts)
+    return _task(AGREEMENT, kind, {"all": (pairs, prompt_name)}, texts)
 
 
 def _partners(langs: Sequence[str], seed: int) -> list[int]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from leafembed.errors import CacheError
 from leafembed.types import FloatArray, check_vectors
 
-__all__ = ["VectorStore"]
+__all__ = ["KEY_BYTES", "VectorStore"]
 
 KEY_BYTES = 16
 

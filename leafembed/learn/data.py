@@ -6,7 +6,6 @@ commit. Nothing is executed to read it. The result depends on the text, the reci
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import random
@@ -23,10 +22,11 @@ from leafembed.recipe import DataConfig, Source
 from leafembed.text import normalise_lang, normalise_text, read_lines, read_objects
 from leafembed.types import Corpus, Row
 
-__all__ = ["prepare_corpus"]
+__all__ = ["Record", "balance", "clean_text", "corpus_fingerprint", "prepare_corpus"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff]")
 _SPACE = re.compile(r"\s+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -74,7 +74,7 @@ def prepare_corpus(
         records = balance(records, config.max_rows + config.validation_rows, config.temperature, seed)
     random.Random(seed).shuffle(records)
     train, validation = _split(records, config.validation_rows)
-    if len(train) < 2 * len(validation):
+    if len(train) < max(1, 2 * len(validation)):
         raise DataError(
             f"the corpus is too small: got {len(train)} training texts beside {len(validation)} for validation, "
             f"expected at least twice as many; add text or lower data.validation_rows (read: {dict(counts)})"
@@ -118,6 +118,7 @@ def _read_source(source: Source, config: DataConfig, prompt_name: str | None, co
     name = source.path or source.hub
     prompts = (source.prompt_name or prompt_name, source.positive_prompt_name or source.prompt_name or prompt_name)
     columns = [column for column in (source.text, source.positive, source.negative) if column]
+    languages = {normalise_lang(tag) for tag in config.languages}
     found = False
     for path in _files(source, config.root):
         for line, values in _READERS[_kind(path)](path, config.max_line_bytes):
@@ -127,10 +128,12 @@ def _read_source(source: Source, config: DataConfig, prompt_name: str | None, co
             if missing:
                 got = ", ".join(map(str, values)) or "nothing"
                 raise DataError(f"{path}:{line}: no text in column {missing[0]!r}, found {got}; see data.sources")
+            if any(_SURROGATE.search(values[column]) for column in columns):
+                raise DataError(f"{path}:{line}: holds half of a surrogate pair, which is not text; mend the escapes")
             record = _clean(source, config, prompts, values, columns)
             if record is None:
                 counts["dropped: too short"] += 1
-            elif config.languages and not set(record.langs) <= set(config.languages):
+            elif languages and not languages.issuperset(record.langs):
                 counts["dropped: language not asked for"] += 1
             else:
                 yield record
@@ -162,10 +165,15 @@ def clean_text(text: str) -> str:
 def _files(source: Source, root: Path) -> list[Path]:
     if source.hub:
         return _hub_files(source)
-    pattern = Path(source.path).expanduser()
-    found = sorted(Path(p) for p in glob.glob(str(root / pattern), recursive=True))
+    if not source.path:
+        raise DataError("data.sources: got a table without path and hub, expected one: a source needs a path or a hub")
+    path = Path(source.path).expanduser()
+    folder, pattern = (
+        (Path(path.anchor), str(path.relative_to(path.anchor))) if path.is_absolute() else (root, str(path))
+    )
+    found = sorted(file for file in folder.glob(pattern) if file.is_file())
     if not found:
-        raise DataError(f"data.sources: no file matches {root / pattern}; set data.root to the folder of your text")
+        raise DataError(f"data.sources: no file matches {folder / pattern}; set data.root to the folder of your text")
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from leafembed.errors import MissingExtraError, ModelError
+from leafembed.stages import MARKER
 from leafembed.types import ModelRef
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def fingerprint_folder(folder: Path) -> str:
     """Hash of the names and contents of a model folder's weight, config and tokenizer files."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in _HASHED:
+        if path.is_file() and path.suffix in _HASHED and path.name != MARKER:
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -85,6 +86,7 @@ def load_sentence_transformer(folder: Path, *, device: str = "cpu") -> SentenceT
     try:
         import safetensors
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
     except ImportError as error:
         raise MissingExtraError("sentence-transformers", "train") from error
     if not (folder / "modules.json").is_file():
@@ -98,6 +100,7 @@ def load_sentence_transformer(folder: Path, *, device: str = "cpu") -> SentenceT
                 file.keys()
         except (safetensors.SafetensorError, OSError) as error:
             raise ModelError(f"{path}: damaged or incomplete safetensors file: {error}") from error
+    transformers_logging.disable_progress_bar()  # a bar for every file read says nothing
     options: dict[str, Any] = {"attn_implementation": "sdpa", "use_safetensors": True}
     try:
         model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs=options)

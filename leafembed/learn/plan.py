@@ -17,7 +17,7 @@ from leafembed.learn.models import resolve
 from leafembed.learn.student import kept_config
 from leafembed.recipe import Recipe
 
-__all__ = ["Part", "parts_of", "plan"]
+__all__ = ["BODY", "HEAD", "TABLE", "Part", "parts_of", "plan"]
 
 TABLE, BODY, HEAD = "token table", "body", "head"
 

@@ -56,9 +56,8 @@ def init_student(config: StudentConfig, teacher: SentenceTransformer, sample: Sa
     student = STUDENT_INITS[config.init](config, teacher, sample)
     prompts = teacher.prompts if config.prompts == "teacher" else dict.fromkeys(teacher.prompts, "")
     student.prompts = dict(prompts)
-    length = config.max_seq_length or teacher.max_seq_length
-    if config.init != "static" and length is not None:
-        student.max_seq_length = length
+    if config.init != "static":
+        _limit_length(student, config, teacher)
     student.float().cpu().save_pretrained(str(target), create_model_card=False, safe_serialization=True)
     return target
 
@@ -72,6 +71,7 @@ def _from_layers(config: StudentConfig, teacher: SentenceTransformer, sample: Sa
     body = copy.copy(transformer)
     body._modules = dict(transformer._modules)
     body.model = keep_layers(transformer.auto_model, config.layers)
+    body.processor = copy.deepcopy(transformer.processor)  # the tokenizer holds the length limit
     modules: list[Any] = [body]
     for module in list(teacher)[1:]:
         if isinstance(module, Dense) and isinstance(modules[-1], Dense) and _is_linear(modules[-1], module):
@@ -93,10 +93,7 @@ def _from_encoder(config: StudentConfig, teacher: SentenceTransformer, sample: S
         body = Transformer(str(folder), model_kwargs={"attn_implementation": "sdpa", "use_safetensors": True})
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: cannot be loaded as an encoder: {str(error).splitlines()[0]}") from error
-    if config.max_seq_length or teacher.max_seq_length:
-        body.max_seq_length = min(
-            config.max_seq_length or 1 << 20, teacher.max_seq_length, body.max_seq_length or 1 << 20
-        )
+    _limit_length(body, config, teacher)
     hidden = int(body.get_embedding_dimension())
     pooled = SentenceTransformer(modules=[body, Pooling(hidden, pooling_mode=config.pooling)], device="cpu").eval()
     vectors = pooled.encode(list(sample.texts), batch_size=32, show_progress_bar=False, convert_to_numpy=True)
@@ -207,6 +204,14 @@ def fold_dense(first: Any, second: Any) -> Any:
             bias = bias + two.weight.data.double() @ one.bias.data.double()
         folded.linear.bias.data = bias.float()
     return folded
+
+
+def _limit_length(student: Any, config: StudentConfig, teacher: Any) -> None:
+    """Let the student read what the recipe says, else as much as the teacher, but never more than it can."""
+    limits = (config.max_seq_length or teacher.max_seq_length, student.max_seq_length)
+    known = [limit for limit in limits if limit is not None]
+    if known:
+        student.max_seq_length = min(known)
 
 
 def _is_linear(*modules: Any) -> bool:

@@ -106,10 +106,12 @@ class TorchEncoder:
         limit = self.ref.max_seq_length or 1 << 20
         if tokenizer is None:
             return np.array([len(text) for text in texts])
+        fast = getattr(tokenizer, "_tokenizer", tokenizer)
+        fast.no_padding()  # left on by the model's own last call, it would make all texts of a chunk equally long
         counts: list[int] = []
         for start in range(0, len(texts), 4096):
             part = [prompt + text for text in texts[start : start + 4096]]
-            encoded = getattr(tokenizer, "_tokenizer", tokenizer).encode_batch_fast(part)
+            encoded = fast.encode_batch_fast(part)
             counts += [min(limit, len(item)) for item in encoded]
         return np.array(counts)
 
@@ -196,11 +198,11 @@ def _display_name(model: str) -> str:
 
 
 def _refuse_non_finite(vectors: FloatArray, texts: list[str], name: str) -> None:
-    finite = np.isfinite(vectors).all(axis=1).tolist()
-    if not all(finite):
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
         raise NonFiniteError(
-            f"{name} gives NaN or infinity for {finite.count(False)} of {len(texts)} texts, "
-            f"first {texts[finite.index(False)][:60]!r}; expected finite vectors: check its weights, or set "
+            f"{name} gives NaN or infinity for {len(bad)} of {len(texts)} texts, "
+            f"first {texts[bad[0]][:60]!r}; expected finite vectors: check its weights, or set "
             "teacher.precision = 'fp32'"
         )
 

@@ -18,7 +18,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from leafembed.errors import ModelError, NonFiniteError
@@ -31,7 +31,7 @@ from leafembed.types import Corpus, Row
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LengthSortedBatches", "train"]
+__all__ = ["MARKER", "LengthSortedBatches", "newest_checkpoint", "train"]
 
 MARKER = "complete.json"
 """File that makes a checkpoint count; written after all others."""
@@ -76,7 +76,7 @@ def train(
     checkpoint = newest_checkpoint(work_dir)
     before = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["seconds"] if checkpoint else 0.0
     marker = _Marker(before)
-    trainer = SentenceTransformerTrainer(
+    trainer = _Trainer(
         model=model,
         args=_arguments(config, seed=seed, bf16=bf16, work_dir=work_dir, device=device),
         train_dataset=_dataset(corpus.train, 0, model.prompts),
@@ -87,24 +87,25 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    if checkpoint is not None:
-        say(f"training goes on from {checkpoint.name}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = marker.seconds
-    best = Path(str(trainer.state.best_model_checkpoint or ""))
+    state = _stored_state(checkpoint)
+    if state is None or state.global_step < state.max_steps:  # else the trainer would take one step more
+        if checkpoint is not None:
+            say(f"training goes on from {checkpoint.name}")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        state, before = trainer.state, marker.seconds
+    best = work_dir / Path(str(state.best_model_checkpoint or "none")).name  # work_dir may have moved since
     if not (best / MARKER).is_file():
         raise ModelError(f"{work_dir}: no checkpoint was kept; expected one every {config.eval_steps} steps")
     chosen = load_sentence_transformer(best)
     if isinstance(full_length, int):
         chosen.max_seq_length = full_length
     chosen.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
-    history = _history(trainer.state.log_history)
     return {
-        "steps": int(trainer.state.global_step),
+        "steps": int(state.global_step),
         "best_step": int(best.name.rpartition("-")[2]),
-        "seconds": seconds,
+        "seconds": before,
         "precision": "bf16" if bf16 else "fp32",
-        "history": history,
+        "history": _history(state.log_history),
     }
 
 
@@ -117,6 +118,11 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
         else:
             shutil.rmtree(path)
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _stored_state(checkpoint: Path | None) -> Any:
+    """The trainer's own record in a checkpoint: steps, log and best checkpoint; ``None`` without a checkpoint."""
+    return None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 class LengthSortedBatches(DefaultBatchSampler):
@@ -143,6 +149,13 @@ class LengthSortedBatches(DefaultBatchSampler):
     def data_source(self) -> Any:
         """The data set, which torch's ``BatchSampler`` calls a sampler."""
         return self.sampler
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """The stock trainer without its model card: ours is rendered from measurements."""
+
+    def add_model_card_callback(self, default_args_dict: Any) -> None:
+        pass
 
 
 class _Score(BaseEvaluator):
@@ -197,27 +210,35 @@ class _Marker(TrainerCallback):
         """Seconds of training over all sittings that led here."""
         return time.perf_counter() - self.start
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The rate has decayed to 0 here, so the last step is usually the best: it is judged and kept like the others.
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         (folder / MARKER).write_text(json.dumps({"seconds": self.seconds}), encoding="utf-8")
 
 
 class _Bar(TrainerCallback):
-    """Shows training on the terminal."""
+    """Shows training on the terminal, from the first step on: the evaluation before it is not training."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
+        self.bar: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        done = state.global_step * self.batch_size
-        self.bar = progress("training", state.max_steps * self.batch_size, "texts", done=done)
-        self.advance = self.bar.__enter__()
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is None:
+            done = state.global_step * self.batch_size
+            self.bar = progress("training", state.max_steps * self.batch_size, "texts", done=done)
+            self.advance = self.bar.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.advance(self.batch_size)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.__exit__(None, None, None)
+        if self.bar is not None:
+            self.bar.__exit__(None, None, None)
 
 
 def _arguments(config: TrainConfig, *, seed: int, bf16: bool, work_dir: Path, device: str) -> Any:

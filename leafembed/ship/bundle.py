@@ -18,14 +18,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from leafembed.errors import BundleError, GateFailedError
+from leafembed.errors import BundleError, GateFailedError, NonFiniteError
+from leafembed.reports import GateResult
 from leafembed.ship.card import CARD, MANIFEST, PLOT, gemma_notice, render_card
 from leafembed.ship.curves import plot_curves
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES
-from leafembed.types import GateResult
 
-__all__ = ["FORMAT", "open_bundle", "read_manifest", "refresh_card", "verify", "write_bundle", "write_refusal"]
+__all__ = [
+    "FORMAT",
+    "NOTICE",
+    "open_bundle",
+    "read_manifest",
+    "read_verdict",
+    "refresh_card",
+    "verify",
+    "write_bundle",
+    "write_refusal",
+]
 
 FORMAT = 1
 """Version of the bundle's layout; a reader refuses any other."""
@@ -113,13 +123,22 @@ def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any)
     """
     folder = Path(path)
     manifest = verify(folder)
-    try:
-        verdict, stage = GateResult.from_dict(manifest["verdict"]), manifest["verdict"]["stage"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{folder / MANIFEST}: the verdict is not readable ({error}); {_GET_ANOTHER}") from error
+    verdict, stage = read_verdict(folder, manifest)
     if not (verdict.passed or allow_failed):
         raise GateFailedError(verdict, stage=stage)
     return BundleEncoder(folder, manifest=manifest, **options)
+
+
+def read_verdict(folder: Path, manifest: Mapping[str, Any]) -> tuple[GateResult, str]:
+    """Return the gate's verdict, computed again from its recorded values, and what it was on.
+
+    Raises:
+        BundleError: If the manifest's verdict is damaged.
+    """
+    try:
+        return GateResult.from_dict(manifest["verdict"]), str(manifest["verdict"]["stage"])
+    except (KeyError, TypeError, ValueError, NonFiniteError) as error:
+        raise BundleError(f"{folder / MANIFEST}: the verdict is not readable ({error}); {_GET_ANOTHER}") from error
 
 
 def refresh_card(path: Path) -> Path:

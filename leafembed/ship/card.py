@@ -14,9 +14,9 @@ from itertools import islice
 from typing import Any
 
 from leafembed.errors import MissingExtraError
+from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.curves import has_curves
 from leafembed.ship.markdown import bullets, count, fixed, line, table, to_toml
-from leafembed.types import EvalReport, GateResult
 
 __all__ = ["CARD", "MANIFEST", "PLOT", "gemma_notice", "render_card"]
 
@@ -28,10 +28,10 @@ _FLOOR = "floor: "
 _UNKNOWN = "und"
 _TOP_LANGUAGES = 20
 
-Manifest = Mapping[str, Any]
+_Manifest = Mapping[str, Any]
 
 
-def render_card(manifest: Manifest) -> str:
+def render_card(manifest: _Manifest) -> str:
     """Return the card as Markdown with the front matter of a model hub.
 
     A manifest of a model refused before INT8 may lack ``int8``, ``speed``, ``files`` and the INT8 report.
@@ -51,14 +51,14 @@ def render_card(manifest: Manifest) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def gemma_notice(manifest: Manifest) -> str:
+def gemma_notice(manifest: _Manifest) -> str:
     """Return the sentence that the Gemma terms ask for; empty when no licence in the lineage is Gemma's."""
     if not any("gemma" in (manifest[model]["licence"] or "").lower() for model in ("teacher", "student")):
         return ""
     return "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
 
 
-def _head(manifest: Manifest) -> dict[str, Any]:
+def _head(manifest: _Manifest) -> dict[str, Any]:
     """The front matter, what it is, and how it is used and licensed."""
     teacher, student = manifest["teacher"], manifest["student"]
     languages = len(set(manifest["corpus"]["languages"]) - {_UNKNOWN})
@@ -81,7 +81,7 @@ def _head(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _front_matter(manifest: Manifest) -> str:
+def _front_matter(manifest: _Manifest) -> str:
     tags = (re.match(r"[a-z]{2,3}(?![a-z])", tag.lower()) for tag in manifest["corpus"]["languages"])
     languages = sorted({tag[0] for tag in tags if tag} - {_UNKNOWN, "mul"})
     int8 = "int8" in manifest["reports"]
@@ -102,7 +102,7 @@ def _front_matter(manifest: Manifest) -> str:
     return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in items.items() if value)
 
 
-def _scores(manifest: Manifest) -> dict[str, Any]:
+def _scores(manifest: _Manifest) -> dict[str, Any]:
     """The tables of scores and the verdict."""
     reports = {name: EvalReport.from_dict(report) for name, report in manifest["reports"].items()}
     verdict = GateResult.from_dict(manifest["verdict"])
@@ -172,7 +172,7 @@ def _int8_drop(reports: Mapping[str, EvalReport]) -> str:
     return table(["task type", "student", "int8", "drop"], rows)
 
 
-def _body(manifest: Manifest) -> dict[str, Any]:
+def _body(manifest: _Manifest) -> dict[str, Any]:
     """Speed, size, training and where everything came from."""
     corpus, training, sizes = manifest["corpus"], manifest["training"], manifest.get("sizes", {})
     total = sizes.get("total_bytes")
@@ -258,7 +258,7 @@ def _languages(languages: Mapping[str, int]) -> str:
     return f"{text}, and {rest} more" if rest > 0 else text
 
 
-def _provenance(manifest: Manifest) -> str:
+def _provenance(manifest: _Manifest) -> str:
     facts: dict[str, object] = {"created": manifest["created"], "leafembed": manifest["leafembed"]}
     for model in ("teacher", "student"):
         ref = manifest[model]

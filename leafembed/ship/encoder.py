@@ -23,7 +23,7 @@ from leafembed.types import FloatArray, ModelRef, check_vectors
 
 __all__ = ["BundleEncoder"]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _CHUNK = 4_096
 """Texts tokenised at once; token ids are kept, the tokenizer's larger bookkeeping is not."""
@@ -131,7 +131,7 @@ class BundleEncoder:
         size = self.batch_size if batch_size is None else _positive(batch_size, "batch_size")
         ids, cut = self._tokenize(texts, prompt_name)
         if cut:
-            logger.warning("%d of %d texts were cut to %d tokens", cut, len(ids), self.max_seq_length)
+            _logger.warning("%d of %d texts were cut to %d tokens", cut, len(ids), self.max_seq_length)
         full = np.empty((len(ids), self.dim), dtype=np.float32)
         request = self._model.create_infer_request()
         for rows in _batches_by_length(ids, size):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["bullets", "count", "fixed", "line", "table", "to_toml"]
+__all__ = ["NOTHING", "bullets", "count", "fixed", "line", "table", "to_toml"]
 
 NOTHING = "n/a"
 """Stands for a value that the manifest does not hold."""

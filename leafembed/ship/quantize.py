@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from leafembed.types import ModelRef
 
-__all__ = ["export_openvino", "quantize"]
+__all__ = ["MAX_BATCH", "export_openvino", "quantize"]
 
 MAX_BATCH = 65_536
 """Upper bound of the batch dimension that the exporter is told about."""

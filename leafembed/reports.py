@@ -1,0 +1,186 @@
+"""What judging gives: a score for each task, a report for each encoder, and the gate's verdict on it.
+
+All are frozen and check themselves when built, as the nouns of ``types.py`` do. They go through JSON and back, since
+the manifest stores them. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from leafembed.errors import DataError, NonFiniteError
+from leafembed.types import ModelRef
+
+__all__ = ["Check", "EvalReport", "GateResult", "TaskResult"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """One evaluation task in one language.
+
+    Attributes:
+        task: Task id, e.g. ``sts/sts17_en.test``.
+        type: ``STS``, ``BitextMining``, ``Retrieval`` or ``Classification``.
+        lang: Language tag, or ``deu-eng`` for a pair of languages.
+        metric: Name of the main score, e.g. ``cosine_spearman``.
+        main_score: The score that counts, usually in 0..1 and never NaN.
+        scores: Every score computed.
+        n: Scored items (pairs, queries, texts).
+        data: Hash of the data it was computed on.
+        seconds: Wall time, encoding included.
+    """
+
+    task: str
+    type: str
+    lang: str
+    metric: str
+    main_score: float
+    scores: Mapping[str, float]
+    n: int
+    data: str
+    seconds: float
+
+    def __post_init__(self) -> None:
+        for name, value in {"main_score": self.main_score, **self.scores}.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"{name} of task {self.task} ({self.lang}) is {value}: a score must be a number")
+        if self.n < 1:
+            raise ValueError(f"task {self.task} ({self.lang}) scored {self.n} items: an empty evaluation is an error")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """All scores of one encoder."""
+
+    model: ModelRef
+    results: tuple[TaskResult, ...]
+
+    def __post_init__(self) -> None:
+        if not self.results:
+            raise ValueError(f"no task was scored for {self.model.name!r}: an empty evaluation is an error")
+
+    def by_type(self) -> dict[str, float]:
+        """Mean main score of each task type: languages within a task first, then tasks."""
+        types: dict[str, dict[str, list[float]]] = {}
+        for result in self.results:
+            types.setdefault(result.type, {}).setdefault(result.task, []).append(result.main_score)
+        return {kind: _mean(_mean(scores) for scores in tasks.values()) for kind, tasks in types.items()}
+
+    @property
+    def mean(self) -> float:
+        """Mean over task types."""
+        return _mean(self.by_type().values())
+
+    def score(self, task: str, lang: str) -> float | None:
+        """Main score of one task in one language; ``None`` when it was not scored."""
+        for result in self.results:
+            if (result.task, result.lang) == (task, lang):
+                return result.main_score
+        return None
+
+    def retention(self, reference: EvalReport) -> dict[str, float]:
+        """This model's score over the reference's, by task type; 1.0 means equal.
+
+        Raises:
+            ValueError: If the two reports do not cover the same tasks and data.
+            DataError: If the reference scores nothing in a type, so that retention has no meaning.
+        """
+        mine, theirs = _keys(self), _keys(reference)
+        if mine != theirs:
+            raise ValueError(f"reports differ in what they scored: {sorted(mine ^ theirs)[:4]}")
+        base = reference.by_type()
+        for kind, score in base.items():
+            # Dividing by a negative score would turn a worse model into a better one.
+            if score <= 0:
+                raise DataError(
+                    f"{reference.model.name} scores {score:.4f} on {kind}, expected above 0: there is nothing to "
+                    "retain, so leave these tasks out or choose another teacher"
+                )
+        return {kind: value / base[kind] for kind, value in self.by_type().items()}
+
+    def mean_retention(self, reference: EvalReport) -> float:
+        """Mean of :meth:`retention` over task types."""
+        return _mean(self.retention(reference).values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"model": asdict(self.model), "results": [asdict(result) for result in self.results]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EvalReport:
+        """The inverse of :meth:`to_dict`."""
+        return cls(ModelRef(**data["model"]), tuple(TaskResult(**result) for result in data["results"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One condition of the gate.
+
+    Attributes:
+        name: What is compared, e.g. ``retention of STS``.
+        value: What was measured.
+        limit: What it is held against.
+        at_least: ``True``: value must be at least limit; ``False``: at most.
+    """
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.value) and math.isfinite(self.limit)):
+            raise NonFiniteError(f"gate check {self.name!r} compares {self.value} with {self.limit}")
+
+    @property
+    def passed(self) -> bool:
+        """Whether the condition holds."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def __str__(self) -> str:
+        word = "at least" if self.at_least else "at most"
+        return f"{self.name} is {self.value:.4f}, must be {word} {self.limit:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """The verdict: every check, and whether all hold."""
+
+    checks: tuple[Check, ...]
+
+    def __post_init__(self) -> None:
+        if not self.checks:
+            raise ValueError("a gate without checks passes nothing: expected at least one")
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that do not hold."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with the outcome of each check spelled out."""
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        return {"passed": self.passed, "checks": checks}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GateResult:
+        """Rebuild from plain data. The stored outcome is ignored: it is recomputed from the values."""
+        names = {f.name for f in fields(Check)}
+        return cls(tuple(Check(**{k: v for k, v in check.items() if k in names}) for check in data["checks"]))
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+def _keys(report: EvalReport) -> set[tuple[str, str, str]]:
+    return {(result.task, result.lang, result.data) for result in report.results}

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from leafembed.cli import COMMANDS
+from leafembed.options import build_parser
+from leafembed.recipe_io import load_recipe, reference_page
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "data" / "SOURCES.md"])
+REMEDY = "run: python tools/write_docs.py"
+
+
+def _words(text):
+    return text.split()
+
+
+def _blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def _shell_lines():
+    for block in _blocks("sh"):
+        yield from (line for line in block.splitlines() if line.strip() and not line.startswith("#"))
+
+
+def test_the_recipe_page_is_what_the_recipe_says():
+    assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == reference_page(), REMEDY
+
+
+def test_the_command_page_is_what_help_prints(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "tools" / "write_docs.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    # Python versions wrap usage lines at different places.
+    assert _words(page) == _words(tool.commands_page()), REMEDY
+    assert all(f"## `leaf {name}`" in page for name in COMMANDS)
+
+
+def test_the_readme_lists_every_command_and_every_module():
+    table = re.findall(r"^\| `leaf (\w+)", README, flags=re.MULTILINE)
+    assert table == list(COMMANDS)
+    (tree,) = re.findall(r"^```\nleafembed/\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    shown, folder = set(), ""
+    for line in tree.splitlines():
+        name, described = line.split(maxsplit=1)
+        assert described
+        folder = name if name.endswith("/") else folder if line.startswith("    ") else ""
+        shown.add(folder if name == folder else folder + name)
+    found = {path.relative_to(ROOT / "leafembed").as_posix() for path in (ROOT / "leafembed").rglob("*.py")}
+    modules = {name for name in found if not name.endswith(("__init__.py", "__main__.py"))}
+    assert shown - {"learn/", "judge/", "ship/"} == modules
+
+
+@pytest.mark.parametrize("line", list(_shell_lines()))
+def test_the_shell_lines_of_the_readme_name_what_exists(line):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    words = shlex.split(line.rpartition("|")[2], comments=True)
+    if words[0] == "make":
+        names = [word.partition("=") for word in words[1:]]
+        for name, equals, _ in names:
+            assert re.search(rf"^(export )?{name} \?=" if equals else rf"^{name}:", makefile, flags=re.MULTILINE), name
+        return
+    assert words[0] == ".venv/bin/leaf"
+    args = build_parser().parse_args(words[1:])
+    for value in vars(args).values():
+        if isinstance(value, Path) and value.parts[:1] != ("runs",) and value.name not in ("-", "vectors.npy"):
+            assert (ROOT / value).exists(), value
+
+
+def test_the_recipe_of_the_readme_is_legal(tmp_path):
+    (block,) = _blocks("toml")
+    assert len([line for line in block.splitlines() if line.strip()]) <= 15
+    (tmp_path / "recipe.toml").write_text(block, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    assert recipe.name == "my-student"
+    assert recipe.data.sources[0].path == "*.txt"
+
+
+def test_the_python_of_the_readme_compiles():
+    blocks = _blocks("python")
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_recipe_that_is_shipped_loads():
+    recipes = sorted((ROOT / "recipes").glob("*.toml"))
+    assert ROOT / "recipes" / "quick.toml" in recipes
+    for path in recipes:
+        load_recipe(path)

@@ -1,0 +1,133 @@
+"""The whole line on every architecture, with tiny teachers: what comes out is a bundle that keeps its promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from families import FAMILIES, Family, toy_recipe, toy_texts
+
+import leafembed
+from leafembed.learn.models import describe, load_sentence_transformer
+from leafembed.learn.teacher import TorchEncoder
+from leafembed.pipeline import Outcome, run
+from leafembed.recipe_io import recipe_from_dict
+from leafembed.ship.encoder import BundleEncoder
+
+BUNDLE = {
+    *("model.xml", "model.bin", "tokenizer.json", "encoder.json"),
+    *("tokenizer_config.json", "config.json", "config_sentence_transformers.json"),
+    *("README.md", "curves.png", "manifest.json"),
+}
+FLOORS = {"floor: random", "floor: untrained student", "floor: static table"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A finished run."""
+
+    family: Family
+    teacher: Path
+    run_dir: Path
+    outcome: Outcome
+
+    @property
+    def student(self) -> Path:
+        return self.run_dir / "student"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, eval_data: Path) -> Line:
+    family = FAMILIES[request.param]
+    root = tmp_path_factory.mktemp(request.param)
+    teacher = family.build(root / "teacher")
+    prompt = {"prompt_name": family.prompt_name} if family.prompt_name else {}
+    plain = toy_recipe(root, teacher, eval_data, teacher=prompt, student={"layers": list(family.layers)})
+    recipe = recipe_from_dict(plain)
+    return Line(family, teacher, root / "run", run(recipe, root / "run"))
+
+
+def test_the_bundle_holds_exactly_these_files_and_loads(line):
+    assert {path.name for path in line.outcome.folder.iterdir()} == BUNDLE
+    encoder = leafembed.load(line.outcome.folder, threads=1)
+    vectors = encoder.encode(["en1 en2", "de3"])
+    assert vectors.shape == (2, 32)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert line.outcome.manifest["reports"].keys() == {"teacher", "student", "int8", *FLOORS}
+    assert [entry["name"] for entry in line.outcome.manifest["speed"]][0].startswith("teacher")
+
+
+def test_int8_is_near_the_fp32_student(line):
+    measured = line.outcome.manifest["int8"]
+    assert measured["texts"] == 24
+    assert measured["cosine_mean"] > line.family.min_cosine
+    assert measured["cosine_min"] > 0.97
+
+
+def test_the_student_folder_is_a_plain_sentence_transformer(line):
+    from sentence_transformers import SentenceTransformer
+
+    plain = SentenceTransformer(str(line.student), device="cpu", local_files_only=True)
+    model = load_sentence_transformer(line.student)
+    ours = TorchEncoder(model, describe(model, line.student, name="student"), precision="fp32")
+    texts = toy_texts(12, seed=7)
+    assert np.allclose(plain.encode(texts, normalize_embeddings=True), ours.encode(texts), atol=1e-5)
+
+
+def test_kept_layers_keep_their_own_weights_and_attention(line):
+    teacher = load_sentence_transformer(line.teacher)[0].auto_model
+    start = load_sentence_transformer(line.run_dir / "untrained-student")[0].auto_model
+    assert start.config.num_hidden_layers == len(line.family.layers)
+    assert tuple(getattr(start.config, "layer_types", None) or ()) == line.family.layer_types
+    stacks = [getattr(getattr(model, "encoder", model), "layer", None) or model.layers for model in (start, teacher)]
+    for new_layer, i in zip(stacks[0], line.family.layers, strict=True):
+        theirs = stacks[1][i].state_dict()
+        assert new_layer.state_dict().keys() == theirs.keys()
+        assert all(np.array_equal(value, theirs[key]) for key, value in new_layer.state_dict().items())
+
+
+def test_linear_heads_become_one_with_the_same_vectors(line):
+    import torch
+
+    teacher, start = (
+        load_sentence_transformer(line.teacher),
+        load_sentence_transformer(line.run_dir / "untrained-student"),
+    )
+    heads = [[module for module in model if type(module).__name__ == "Dense"] for model in (teacher, start)]
+    assert [len(found) for found in heads] == [line.family.heads, min(1, line.family.heads)]
+    inputs = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        chain, folded = ([head.linear for head in found] for found in heads)
+        assert torch.allclose(torch.nn.Sequential(*chain)(inputs), torch.nn.Sequential(*folded)(inputs), atol=1e-5)
+
+
+def test_training_was_scored_from_its_first_step(line):
+    training = line.outcome.manifest["training"]
+    scored = [entry["step"] for entry in training["history"] if "dev" in entry]
+    assert scored == [0, 6, 12]
+    assert training["steps"] == 12
+    assert training["best_step"] in (6, 12)
+
+
+def test_a_text_keeps_its_vector_beside_a_much_longer_one(line):
+    """Padding beyond a sliding window has no key to attend to; a NaN there must not reach real tokens."""
+    model = load_sentence_transformer(line.student)
+    exact = TorchEncoder(model, describe(model, line.student, name="student"), precision="fp32")
+    int8 = BundleEncoder(line.outcome.folder, threads=1)
+    short, long = "en1 en2", " ".join(f"en{i}" for i in range(60))
+    for encode in (exact.encode, int8.encode):
+        alone, beside = encode([short])[0], encode([short, long])[0]
+        assert np.isfinite(beside).all()
+        assert float(alone @ beside) > 0.999
+    assert float(int8.encode([short, long])[0] @ exact.encode([short])[0]) > 0.97
+
+
+def test_nothing_is_pickled(line):
+    kept = [line.outcome.folder, line.student, line.run_dir / "int8"]
+    names = [path.name for folder in kept for path in folder.rglob("*") if path.is_file()]
+    assert not [name for name in names if Path(name).suffix in {".pt", ".pth", ".pkl", ".ckpt"}]
+    # OpenVINO names its raw weights .bin; a pickled state dict would be a zip file.
+    assert [name for name in names if name.endswith(".bin")] == ["model.bin", "model.bin"]
+    assert (line.outcome.folder / "model.bin").read_bytes()[:2] != b"PK"
