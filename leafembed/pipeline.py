@@ -195,7 +195,9 @@ def _floors(recipe: Recipe, run_dir: Path, learned: Learned) -> tuple[Path, dict
     folders = {}
     for name, config in configs.items():
         folders[name] = folder = run_dir / name.replace(" ", "-")
-        key = fingerprint(dataclasses.asdict(config), learned.corpus.fingerprint, learned.teacher.ref.fingerprint)
+        # The store's name holds the teacher's files, precision and length limit: what its vectors depend on.
+        teacher = learned.teacher.store.folder.name
+        key = fingerprint(dataclasses.asdict(config), learned.corpus.fingerprint, teacher)
 
         def build(target: Path, config: StudentConfig = config) -> None:
             init_student(config, learned.teacher.encoder.model, sample, target)

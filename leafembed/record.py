@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from leafembed import __version__
@@ -35,7 +37,7 @@ def run_facts(
         "leafembed": __version__,
         "teacher": dataclasses.asdict(teacher),
         "student": dataclasses.asdict(student),
-        "recipe": recipe.to_dict(),
+        "recipe": _portable(recipe),
         "corpus": {
             "fingerprint": corpus.fingerprint,
             "counts": dict(corpus.counts),
@@ -78,3 +80,16 @@ def manifest(
     if int8 is not None:
         content |= {"int8": dict(int8), "speed": [dataclasses.asdict(entry) for entry in speed]}
     return content
+
+
+def _portable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with paths as one would type them in the current folder, so that a card names no one's machine."""
+    plain = recipe.to_dict()
+    places = ((plain, "cache_dir"), (plain["data"], "root"), (plain["eval"], "data"), (plain["teacher"], "model"))
+    for section, key in (*places, (plain["student"], "model")):
+        path = Path(section.get(key, ""))
+        if path.is_absolute():
+            home, here = Path.home(), Path.cwd()
+            below_home = path.is_relative_to(home) and not path.is_relative_to(here)
+            section[key] = f"~/{path.relative_to(home)}" if below_home else os.path.relpath(path, here)
+    return plain

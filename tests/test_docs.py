@@ -34,11 +34,20 @@ def test_the_recipe_page_is_what_the_recipe_says():
     assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == reference_page(), REMEDY
 
 
-def test_the_command_page_is_what_help_prints(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
+def _tool():
     spec = importlib.util.spec_from_file_location("write_docs", ROOT / "tools" / "write_docs.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+def test_the_results_in_the_readme_are_those_of_the_manifest():
+    assert _tool().with_results(README) == README, REMEDY
+
+
+def test_the_command_page_is_what_help_prints(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    tool = _tool()
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     # Python versions wrap usage lines at different places.
     assert _words(page) == _words(tool.commands_page()), REMEDY

@@ -1,16 +1,32 @@
-"""Write the pages that are generated: ``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``.
+"""Write what is generated: ``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, and the
+results in ``README.md`` from the manifest of ``docs/results/quick``.
 
 Run ``python tools/write_docs.py``; ``tests/test_docs.py`` fails while a page and its source differ.
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 
 from leafembed.options import build_parser
 from leafembed.recipe_io import reference_page
+from leafembed.reports import EvalReport
+from leafembed.ship.markdown import fixed, table
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+RESULTS = DOCS / "results" / "quick" / "manifest.json"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+ROWS = {
+    "teacher": "teacher, torch fp32",
+    "floor: random": "",
+    "floor: static table": "",
+    "floor: untrained student": "",
+    "student": "student, torch fp32",
+    "int8": "student, INT8",
+}
+"""Rows of the results, and the entry of the speed table that belongs to each."""
 
 
 def commands_page() -> str:
@@ -31,8 +47,44 @@ def commands_page() -> str:
     return "\n\n".join([intro, *sections]) + "\n"
 
 
+def with_results(readme: str) -> str:
+    """Return the README with its results as the manifest has them."""
+    before, _, rest = readme.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}\n{results_section()}\n{END}{after}"
+
+
+def results_section() -> str:
+    """Return what a run of ``recipes/quick.toml`` measured: quality, retention, size and speed."""
+    manifest = json.loads(RESULTS.read_text(encoding="utf-8"))
+    reports = {name: EvalReport.from_dict(manifest["reports"][name]) for name in ROWS}
+    speeds = {entry["name"]: entry for entry in manifest["speed"]}
+    types = list(reports["teacher"].by_type())
+    rows = []
+    for name, report in reports.items():
+        speed = speeds.get(ROWS[name], {})
+        scores = [fixed(report.by_type()[kind], 4) for kind in types]
+        retention = fixed(report.mean_retention(reports["teacher"]), 3)
+        cost = [fixed(speed["size_mb"], 1), fixed(speed["texts_per_second"], 0)] if speed else ["", ""]
+        rows.append([name, *scores, retention, *cost])
+    other = speeds["teacher, INT8"]
+    cost = [fixed(other["size_mb"], 1), fixed(other["texts_per_second"], 0)]
+    rows.append(["teacher, INT8", *[""] * (len(types) + 1), *cost])
+    machine, first = manifest["machine"], manifest["speed"][0]
+    how = (
+        f"Speed on {machine['cpu']}, {first['threads']} threads, batch {first['batch_size']}, "
+        f"{first['tokens_per_text']:.1f} tokens a text. INT8 against fp32: mean cosine "
+        f"{manifest['int8']['cosine_mean']:.4f}. From one `make run`; its card is in "
+        "[docs/results/quick](docs/results/quick/README.md)."
+    )
+    return table(["", *types, "retention", "MB", "texts/s"], rows) + "\n\n" + how
+
+
 def main() -> None:
-    """Write both pages."""
+    """Write all of it."""
+    readme = ROOT / "README.md"
+    if RESULTS.is_file():
+        readme.write_text(with_results(readme.read_text(encoding="utf-8")), encoding="utf-8")
     (DOCS / "recipe.md").write_text(reference_page(), encoding="utf-8")
     (DOCS / "cli.md").write_text(commands_page(), encoding="utf-8")
 

@@ -54,21 +54,18 @@ def plan(recipe: Recipe) -> list[Part]:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: no usable config.json: {str(error).splitlines()[0]}") from error
-    dim = _output_dim(folder, int(config.hidden_size))
+    heads = _heads(folder)
+    dim = heads[-1].outputs if heads else int(config.hidden_size)
     if recipe.student.init == "static":
         return _price([(TABLE, (int(config.vocab_size), dim))])
     if recipe.student.init == "encoder":
         config = AutoConfig.from_pretrained(resolve(recipe.student.model, recipe.student.revision))
-        has_head = True
+        heads = [_Head(int(config.hidden_size), dim, biased=False, linear=True)]
     else:
         config = kept_config(config, recipe.student.layers)
-        has_head = _dense_dirs(folder) != []
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    shapes = list(_body_shapes(model))
-    if has_head:
-        shapes.append((HEAD, (dim, int(config.hidden_size))))
-    return _price(shapes)
+    return _price([*_body_shapes(model), *((HEAD, shape) for head in heads for shape in head.shapes)])
 
 
 def parts_of(model: Any) -> list[Part]:
@@ -105,13 +102,40 @@ def _price(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[Part]:
     ]
 
 
-def _dense_dirs(folder: Path) -> list[Path]:
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    return [folder / module["path"] for module in modules if module["type"].endswith(".Dense")]
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """One Dense of a student, as config files describe it."""
+
+    inputs: int
+    outputs: int
+    biased: bool
+    linear: bool
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        matrix = (self.outputs, self.inputs)
+        return (matrix, (self.outputs,)) if self.biased else (matrix,)
 
 
-def _output_dim(folder: Path, hidden: int) -> int:
-    dense = _dense_dirs(folder)
-    if not dense:
-        return hidden
-    return int(json.loads((dense[-1] / "config.json").read_text(encoding="utf-8"))["out_features"])
+def _heads(folder: Path) -> list[_Head]:
+    """The Dense modules that a student of this teacher has: linear neighbours are folded into one."""
+    heads: list[_Head] = []
+    before = ""
+    for module in _read_json(folder / "modules.json"):
+        if module["type"].endswith(".Dense"):
+            config = _read_json(folder / module["path"] / "config.json")
+            linear = str(config["activation_function"]).endswith(".Identity") and not config.get("use_residual")
+            head = _Head(config["in_features"], config["out_features"], biased=config["bias"], linear=linear)
+            if before.endswith(".Dense") and heads[-1].linear and linear:
+                first = heads.pop()
+                head = _Head(first.inputs, head.outputs, biased=first.biased or head.biased, linear=True)
+            heads.append(head)
+        before = module["type"]
+    return heads
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON ({error}); expected a sentence-transformers folder") from error

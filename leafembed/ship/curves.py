@@ -10,7 +10,7 @@ from leafembed.errors import MissingExtraError
 
 __all__ = ["has_curves", "plot_curves"]
 
-_LOSSES = {"loss": "weighted sum", "distillation": "distillation (1 - cosine)", "alignment": "alignment (KL, nats)"}
+_LOSSES = {"loss": "weighted sum", "distillation": "distillation, weighted", "alignment": "alignment, weighted"}
 _INK, _GREY, _ACCENT = "#1f2933", "#9aa5b1", "#c2410c"
 _COLOURS = (_INK, "#0f766e", "#7c3aed")
 _MOST_TASKS = 6

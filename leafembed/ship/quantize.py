@@ -10,9 +10,12 @@ This is the one room of the ship floor that needs torch.
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import shutil
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +28,13 @@ if TYPE_CHECKING:
 
     from leafembed.types import ModelRef
 
-__all__ = ["MAX_BATCH", "export_openvino", "quantize"]
+__all__ = ["MAX_BATCH", "NO_LIMIT", "export_openvino", "quantize"]
 
 MAX_BATCH = 65_536
 """Upper bound of the batch dimension that the exporter is told about."""
+
+NO_LIMIT = 1 << 20
+"""Tokens that a model without a length limit reads."""
 
 
 def quantize(student: Path, target: Path, *, ref: ModelRef, group_size: int, int8: bool = True) -> Path:
@@ -55,7 +61,9 @@ def quantize(student: Path, target: Path, *, ref: ModelRef, group_size: int, int
     _refuse_prompt_masking(model)
     graph = export_openvino(model)
     if int8:
-        graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+        nncf.set_log_level(logging.ERROR)
+        with redirect_stdout(io.StringIO()):  # its tables and bars; our stdout is for data
+            graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
     target.mkdir(parents=True)
     openvino.save_model(graph, target / "model.xml", compress_to_fp16=False)
     _write_companions(model, student, target, ref=ref, group_size=group_size if int8 else 0)
@@ -76,7 +84,7 @@ def export_openvino(model: SentenceTransformer) -> Any:
     import torch
 
     graph_module = _embedding_graph(model)
-    length = min(int(model.max_seq_length or 512), _position_limit(model))
+    length = _length_limit(model)
     # Sample sizes that no other dimension has: the exporter must not take them for a hidden size.
     ids = torch.randint(5, 50, (3, min(19, length)), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
@@ -152,11 +160,22 @@ def _unmask_empty_rows(graph: Any) -> None:
     graph.validate_nodes_and_infer_types()
 
 
-def _position_limit(model: SentenceTransformer) -> int:
-    config = getattr(getattr(model[0], "auto_model", None), "config", None)
-    limit = getattr(config, "max_position_embeddings", None) or 1 << 20
-    offset = 0 if config is None or config.model_type != "xlm-roberta" else int(config.pad_token_id) + 1
-    return int(limit) - offset
+def _length_limit(model: SentenceTransformer) -> int:
+    """Tokens that the model reads: as it states, and no more than its position table has room for.
+
+    RoBERTa and its kin count positions from after the padding id.
+    """
+    import torch
+
+    body = getattr(model[0], "auto_model", None)
+    stated = model.max_seq_length  # of a table: infinity
+    limit = min(stated if isinstance(stated, int) else NO_LIMIT,
+                getattr(getattr(body, "config", None), "max_position_embeddings", None) or NO_LIMIT)  # fmt: skip
+    for module in body.modules() if body is not None else ():
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), torch.nn.Embedding):
+            return min(limit, module.position_embeddings.num_embeddings - padding - 1)
+    return limit
 
 
 def _refuse_prompt_masking(model: SentenceTransformer) -> None:
@@ -177,14 +196,13 @@ def _write_companions(
         first.tokenizer.save(str(target / "tokenizer.json"))
         _write_json(target / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
         _write_json(target / "config.json", {"model_type": "static", "hidden_size": first.embedding_dim})
-        pad, side, length = 0, "right", 1 << 20
+        pad, side = 0, "right"
     else:
         first.tokenizer.save_pretrained(target)
         for extra in target.glob("tokenizer.model"):
             extra.unlink()  # the fast tokenizer in tokenizer.json is the one we run
         first.auto_model.config.save_pretrained(target)
         pad, side = int(first.tokenizer.pad_token_id or 0), str(first.tokenizer.padding_side)
-        length = min(int(model.max_seq_length or 1 << 20), _position_limit(model))
     settings = student / "config_sentence_transformers.json"
     if settings.is_file():
         shutil.copyfile(settings, target / settings.name)
@@ -195,7 +213,7 @@ def _write_companions(
         {
             "name": ref.name,
             "dim": ref.dim,
-            "max_seq_length": length,
+            "max_seq_length": _length_limit(model),
             "pad_token_id": pad,
             "padding_side": side,
             "add_special_tokens": not static,
