@@ -57,22 +57,19 @@ def _run(args: argparse.Namespace) -> int:
 
     recipe = _recipe(args)
     run_dir = args.run_dir or Path("runs") / args.recipe.stem
+    show = _print_json if args.json else print_results
     if args.fresh:
-        _remove_run(run_dir)
+        _remove_run(run_dir, args.recipe)
     try:
         outcome = run(recipe, run_dir, allow_failed=args.allow_failed)
     except GateFailedError:
         refused = run_dir / "refused"
         folder = refused if refused.is_dir() else run_dir / "bundle"
         say(f"the card with the reasons: {folder / 'README.md'}")
-        if not args.json:
-            print_results(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+        show(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
         raise
-    if args.json:
-        _print_json(outcome.manifest)
-    else:
-        print_results(outcome.manifest)
-        print(f"bundle: {outcome.folder}")
+    show(outcome.manifest)
+    say(f"bundle: {outcome.folder}")
     return 0
 
 
@@ -96,7 +93,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _embed(args: argparse.Namespace) -> int:
-    from leafembed.pipeline import embed
+    from leafembed.prepare import embed
 
     learned = embed(_recipe(args))
     _print_json({"teacher": learned.teacher.ref.name, "corpus": learned.corpus.fingerprint,
@@ -110,7 +107,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     reports = {"model": score(open_encoder(args.model, allow_failed=args.allow_failed), args.data, args.tasks)}
     if args.reference:
-        reports["reference"] = score(open_encoder(args.reference), args.data, args.tasks)
+        reports["reference"] = score(
+            open_encoder(args.reference, allow_failed=args.allow_failed), args.data, args.tasks
+        )
     if args.json:
         data: dict[str, Any] = {name: report.to_dict() for name, report in reports.items()}
         if args.reference:
@@ -221,12 +220,16 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return load_recipe(args.recipe, args.set)
 
 
-def _remove_run(run_dir: Path) -> None:
+def _remove_run(run_dir: Path, recipe: Path) -> None:
     import shutil
 
-    if run_dir.is_dir() and not (run_dir / "recipe.toml").is_file() and any(run_dir.iterdir()):
-        raise Error(f"--fresh: {run_dir} does not look like a run (no recipe.toml); remove it by hand")
-    shutil.rmtree(run_dir, ignore_errors=True)
+    from leafembed.pipeline import RESOLVED
+
+    if not run_dir.is_dir() or not any(run_dir.iterdir()):
+        return
+    if not (run_dir / RESOLVED).is_file() or recipe.resolve().is_relative_to(run_dir.resolve()):
+        raise Error(f"--fresh: got {run_dir}, expected the folder of a run and nothing else; remove it by hand")
+    shutil.rmtree(run_dir)
 
 
 def _lines(path: Path) -> list[str]:

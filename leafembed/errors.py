@@ -31,6 +31,7 @@ __all__ = [
     "NonFiniteError",
     "RecipeError",
     "require",
+    "require_at_least",
 ]
 
 
@@ -86,3 +87,10 @@ def require(condition: bool, key: str, got: Any, expected: str) -> None:
     """Raise :class:`RecipeError` naming the key, what it is and what was expected, unless ``condition`` holds."""
     if not condition:
         raise RecipeError(f"{key}: got {got!r}, expected {expected}")
+
+
+def require_at_least(section: str, config: object, **limits: float) -> None:
+    """Raise :class:`RecipeError` for the first named key of a config section below its limit; ``None`` is no number."""
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        require(value is None or value >= limit, f"{section}.{name}", value, f"at least {limit:g}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,12 @@ from leafembed.errors import GateFailedError
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.floors import RandomEncoder
 from leafembed.judge.gate import check
-from leafembed.judge.tasks import AGREEMENT, Task, agreement_task, check_disjoint, load_tasks, scored_items
-from leafembed.learn.data import prepare_corpus
+from leafembed.judge.tasks import Task
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer
 from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student
-from leafembed.learn.teacher import CachedTeacher, TorchEncoder, load_teacher
+from leafembed.learn.teacher import TorchEncoder
+from leafembed.prepare import Material, embed
 from leafembed.progress import say
 from leafembed.race import Entry, race
 from leafembed.recipe import Recipe, StudentConfig
@@ -36,12 +36,15 @@ from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
 from leafembed.stages import fingerprint, once
-from leafembed.types import Corpus, Encoder, FloatArray, Speed
+from leafembed.types import Encoder, Speed
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
-__all__ = ["FIT_TEXTS", "Learned", "Outcome", "embed", "run"]
+__all__ = ["FIT_TEXTS", "RESOLVED", "Outcome", "run"]
+
+RESOLVED = "resolved.toml"
+"""File in a run's folder with the recipe as it was understood, every default filled in."""
 
 FIT_TEXTS = 20_000
 """Most texts that a linear start is fitted on."""
@@ -62,35 +65,6 @@ class Outcome:
     verdict: GateResult
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """Everything known before the student is judged.
-
-    Attributes:
-        teacher: The teacher behind its cache.
-        teacher_dir: Its folder.
-        corpus: Training and validation text.
-        positions: Where the vector of each row lies in the teacher's store.
-        dev: Tasks that choose the checkpoint.
-        test: Tasks that the gate judges by.
-    """
-
-    teacher: CachedTeacher
-    teacher_dir: Path
-    corpus: Corpus
-    positions: NDArray[np.int64]
-    dev: tuple[Task, ...]
-    test: tuple[Task, ...]
-
-    def targets(self, rows: NDArray[np.int64]) -> FloatArray:
-        """Teacher vectors ``(n, dim)`` of row numbers ``(n,)``; validation rows follow the training rows."""
-        return self.teacher.store.take(self.positions[rows])
-
-    def validation(self, limit: int) -> list[str]:
-        """At most ``limit`` distinct texts that no student was trained on."""
-        return list(dict.fromkeys(row.text for row in self.corpus.validation))[:limit]
-
-
 def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome:
     """Distil, judge, quantise, judge again and bundle.
 
@@ -105,9 +79,10 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         GateFailedError: If the gate refuses the student or its INT8 form and ``allow_failed`` is not set.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "recipe.toml").write_text(to_toml(recipe.to_dict()), encoding="utf-8")
     learned = embed(recipe)
-    score = partial(_scored, recipe, run_dir / "reports", learned.test)
+    (run_dir / RESOLVED).write_text(to_toml(recipe.to_dict()), encoding="utf-8")
+    precision = learned.teacher.encoder.precision
+    score = partial(_scored, run_dir / "reports", learned.test, how=(learned.targets_id, precision, recipe.seed))
     reports = {"teacher": score("teacher", learned.teacher)}
     untrained, encoders = _floors(recipe, run_dir, learned)
     floors = {name: score(name, encoder) for name, encoder in encoders.items()}
@@ -125,17 +100,19 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         student=student.ref,
         parts=[dataclasses.asdict(part) for part in parts_of(student.model)],
         training=training,
+        scored_in={"precision": precision, "device": learned.teacher.encoder.model.device.type},
     )
     shutil.rmtree(run_dir / "refused", ignore_errors=True)
     if not verdict.passed and not allow_failed:
+        _set_aside(run_dir / "bundle")
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
         raise GateFailedError(verdict, stage="student")
 
-    int8_dir = _quantized(student, student_dir, run_dir / "int8", recipe)
+    int8_dir = _quantized(student, run_dir / "int8", recipe.quantize.group_size)
     int8 = BundleEncoder(int8_dir, threads=recipe.benchmark.threads, batch_size=recipe.benchmark.batch_size)
     exact = TorchEncoder(student.model, student.ref, precision="fp32")
     fidelity = _fidelity(exact, int8, learned.validation(recipe.quantize.check_texts), recipe.teacher.prompt_name)
-    reports["int8"] = score("int8", int8)
+    reports["int8"] = score("int8", int8, how=(fingerprint_folder(int8_dir), int8.threads, int8.batch_size))
     verdict = check(
         reports["int8"],
         reports["teacher"],
@@ -152,41 +129,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     return Outcome(folder, read_manifest(folder), verdict)
 
 
-def embed(recipe: Recipe) -> Learned:
-    """Read the tasks and the corpus and fill the teacher's cache: everything that training waits for."""
-    load = partial(load_tasks, recipe.eval.data, languages=recipe.eval.languages, seed=recipe.seed)
-    test = load(recipe.eval.test)
-    excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
-    dev = load(recipe.eval.dev, max_rows=recipe.eval.max_dev_rows, excluded=excluded)
-    check_disjoint(dev, test)
-    corpus = prepare_corpus(
-        recipe.data,
-        seed=recipe.seed,
-        prompt_name=recipe.teacher.prompt_name,
-        forbidden=frozenset[str]().union(*(task.texts for task in (*dev, *test))),
-    )
-    say(
-        f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
-        f"in {len(corpus.languages)} languages"
-    )
-    teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
-    positions = teacher.embed_rows([*corpus.train, *corpus.validation])
-    if AGREEMENT in recipe.eval.dev:
-        rows = list({row.text: i for i, row in enumerate(corpus.validation)}.values())[: recipe.eval.max_dev_rows]
-        chosen = [corpus.validation[i] for i in rows]
-        vectors = teacher.store.take(positions[len(corpus.train) + np.array(rows)])
-        task = agreement_task(
-            [r.text for r in chosen],
-            [r.lang for r in chosen],
-            vectors,
-            prompt_name=recipe.teacher.prompt_name,
-            seed=recipe.seed,
-        )
-        dev = (*dev, task)
-    return Learned(teacher, folder, corpus, positions, dev, test)
-
-
-def _floors(recipe: Recipe, run_dir: Path, learned: Learned) -> tuple[Path, dict[str, Encoder]]:
+def _floors(recipe: Recipe, run_dir: Path, learned: Material) -> tuple[Path, dict[str, Encoder]]:
     """What a student must beat: random vectors, itself untrained (its folder comes first), and a static table."""
     configs = {"untrained student": recipe.student, "static table": StudentConfig(init="static")}
     texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
@@ -207,7 +150,7 @@ def _floors(recipe: Recipe, run_dir: Path, learned: Learned) -> tuple[Path, dict
     return folders["untrained student"], encoders
 
 
-def _trained(recipe: Recipe, run_dir: Path, learned: Learned, untrained: Path) -> dict[str, Any]:
+def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) -> dict[str, Any]:
     """Train into ``run_dir/student`` unless that was done from the same inputs; return what training reported."""
 
     def score(model: Any) -> dict[str, float]:
@@ -216,8 +159,8 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Learned, untrained: Path) -
         return {"mean": report.mean, **report.by_type()}
 
     dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
-    inputs = (fingerprint_folder(untrained), learned.corpus.fingerprint, recipe.fingerprint("train", "seed"), dev)
-    key = fingerprint(*inputs)
+    how = (recipe.to_dict()["train"], recipe.seed, versions(PACKAGES))
+    key = fingerprint(fingerprint_folder(untrained), learned.corpus.fingerprint, learned.targets_id, how, dev)
     work_dir = run_dir / f"checkpoints-{key}"
 
     def build(target: Path) -> dict[str, Any]:
@@ -238,7 +181,7 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Learned, untrained: Path) -
     return once(run_dir / "student", key, build)
 
 
-def _torch_encoder(folder: Path, name: str, learned: Learned) -> TorchEncoder:
+def _torch_encoder(folder: Path, name: str, learned: Material) -> TorchEncoder:
     """A student in torch, in the teacher's precision, so that both are judged alike."""
     teacher = learned.teacher.encoder
     model = load_sentence_transformer(folder, device=teacher.model.device.type)
@@ -246,11 +189,20 @@ def _torch_encoder(folder: Path, name: str, learned: Learned) -> TorchEncoder:
     return TorchEncoder(model, ref, precision=teacher.precision, batch_tokens=teacher.batch_tokens)
 
 
-def _scored(recipe: Recipe, reports: Path, tasks: tuple[Task, ...], name: str, encoder: Encoder) -> EvalReport:
-    """Score an encoder, or read what an interrupted run scored of the same encoder on the same data."""
+def _scored(
+    reports: Path, tasks: tuple[Task, ...], name: str, encoder: Encoder, how: Sequence[object] = ()
+) -> EvalReport:
+    """Score an encoder, or read what an interrupted run scored of the same encoder on the same data.
+
+    Args:
+        reports: Folder of the run's reports.
+        tasks: What to score on.
+        name: Name of the report.
+        encoder: What to score.
+        how: Whatever else its vectors depend on: precision, batch size, the bytes of a quantised model.
+    """
     data = [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
-    how = recipe.fingerprint("teacher", "quantize", "seed")
-    key = fingerprint(dataclasses.asdict(encoder.ref), data, how, versions(PACKAGES))
+    key = fingerprint(dataclasses.asdict(encoder.ref), data, how, versions((*PACKAGES, "scikit-learn", "scipy")))
 
     def build(_: Path) -> dict[str, Any]:
         return evaluate(encoder, tasks, on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}")).to_dict()
@@ -258,12 +210,21 @@ def _scored(recipe: Recipe, reports: Path, tasks: tuple[Task, ...], name: str, e
     return EvalReport.from_dict(once(reports / name.replace(" ", "-").replace(":", ""), key, build))
 
 
-def _quantized(encoder: TorchEncoder, source: Path, target: Path, recipe: Recipe) -> Path:
-    key = fingerprint(encoder.ref.fingerprint, dataclasses.asdict(recipe.quantize), versions(PACKAGES))
+def _set_aside(bundle: Path) -> None:
+    """Keep the bundle of an earlier recipe, under a name that cannot be taken for this run's."""
+    if bundle.is_dir():
+        aside = bundle.with_name("bundle-of-earlier-recipe")
+        shutil.rmtree(aside, ignore_errors=True)
+        bundle.rename(aside)
+        say(f"{bundle} was made from an earlier recipe: moved to {aside}")
+
+
+def _quantized(encoder: TorchEncoder, target: Path, group_size: int) -> Path:
+    key = fingerprint(encoder.ref.fingerprint, encoder.ref.max_seq_length, group_size, versions(PACKAGES))
 
     def build(folder: Path) -> None:
         say(f"exporting {encoder.ref.name} to INT8")
-        quantize(source, folder, ref=encoder.ref, group_size=recipe.quantize.group_size)
+        quantize(encoder.model, folder, ref=encoder.ref, group_size=group_size)
 
     once(target, key, build)
     return target
@@ -276,11 +237,12 @@ def _fidelity(student: Encoder, int8: Encoder, texts: list[str], prompt_name: st
 
 
 def _benchmark(
-    recipe: Recipe, run_dir: Path, learned: Learned, student: TorchEncoder, int8: BundleEncoder
+    recipe: Recipe, run_dir: Path, learned: Material, student: TorchEncoder, int8: BundleEncoder
 ) -> tuple[Speed, ...]:
     teacher = learned.teacher.encoder
-    folder = recipe.cache_dir / "int8" / f"{teacher.ref.fingerprint}-group{recipe.quantize.group_size}"
-    _quantized(teacher, learned.teacher_dir, folder, recipe)
+    limit, group_size = teacher.ref.max_seq_length or "unlimited", recipe.quantize.group_size
+    folder = recipe.cache_dir / "int8" / f"{teacher.ref.fingerprint}-{limit}-group{group_size}"
+    _quantized(teacher, folder, group_size)
     teacher_int8 = BundleEncoder(folder, threads=int8.threads, batch_size=int8.batch_size)
     entries = (
         Entry("teacher", teacher, learned.teacher_dir, teacher_int8, folder, recipe.teacher.prompt_name),

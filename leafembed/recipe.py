@@ -10,14 +10,12 @@ Paths in a recipe file are relative to that file, paths given with ``--set`` to 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from leafembed.errors import require
+from leafembed.errors import require, require_at_least
 
 __all__ = [
     "BenchmarkConfig",
@@ -78,9 +76,9 @@ class DataConfig:
     languages: tuple[str, ...] = ()
     """Language tags to keep; empty: all."""
     max_rows: int | None = None
-    """Training texts to draw, balanced over languages; None: all."""
+    """Rows to draw for training, balanced over languages (a pair is one row); None: all there are, not balanced."""
     temperature: float = 2.0
-    """Balance over languages: a language with n texts weighs n^(1/temperature); 1 keeps the proportions."""
+    """Balance of ``max_rows``: a language with n rows weighs n^(1/temperature); 1 keeps the proportions."""
     min_chars: int = 3
     """Shorter texts are dropped."""
     max_chars: int = 20_000
@@ -91,9 +89,7 @@ class DataConfig:
     """Texts held out from training."""
 
     def __post_init__(self) -> None:
-        require(self.temperature >= 1, "data.temperature", self.temperature, "a number of at least 1")
-        require(self.validation_rows >= 16, "data.validation_rows", self.validation_rows, "at least 16")
-        require(self.max_rows is None or self.max_rows >= 32, "data.max_rows", self.max_rows, "at least 32")
+        require_at_least("data", self, temperature=1, validation_rows=16, max_rows=32, min_chars=1, max_chars=8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +112,9 @@ class TeacherConfig:
     """Tokens the teacher reads; None: the teacher's own limit."""
     shard_rows: int = 1_024
     """Vectors in one cache shard: what an interrupted pass repeats at most."""
+
+    def __post_init__(self) -> None:
+        require_at_least("teacher", self, batch_tokens=1, max_seq_length=8, shard_rows=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,9 +178,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.distillation + self.alignment > 0, "train.distillation", self.distillation, "a positive weight")
-        require(self.batch_size >= 2, "train.batch_size", self.batch_size, "at least 2")
-        require(self.eval_steps >= 1, "train.eval_steps", self.eval_steps, "at least 1")
-        require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, "at least 1")
+        require_at_least("train", self, distillation=0, alignment=0, alignment_temperature=1e-3, max_seq_length=8)
+        require_at_least("train", self, batch_size=2, learning_rate=1e-9, epochs=1e-6, max_steps=1, eval_steps=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +200,9 @@ class EvalConfig:
     max_dev_rows: int = 1_000
     """Most items of one dev task in one language, so that evaluation stays cheap beside training."""
 
+    def __post_init__(self) -> None:
+        require_at_least("eval", self, max_dev_rows=8)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateConfig:
@@ -212,7 +213,7 @@ class GateConfig:
     min_retention: Mapping[str, float] = field(default_factory=dict)
     """Least student / teacher by task type, e.g. { STS = 0.95 }."""
     min_score: Mapping[str, float] = field(default_factory=dict)
-    """Least main score by task id in every language, e.g. { "sts/stsb_multi_mt.test" = 0.6 }."""
+    """Least main score by task id, in every language or in one, e.g. { "sts/x.test" = 0.6, "sts/x.test@en" = 0.7 }."""
     beat_floors: bool = True
     """Whether the student must score above every floor in every task type and every judged language."""
     max_int8_drop: float = 0.01
@@ -232,6 +233,9 @@ class QuantizeConfig:
     check_texts: int = 1_000
     """Held-out texts on which INT8 is compared with fp32."""
 
+    def __post_init__(self) -> None:
+        require_at_least("quantize", self, check_texts=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkConfig:
@@ -245,6 +249,9 @@ class BenchmarkConfig:
     """Counted repeats; the median is reported."""
     threads: int | None = None
     """CPU threads; None: all that the process may use."""
+
+    def __post_init__(self) -> None:
+        require_at_least("benchmark", self, texts=1, batch_size=1, repeats=1, threads=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,14 +294,7 @@ class Recipe:
         """The resolved recipe as plain data; paths as text, ``None`` left out."""
         return dataclasses.asdict(self, dict_factory=_plain)
 
-    def fingerprint(self, *sections: str) -> str:
-        """Hash of the named sections, or of the whole recipe."""
-        whole = self.to_dict()
-        chosen = {name: whole.get(name) for name in sections} if sections else whole
-        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
-
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    given = ((name, value) for name, value in items if value is not None)
-    lists = ((name, list(value) if isinstance(value, tuple) else value) for name, value in given)
-    return {name: str(value) if isinstance(value, Path) else value for name, value in lists}
+    plain = {tuple: list, type(Path()): str}
+    return {name: plain.get(type(value), lambda same: same)(value) for name, value in items if value is not None}

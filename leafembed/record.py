@@ -29,8 +29,12 @@ def run_facts(
     student: ModelRef,
     parts: Sequence[Mapping[str, Any]],
     training: Mapping[str, Any],
+    scored_in: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What a manifest says of a run before its models are judged."""
+    """What a manifest says of a run before its models are judged.
+
+    ``scored_in`` is the precision and device in which the teacher and everything else in torch was scored.
+    """
     return {
         "name": recipe.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -48,7 +52,7 @@ def run_facts(
         },
         "training": dict(training),
         "sizes": {"parts": [dict(part) for part in parts]},
-        "machine": machine_facts(),
+        "machine": {**machine_facts(), "scored_in": dict(scored_in)},
         "versions": versions(PACKAGES),
     }
 

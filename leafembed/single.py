@@ -65,7 +65,7 @@ def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> P
     partial = target.with_name(f".{target.name}.partial")
     size = QuantizeConfig().group_size if group_size is None else group_size
     shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted call
-    quantize(student, partial, ref=ref, group_size=size)
+    quantize(model, partial, ref=ref, group_size=size)
     partial.replace(target)
     return target
 

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from leafembed.errors import DataError
 
-__all__ = ["decode_lines", "normalise_lang", "normalise_text", "read_lines", "read_objects", "read_rows"]
+__all__ = ["clean_text", "decode_lines", "normalise_lang", "normalise_text", "read_lines", "read_objects", "read_rows"]
 
 # ISO 639-1 code, then what else means it: ISO 639-3, the bibliographic code of ISO 639-2, the largest member of a
 # macrolanguage as the FLORES and Tatoeba sets name it, and codes that are withdrawn or merely common.
@@ -42,11 +42,18 @@ _SHORT = {
 }
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff]")
+
+
+def clean_text(text: str) -> str:
+    """Return a text in NFC, without control characters, white space collapsed."""
+    return " ".join(_CONTROL.sub(" ", unicodedata.normalize("NFC", text)).split())
+
+
 def normalise_text(text: str) -> str:
-    """Return the form in which two texts count as the same: NFC, case folded, white space collapsed."""
+    """Return the form in which two texts count as the same: cleaned and case folded."""
     # Folding can undo the composition (and the reverse), hence NFC on both sides of it.
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    return " ".join(folded.split())
+    return clean_text(unicodedata.normalize("NFC", text).casefold())
 
 
 def normalise_lang(tag: str | None) -> str:

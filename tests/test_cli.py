@@ -250,7 +250,7 @@ def test_fresh_removes_runs_only(leaf, tmp_path):
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work", encoding="utf-8")
     status, _, err = leaf("run", QUICK, "--fresh", "--run-dir", tmp_path / "thesis")
     assert (status, len(err)) == (1, 1)
-    assert "does not look like a run" in err[0]
+    assert "expected the folder of a run and nothing else" in err[0]
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 

@@ -15,9 +15,9 @@ import pytest
 from conftest import write_rows
 
 from leafembed.errors import DataError
-from leafembed.learn.data import Record, balance, clean_text, prepare_corpus
+from leafembed.learn.data import Record, balance, prepare_corpus
 from leafembed.recipe import DataConfig, Source
-from leafembed.text import normalise_text
+from leafembed.text import clean_text, normalise_text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,9 +8,10 @@ import pytest
 from families import bert, toy_texts
 
 from leafembed.errors import NonFiniteError
+from leafembed.learn.batches import LengthSortedBatches
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
-from leafembed.learn.train import MARKER, LengthSortedBatches, newest_checkpoint, train
+from leafembed.learn.train import MARKER, newest_checkpoint, train
 from leafembed.recipe import StudentConfig, TrainConfig
 from leafembed.types import Corpus, Row
 
@@ -114,6 +115,13 @@ def test_an_early_peak_beats_the_last_step(start, tmp_path):
     last = weights(tmp_path / "work" / "checkpoint-12")
     assert all(np.array_equal(value, ours[name]) for name, value in best.items())
     assert any(not np.array_equal(value, ours[name]) for name, value in last.items())
+
+
+def test_the_last_step_is_judged_and_kept_though_it_is_no_multiple(start, tmp_path):
+    config = TrainConfig(max_steps=5, batch_size=16, eval_steps=2, warmup_steps=0, learning_rate=3e-3, precision="fp32")
+    facts, _ = go(start, tmp_path, config=config)
+    assert [entry["step"] for entry in facts["history"] if "dev" in entry] == [0, 2, 4, 5]
+    assert (tmp_path / "work" / "checkpoint-5" / MARKER).is_file()
 
 
 def test_the_token_table_is_frozen_unless_asked(start, whole, tmp_path):

@@ -1,7 +1,7 @@
-"""Write what is generated: ``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, and the
-results in ``README.md`` from the manifest of ``docs/results/quick``.
+"""Write what is generated, from what it is generated from.
 
-Run ``python tools/write_docs.py``; ``tests/test_docs.py`` fails while a page and its source differ.
+``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, and the results in ``README.md`` from the
+manifest in ``docs/results/quick``. ``tests/test_docs.py`` fails while a page and its source differ.
 """
 
 import argparse

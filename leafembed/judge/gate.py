@@ -69,7 +69,8 @@ def _retention(report: EvalReport, reference: EvalReport, config: GateConfig) ->
 
 def _scores(report: EvalReport, config: GateConfig) -> Iterator[Check]:
     for task, limit in config.min_score.items():
-        results = [result for result in report.results if result.task == task]
+        name, _, lang = task.rpartition("@")
+        results = [r for r in report.results if r.task == task or (r.task == name and r.lang == lang)]
         if not results:
             known = sorted({result.task for result in report.results})
             raise RecipeError(f"gate.min_score: got {task!r}, expected a task that was scored: {known}")

@@ -10,22 +10,19 @@ import hashlib
 import json
 import random
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from leafembed.errors import DataError, MissingExtraError
 from leafembed.recipe import DataConfig, Source
-from leafembed.text import normalise_lang, normalise_text, read_lines, read_objects
+from leafembed.text import clean_text, normalise_lang, normalise_text, read_lines, read_objects
 from leafembed.types import Corpus, Row
 
-__all__ = ["Record", "balance", "clean_text", "corpus_fingerprint", "prepare_corpus"]
+__all__ = ["Record", "balance", "corpus_fingerprint", "prepare_corpus"]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff]")
-_SPACE = re.compile(r"\s+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -68,12 +65,16 @@ def prepare_corpus(
     seen: set[bytes] = set()
     records: list[Record] = []
     for source in config.sources:
-        kept = _sample(list(_read_source(source, config, prompt_name, counts)), source.max_rows, seed)
-        records += [record for record in kept if _is_new(record, seen, forbidden, counts)]
+        read = list(_read_source(source, config, prompt_name, forbidden, counts))
+        kept = _sample(read, source.max_rows, seed)
+        counts["left out: max_rows of the source"] += len(read) - len(kept)
+        records += [record for record in kept if _is_new(record, seen, counts)]
     if config.max_rows is not None:
-        records = balance(records, config.max_rows + config.validation_rows, config.temperature, seed)
+        drawn = balance(records, config.max_rows + config.validation_rows, config.temperature, seed)
+        counts["left out: not drawn for balance"] += len(records) - len(drawn)
+        records = drawn
     random.Random(seed).shuffle(records)
-    train, validation = _split(records, config.validation_rows)
+    train, validation = _split(records, config.validation_rows, counts)
     if len(train) < max(1, 2 * len(validation)):
         raise DataError(
             f"the corpus is too small: got {len(train)} training texts beside {len(validation)} for validation, "
@@ -83,7 +84,13 @@ def prepare_corpus(
     sources = tuple(
         {"path": s.path or f"{s.hub}@{s.revision}", "licence": s.licence, "origin": s.origin} for s in config.sources
     )
-    return Corpus(tuple(train), tuple(validation), dict(counts), corpus_fingerprint([*train, *validation]), sources)
+    return Corpus(
+        tuple(train),
+        tuple(validation),
+        {k: n for k, n in counts.items() if n},
+        corpus_fingerprint([*train, *validation]),
+        sources,
+    )
 
 
 def corpus_fingerprint(rows: Sequence[Row]) -> str:
@@ -114,7 +121,9 @@ def balance(records: Sequence[Record], total: int, temperature: float, seed: int
     return chosen
 
 
-def _read_source(source: Source, config: DataConfig, prompt_name: str | None, counts: Counter[str]) -> Iterator[Record]:
+def _read_source(
+    source: Source, config: DataConfig, prompt_name: str | None, forbidden: frozenset[str], counts: Counter[str]
+) -> Iterator[Record]:
     name = source.path or source.hub
     prompts = (source.prompt_name or prompt_name, source.positive_prompt_name or source.prompt_name or prompt_name)
     columns = [column for column in (source.text, source.positive, source.negative) if column]
@@ -133,10 +142,12 @@ def _read_source(source: Source, config: DataConfig, prompt_name: str | None, co
             record = _clean(source, config, prompts, values, columns)
             if record is None:
                 counts["dropped: too short"] += 1
+            elif any(normalise_text(text) in forbidden for text in record.texts):
+                counts["dropped: equals an evaluation text"] += 1
             elif languages and not languages.issuperset(record.langs):
                 counts["dropped: language not asked for"] += 1
-            else:
-                yield record
+            else:  # cut last: half of an evaluation text would no longer be known for one
+                yield replace(record, texts=tuple(text[: config.max_chars] for text in record.texts))
     if not found:
         raise DataError(f"{name}: the source is empty; expected at least one row of text")
 
@@ -148,18 +159,13 @@ def _clean(
     values: Mapping[str, Any],
     columns: Sequence[str],
 ) -> Record | None:
-    texts = tuple(clean_text(values[column])[: config.max_chars] for column in columns)
+    texts = tuple(clean_text(values[column]) for column in columns)
     if any(len(text) < config.min_chars for text in texts):
         return None
     lang = normalise_lang(source.lang or str(values.get("lang") or ""))
     other = normalise_lang(str(values.get(source.positive_lang) or lang))
     langs = (lang, other, other)[: len(texts)]
     return Record(texts, langs, (prompts[0], prompts[1], prompts[1])[: len(texts)])
-
-
-def clean_text(text: str) -> str:
-    """NFC, without control characters, white space collapsed."""
-    return _SPACE.sub(" ", _CONTROL.sub(" ", unicodedata.normalize("NFC", text))).strip()
 
 
 def _files(source: Source, root: Path) -> list[Path]:
@@ -245,12 +251,9 @@ def _sample(records: list[Record], limit: int | None, seed: int) -> list[Record]
     return records if limit is None or len(records) <= limit else random.Random(seed).sample(records, limit)
 
 
-def _is_new(record: Record, seen: set[bytes], forbidden: frozenset[str], counts: Counter[str]) -> bool:
-    """Whether a record is neither evaluation text nor wholly seen before."""
+def _is_new(record: Record, seen: set[bytes], counts: Counter[str]) -> bool:
+    """Whether any text of a record was not seen before."""
     keys = [normalise_text(text) for text in record.texts]
-    if any(key in forbidden for key in keys):
-        counts["dropped: equals an evaluation text"] += 1
-        return False
     hashes = [hashlib.blake2b(key.encode(), digest_size=12).digest() for key in keys]
     if all(item in seen for item in hashes):
         counts["dropped: duplicate"] += 1
@@ -259,7 +262,7 @@ def _is_new(record: Record, seen: set[bytes], forbidden: frozenset[str], counts:
     return True
 
 
-def _split(records: Sequence[Record], validation_rows: int) -> tuple[list[Row], list[Row]]:
+def _split(records: Sequence[Record], validation_rows: int, counts: Counter[str]) -> tuple[list[Row], list[Row]]:
     """Lay the records out as rows; a pair stays on one side, and so does a text that several pairs share."""
     validation: list[Row] = []
     cut = 0
@@ -269,7 +272,9 @@ def _split(records: Sequence[Record], validation_rows: int) -> tuple[list[Row], 
     held_out = {normalise_text(row.text) for row in validation}
     train: list[Row] = []
     for record in records[cut:]:
-        if not any(normalise_text(text) in held_out for text in record.texts):
+        if any(normalise_text(text) in held_out for text in record.texts):
+            counts["dropped: shares a text with validation"] += 1
+        else:
             train += _rows(record, len(train))
     return train, validation
 

@@ -126,7 +126,7 @@ def _static(config: StudentConfig, teacher: SentenceTransformer, sample: Sample)
             means[i] = (table[row] * weights[row, None]).mean(axis=0)
     matrix = _least_squares(means, sample.vectors)
     rows = (table * weights[:, None].astype(np.float32)) @ matrix.astype(np.float32)
-    # A text without a known token is the mean of no rows, a zero vector that has no direction: bound it away from 0.
+    # Row 0 stands for a text without any token; a table may hold zeros there, which have no direction.
     rows += 1e-6
     return SentenceTransformer(
         modules=[StaticEmbedding(tokenizer, embedding_weights=torch.from_numpy(rows)), Normalize()], device="cpu"

@@ -82,6 +82,9 @@ class TorchEncoder:
             normalize_embeddings=False,
         )
         array: FloatArray = vectors.float().cpu().numpy()
+        empty = ~array.any(axis=1)
+        if empty.any() and hasattr(self.model[0], "embedding"):  # of a table: a text without any token
+            array[empty] = self.model[0].embedding.weight[0].detach().cpu().numpy()  # as `ship/encoder.py` reads it
         # Normalised here: under autocast a model's own Normalize is only as exact as bf16.
         norms = np.linalg.norm(array, axis=1, keepdims=True)
         unit: FloatArray = array / np.maximum(norms, np.float32(1e-12))

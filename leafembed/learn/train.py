@@ -10,18 +10,18 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
-from sentence_transformers.base.sampler import DefaultBatchSampler
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from leafembed.errors import ModelError, NonFiniteError
+from leafembed.learn.batches import LengthSortedBatches
 from leafembed.learn.losses import DistillationLoss
 from leafembed.learn.models import has_bf16, load_sentence_transformer, pick_device
 from leafembed.progress import progress, say
@@ -31,7 +31,7 @@ from leafembed.types import Corpus, Row
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MARKER", "LengthSortedBatches", "newest_checkpoint", "train"]
+__all__ = ["MARKER", "newest_checkpoint", "train"]
 
 MARKER = "complete.json"
 """File that makes a checkpoint count; written after all others."""
@@ -87,12 +87,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    state = _stored_state(checkpoint)
-    if state is None or state.global_step < state.max_steps:  # else the trainer would take one step more
-        if checkpoint is not None:
-            say(f"training goes on from {checkpoint.name}")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        state, before = trainer.state, marker.seconds
+    state = _train_from(checkpoint, trainer)
     best = work_dir / Path(str(state.best_model_checkpoint or "none")).name  # work_dir may have moved since
     if not (best / MARKER).is_file():
         raise ModelError(f"{work_dir}: no checkpoint was kept; expected one every {config.eval_steps} steps")
@@ -103,7 +98,7 @@ def train(
     return {
         "steps": int(state.global_step),
         "best_step": int(best.name.rpartition("-")[2]),
-        "seconds": before,
+        "seconds": marker.seconds,
         "precision": "bf16" if bf16 else "fp32",
         "history": _history(state.log_history),
     }
@@ -111,44 +106,22 @@ def train(
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
     """The newest complete checkpoint; unfinished ones are removed."""
-    complete: list[Path] = []
-    for path in work_dir.glob("checkpoint-*"):
-        if (path / MARKER).is_file():
-            complete.append(path)
-        else:
-            shutil.rmtree(path)
+    found = set(work_dir.glob("checkpoint-*"))
+    complete = {path for path in found if (path / MARKER).is_file()}
+    for path in found - complete:
+        shutil.rmtree(path)
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _stored_state(checkpoint: Path | None) -> Any:
-    """The trainer's own record in a checkpoint: steps, log and best checkpoint; ``None`` without a checkpoint."""
-    return None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
-
-class LengthSortedBatches(DefaultBatchSampler):
-    """Batches of texts of like length, in random order: padding costs time and teaches nothing.
-
-    Texts are shuffled, cut into chunks of 50 batches, sorted by length within a chunk; then batches are shuffled.
-    The order depends on the seed and the epoch alone, so that a resumed run sees the same batches.
-    """
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield lists of indices into the data set."""
-        rng = np.random.default_rng((self.seed, getattr(self, "epoch", 0)))
-        lengths = np.array([len(text) for text in self.data_source["sentence"]])
-        order = rng.permutation(len(lengths))
-        batches: list[list[int]] = []
-        chunk = 50 * self.batch_size
-        for start in range(0, len(order), chunk):
-            part = order[start : start + chunk]
-            part = part[np.argsort(lengths[part], kind="stable")]
-            batches += [part[i : i + self.batch_size].tolist() for i in range(0, len(part), self.batch_size)]
-        yield from (batches[i] for i in rng.permutation(len(batches)))
-
-    @property
-    def data_source(self) -> Any:
-        """The data set, which torch's ``BatchSampler`` calls a sampler."""
-        return self.sampler
+def _train_from(checkpoint: Path | None, trainer: Any) -> Any:
+    """Train to the end and return the trainer's record: steps, log and best checkpoint."""
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= state.max_steps:  # the trainer would take one step more
+            return state
+        say(f"training goes on from {checkpoint.name}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer.state
 
 
 class _Trainer(SentenceTransformerTrainer):
@@ -216,8 +189,15 @@ class _Marker(TrainerCallback):
             control.should_evaluate = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / MARKER).write_text(json.dumps({"seconds": self.seconds}), encoding="utf-8")
+        """Mark the new checkpoint; only then drop those that are neither the newest nor the best."""
+        folder = Path(args.output_dir)
+        newest = folder / f"checkpoint-{state.global_step}"
+        (newest / MARKER).write_text(json.dumps({"seconds": self.seconds}), encoding="utf-8")
+        kept = {newest.name, Path(str(state.best_model_checkpoint)).name}
+        for path in folder.glob("checkpoint-*"):
+            if path.name not in kept:
+                (path / MARKER).unlink(missing_ok=True)  # first: half a checkpoint must not pass for a whole one
+                shutil.rmtree(path)
 
 
 class _Bar(TrainerCallback):
@@ -261,7 +241,6 @@ def _arguments(config: TrainConfig, *, seed: int, bf16: bool, work_dir: Path, de
         eval_on_start=True,
         save_strategy="steps",
         save_steps=config.eval_steps,
-        save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="eval_dev_mean",
         greater_is_better=True,
@@ -282,9 +261,8 @@ def _dataset(rows: Sequence[Row], start: int, prompts: Mapping[str, str]) -> Any
 
 
 def _freeze(model: Any, config: TrainConfig) -> None:
-    body = getattr(model[0], "auto_model", None)
-    if body is not None and config.freeze_token_table:
-        body.get_input_embeddings().weight.requires_grad_(False)
+    if config.freeze_token_table and hasattr(model[0], "auto_model"):
+        model[0].auto_model.get_input_embeddings().weight.requires_grad_(False)
 
 
 def _history(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

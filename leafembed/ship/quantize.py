@@ -10,10 +10,10 @@ This is the one room of the ship floor that needs torch.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
-import shutil
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -37,11 +37,11 @@ NO_LIMIT = 1 << 20
 """Tokens that a model without a length limit reads."""
 
 
-def quantize(student: Path, target: Path, *, ref: ModelRef, group_size: int, int8: bool = True) -> Path:
+def quantize(model: SentenceTransformer, target: Path, *, ref: ModelRef, group_size: int, int8: bool = True) -> Path:
     """Write the INT8 model folder of a student (or teacher) and return ``target``.
 
     Args:
-        student: A sentence-transformers folder.
+        model: A sentence-transformers model in fp32, with the length limit it is to have; left as it is.
         target: Folder to create; it must not exist.
         ref: Name, prompts, licence and fingerprint to record.
         group_size: Activations that share a scale at run time; 0 leaves them in floating point.
@@ -53,11 +53,10 @@ def quantize(student: Path, target: Path, *, ref: ModelRef, group_size: int, int
     try:
         import nncf
         import openvino
-        from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError(error.name or "nncf", "train") from error
 
-    model = SentenceTransformer(str(student), device="cpu", local_files_only=True).float().eval()
+    model = (copy.deepcopy(model).cpu() if model.device.type != "cpu" else model).eval()
     _refuse_prompt_masking(model)
     graph = export_openvino(model)
     if int8:
@@ -66,7 +65,7 @@ def quantize(student: Path, target: Path, *, ref: ModelRef, group_size: int, int
             graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
     target.mkdir(parents=True)
     openvino.save_model(graph, target / "model.xml", compress_to_fp16=False)
-    _write_companions(model, student, target, ref=ref, group_size=group_size if int8 else 0)
+    _write_companions(model, target, ref=ref, group_size=group_size if int8 else 0)
     return target
 
 
@@ -169,12 +168,12 @@ def _length_limit(model: SentenceTransformer) -> int:
 
     body = getattr(model[0], "auto_model", None)
     stated = model.max_seq_length  # of a table: infinity
-    limit = min(stated if isinstance(stated, int) else NO_LIMIT,
-                getattr(getattr(body, "config", None), "max_position_embeddings", None) or NO_LIMIT)  # fmt: skip
+    positions = getattr(getattr(body, "config", None), "max_position_embeddings", None)
+    limit = min(stated if isinstance(stated, int) else NO_LIMIT, int(positions or NO_LIMIT))
     for module in body.modules() if body is not None else ():
         padding = getattr(module, "padding_idx", None)
         if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), torch.nn.Embedding):
-            return min(limit, module.position_embeddings.num_embeddings - padding - 1)
+            return min(limit, int(module.position_embeddings.num_embeddings) - padding - 1)
     return limit
 
 
@@ -185,9 +184,7 @@ def _refuse_prompt_masking(model: SentenceTransformer) -> None:
             raise ModelError("got a pooling that leaves out the prompt, expected include_prompt = true: not exportable")
 
 
-def _write_companions(
-    model: SentenceTransformer, student: Path, target: Path, *, ref: ModelRef, group_size: int
-) -> None:
+def _write_companions(model: SentenceTransformer, target: Path, *, ref: ModelRef, group_size: int) -> None:
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     first = model[0]
@@ -203,11 +200,8 @@ def _write_companions(
             extra.unlink()  # the fast tokenizer in tokenizer.json is the one we run
         first.auto_model.config.save_pretrained(target)
         pad, side = int(first.tokenizer.pad_token_id or 0), str(first.tokenizer.padding_side)
-    settings = student / "config_sentence_transformers.json"
-    if settings.is_file():
-        shutil.copyfile(settings, target / settings.name)
-    else:
-        _write_json(target / settings.name, {"prompts": dict(model.prompts)})
+    settings = {"prompts": dict(model.prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    _write_json(target / "config_sentence_transformers.json", settings)
     _write_json(
         target / "encoder.json",
         {
