@@ -20,7 +20,7 @@ from leafembed.judge.evaluate import evaluate
 from leafembed.judge.floors import RandomEncoder
 from leafembed.judge.gate import check
 from leafembed.judge.tasks import Task
-from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer
+from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.teacher import TorchEncoder
@@ -90,7 +90,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
 
     student_dir = run_dir / "student"
     training = _trained(recipe, run_dir, learned, untrained)
-    student = _torch_encoder(student_dir, recipe.name, learned)
+    student = _torch_encoder(student_dir, recipe.name, learned, recipe.student)
     reports["student"] = score("student", student)
     verdict = check(reports["student"], reports["teacher"], recipe.gate, floors=floors)
     facts = run_facts(
@@ -138,15 +138,14 @@ def _floors(recipe: Recipe, run_dir: Path, learned: Material) -> tuple[Path, dic
     folders = {}
     for name, config in configs.items():
         folders[name] = folder = run_dir / name.replace(" ", "-")
-        # The store's name holds the teacher's files, precision and length limit: what its vectors depend on.
-        teacher = learned.teacher.store.folder.name
-        key = fingerprint(dataclasses.asdict(config), learned.corpus.fingerprint, teacher)
+        body = fingerprint_folder(resolve(config.model, config.revision)) if config.init == "encoder" else ""
+        key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id)
 
         def build(target: Path, config: StudentConfig = config) -> None:
             init_student(config, learned.teacher.encoder.model, sample, target)
 
         once(folder, key, build)
-        encoders[f"floor: {name}"] = _torch_encoder(folder, f"floor: {name}", learned)
+        encoders[f"floor: {name}"] = _torch_encoder(folder, f"floor: {name}", learned, config)
     return folders["untrained student"], encoders
 
 
@@ -181,11 +180,17 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
     return once(run_dir / "student", key, build)
 
 
-def _torch_encoder(folder: Path, name: str, learned: Material) -> TorchEncoder:
-    """A student in torch, in the teacher's precision, so that both are judged alike."""
+def _torch_encoder(folder: Path, name: str, learned: Material, config: StudentConfig) -> TorchEncoder:
+    """A student in torch, in the teacher's precision, so that both are judged alike.
+
+    It carries the licence of everything that its weights come from.
+    """
     teacher = learned.teacher.encoder
+    licences = [teacher.ref.licence or "not stated"]
+    if config.init == "encoder":
+        licences.append(stated_licence(resolve(config.model, config.revision)) or "not stated")
     model = load_sentence_transformer(folder, device=teacher.model.device.type)
-    ref = describe(model, folder, name=name, licence=teacher.ref.licence)
+    ref = describe(model, folder, name=name, licence=" and ".join(dict.fromkeys(licences)))
     return TorchEncoder(model, ref, precision=teacher.precision, batch_tokens=teacher.batch_tokens)
 
 

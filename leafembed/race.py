@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,10 @@ from leafembed.ship.encoder import BundleEncoder
 from leafembed.types import Speed
 
 __all__ = ["Entry", "race"]
+
+
+_TORCH_FILES = frozenset({".safetensors", ".json", ".txt", ".model"})
+_INT8_FILES = frozenset({".xml", ".bin", ".json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +63,22 @@ def _contenders(entry: Entry, texts: Sequence[str], batch_size: int) -> tuple[Co
     prompt = entry.model.ref.prompts.get(entry.prompt_name or "", "")
     tokens = float(np.mean(entry.int8.count_tokens(texts, entry.prompt_name)))
 
+    model = _on_cpu(entry.model.model)  # the race is about CPUs, wherever training took place
+
     def in_torch(batch: list[str]) -> Any:
-        return entry.model.model.encode(batch, prompt=prompt, batch_size=batch_size, show_progress_bar=False)
+        return model.encode(batch, prompt=prompt, batch_size=batch_size, show_progress_bar=False)
 
     in_int8 = partial(entry.int8.encode, prompt_name=entry.prompt_name)
     return (
-        Contender(f"{entry.name}, torch fp32", in_torch, _megabytes(entry.folder), tokens),
-        Contender(f"{entry.name}, INT8", in_int8, _megabytes(entry.int8_folder), tokens),
+        Contender(f"{entry.name}, torch fp32", in_torch, _megabytes(entry.folder, _TORCH_FILES), tokens),
+        Contender(f"{entry.name}, INT8", in_int8, _megabytes(entry.int8_folder, _INT8_FILES), tokens),
     )
 
 
-def _megabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+def _megabytes(folder: Path, suffixes: frozenset[str]) -> float:
+    """Megabytes of the files of a model; a clone of a hub repository holds other formats and history besides."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in suffixes) / 1e6
+
+
+def _on_cpu(model: Any) -> Any:
+    return model if model.device.type == "cpu" else copy.deepcopy(model).cpu()

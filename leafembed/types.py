@@ -65,7 +65,7 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
         """Return embeddings of shape ``(n_texts, dim)``, float32, unit length, in the order of the texts.
 
-        A ``prompt_name`` that the model does not know means no prompt.
+        ``prompt_name`` is one of ``ref.prompts``, or ``None`` for no prompt.
         """
         ...
 

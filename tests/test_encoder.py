@@ -74,12 +74,13 @@ def test_numbers_out_of_range_are_refused(encoder, options):
         encoder.encode(["red"], **options)
 
 
-def test_prompts_are_put_before_the_text_and_unknown_names_mean_none(encoder):
+def test_prompts_are_put_before_the_text_and_unknown_names_are_refused(encoder):
     assert encoder.prompts == {"query": "query: ", "STS": ""}
     np.testing.assert_array_equal(encoder.encode(["red"], prompt_name="query"), encoder.encode(["query: red"]))
     assert not np.allclose(encoder.encode(["red"], prompt_name="query"), encoder.encode(["red"]))
-    for name in ("STS", "unheard of"):
-        np.testing.assert_array_equal(encoder.encode(["red"], prompt_name=name), encoder.encode(["red"]))
+    np.testing.assert_array_equal(encoder.encode(["red"], prompt_name="STS"), encoder.encode(["red"]))
+    with pytest.raises(ValueError, match="got 'qurey', expected one of query, STS"):
+        encoder.encode(["red"], prompt_name="qurey")
 
 
 def test_token_counts_include_prompt_and_special_tokens_and_stop_at_the_limit(encoder):

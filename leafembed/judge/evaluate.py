@@ -51,7 +51,9 @@ def _score(encoder: Encoder, task: Task, part: Part) -> TaskResult:
 def _checked(encoder: Encoder, what: str) -> Encode:
     def encode(texts: Sequence[str], prompt_name: str | None) -> FloatArray:
         position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        unique = check_vectors(encoder.encode(list(position), prompt_name=prompt_name), n=len(position), what=what)
+        # Tasks name the prompt they would like; a model without it reads the bare text.
+        known = prompt_name if prompt_name in encoder.ref.prompts else None
+        unique = check_vectors(encoder.encode(list(position), prompt_name=known), n=len(position), what=what)
         return unique[[position[text] for text in texts]]
 
     return encode

@@ -69,7 +69,9 @@ class VectorStore:
         with name.with_suffix(".npy").open("wb") as file:
             np.save(file, vectors)
             os.fsync(file.fileno())
-        name.with_suffix(".keys").write_bytes(b"".join(keys))
+        with name.with_suffix(".keys").open("wb") as file:
+            file.write(b"".join(keys))
+            os.fsync(file.fileno())
         marker = {"rows": len(keys), "dim": self.dim, "sha256": _sha256(name.with_suffix(".npy"))}
         temporary = name.with_suffix(".tmp")
         temporary.write_text(json.dumps(marker), encoding="utf-8")

@@ -18,7 +18,15 @@ from leafembed.types import ModelRef
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["describe", "fingerprint_folder", "has_bf16", "load_sentence_transformer", "pick_device", "resolve"]
+__all__ = [
+    "describe",
+    "fingerprint_folder",
+    "has_bf16",
+    "load_sentence_transformer",
+    "pick_device",
+    "resolve",
+    "stated_licence",
+]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "README.md", "LICENSE*"]
@@ -112,18 +120,23 @@ def load_sentence_transformer(folder: Path, *, device: str = "cpu") -> SentenceT
 def describe(model: SentenceTransformer, folder: Path, *, name: str, licence: str | None = None,
              revision: str | None = None) -> ModelRef:  # fmt: skip
     """What a loaded model is."""
-    readme = folder / "README.md"
-    stated = _LICENCE.search(readme.read_text(encoding="utf-8", errors="replace")) if readme.is_file() else None
     length = model.max_seq_length
     return ModelRef(
         name=name,
         dim=int(model.get_embedding_dimension() or 0),
         fingerprint=fingerprint_folder(folder),
         revision=revision,
-        licence=licence or (stated.group(1) if stated else None),
+        licence=licence or stated_licence(folder),
         max_seq_length=int(length) if isinstance(length, int) else None,
         prompts=dict(model.prompts),
     )
+
+
+def stated_licence(folder: Path) -> str | None:
+    """The licence in the front matter of a model's README; ``None`` when it states none."""
+    readme = folder / "README.md"
+    found = _LICENCE.search(readme.read_text(encoding="utf-8", errors="replace")) if readme.is_file() else None
+    return found.group(1) if found else None
 
 
 def pick_device() -> str:

@@ -116,18 +116,22 @@ class BundleEncoder:
 
         Args:
             texts: Any number of texts; an empty list gives ``(0, dim)``.
-            prompt_name: Prompt put before each text; a name the model does not know means no prompt.
+            prompt_name: One of ``prompts``, put before each text; ``None``: no prompt.
             dim: Keep the first ``dim`` values; ``None``: all.
             batch_size: Texts in one forward pass; ``None``: as the encoder was opened.
             normalize: Scale to unit length after the cut; without it a cut vector is shorter than 1.
 
         Raises:
-            ValueError: If an item is not a text that UTF-8 can hold, or ``dim`` or ``batch_size`` is out of range.
+            ValueError: If an item is not a text that UTF-8 can hold, ``prompt_name`` is unknown, or ``dim`` or
+                ``batch_size`` is out of range.
             NonFiniteError: If the model returns NaN or infinity.
         """
         width = self.dim if dim is None else dim
         if not 1 <= width <= self.dim:
             raise ValueError(f"dim: got {dim}, expected 1 to {self.dim}")
+        if prompt_name is not None and prompt_name not in self.prompts:
+            known = ", ".join(self.prompts) or "none, since the model has no prompts"
+            raise ValueError(f"prompt_name: got {prompt_name!r}, expected one of {known}")
         size = self.batch_size if batch_size is None else _positive(batch_size, "batch_size")
         ids, cut = self._tokenize(texts, prompt_name)
         if cut:
