@@ -65,11 +65,11 @@ def results_section() -> str:
         speed = speeds.get(ROWS[name], {})
         scores = [fixed(report.by_type()[kind], 4) for kind in types]
         retention = fixed(report.mean_retention(reports["teacher"]), 3)
-        cost = [fixed(speed["size_mb"], 1), fixed(speed["texts_per_second"], 0)] if speed else ["", ""]
+        cost = [fixed(speed["size_mb"], 1), fixed(speed["texts_per_second"], 0)] if speed else ["-", "-"]
         rows.append([name, *scores, retention, *cost])
     other = speeds["teacher, INT8"]
     cost = [fixed(other["size_mb"], 1), fixed(other["texts_per_second"], 0)]
-    rows.append(["teacher, INT8", *[""] * (len(types) + 1), *cost])
+    rows.append(["teacher, INT8", *["-"] * (len(types) + 1), *cost])
     machine, first = manifest["machine"], manifest["speed"][0]
     how = (
         f"Speed on {machine['cpu']}, {first['threads']} threads, batch {first['batch_size']}, "
@@ -77,7 +77,7 @@ def results_section() -> str:
         f"{manifest['int8']['cosine_mean']:.4f}. From one `make run`; its card is in "
         "[docs/results/quick](docs/results/quick/README.md)."
     )
-    return table(["", *types, "retention", "MB", "texts/s"], rows) + "\n\n" + how
+    return table(["model", *types, "retention", "MB", "texts/s"], rows) + "\n\n" + how
 
 
 def main() -> None:
