@@ -29,7 +29,7 @@ check: install ## style, types
 test: check ## everything CI runs
 	$(BIN)/pytest -q
 
-test-slow: install ## real models and kill-and-resume
+test-slow: install ## real models
 	$(BIN)/pytest -q -m slow --timeout 3600
 
 fix: install ## format and fix what can be fixed
