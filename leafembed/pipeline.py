@@ -27,7 +27,8 @@ from leafembed.learn.teacher import TorchEncoder
 from leafembed.prepare import Material, embed
 from leafembed.progress import say
 from leafembed.race import Entry, race
-from leafembed.recipe import Recipe, StudentConfig
+from leafembed.recipe import Recipe
+from leafembed.recipe_learn import StudentConfig
 from leafembed.record import PACKAGES, manifest, run_facts
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.bundle import read_manifest, write_bundle, write_refusal

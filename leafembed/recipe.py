@@ -1,8 +1,8 @@
 """The one recipe: what to distil, how to judge it, what to refuse.
 
-A recipe is a TOML file of two levels. Every default lives here and nowhere else; unknown keys are errors; the
-resolved recipe is stored with the run and the bundle. ``recipe_io.py`` reads it; ``docs/recipe.md`` is generated
-from the line under each field.
+A recipe is a TOML file of two levels. Every default lives here or in ``recipe_learn.py`` (the sections of the learning
+side) and nowhere else; unknown keys are errors; the resolved recipe is stored with the run and the bundle.
+``recipe_io.py`` reads it; ``docs/recipe.md`` is generated from the line under each field.
 
 Paths in a recipe file are relative to that file, paths given with ``--set`` to the current folder.
 """
@@ -13,173 +13,18 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from leafembed.errors import require, require_at_least
+from leafembed.recipe_learn import AlarmConfig, DataConfig, StudentConfig, TeacherConfig, TrainConfig
 
 __all__ = [
     "BenchmarkConfig",
-    "DataConfig",
     "EvalConfig",
     "GateConfig",
     "QuantizeConfig",
     "Recipe",
-    "Source",
-    "StudentConfig",
-    "TeacherConfig",
-    "TrainConfig",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One place that training text comes from: ``[[data.sources]]``."""
-
-    path: str = ""
-    """File or glob below ``data.root``: .txt, .jsonl or .parquet, .gz of the first two; empty with ``hub``."""
-    hub: str = ""
-    """Dataset id on a model hub, instead of a local path; needs ``revision`` and ``files``."""
-    revision: str = ""
-    """Commit of the hub dataset; a name such as ``main`` is refused, since it moves."""
-    files: str = "*.parquet"
-    """Glob of the files to read within the hub dataset."""
-    text: str = "text"
-    """Column of the text."""
-    positive: str = ""
-    """Column of a text with the same meaning or the answer; empty: none."""
-    negative: str = ""
-    """Column of a hard negative; empty: none."""
-    positive_lang: str = "lang_pair"
-    """Column of the positive's language; rows without it: the language of the text."""
-    lang: str = ""
-    """Language tag of every row, where rows carry none; empty: read the row's ``lang`` column, else ``und``."""
-    prompt_name: str | None = None
-    """Teacher prompt of the text; None: ``teacher.prompt_name``."""
-    positive_prompt_name: str | None = None
-    """Teacher prompt of positives and negatives; None: the same as of the text."""
-    max_rows: int | None = None
-    """Most rows to read from this source, sampled evenly over it; None: all."""
-    licence: str = ""
-    """Licence of the text, shown on the card."""
-    origin: str = ""
-    """Where the text was taken from, shown on the card."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    """Training text."""
-
-    root: Path = Path()
-    """Folder that source paths are relative to."""
-    sources: tuple[Source, ...] = ()
-    """Places to read, one table each; at least one."""
-    languages: tuple[str, ...] = ()
-    """Language tags to keep; empty: all."""
-    max_rows: int | None = None
-    """Rows to draw for training, balanced over languages (a pair is one row); None: all there are, not balanced."""
-    temperature: float = 2.0
-    """Balance of ``max_rows``: a language with n rows weighs n^(1/temperature); 1 keeps the proportions."""
-    min_chars: int = 3
-    """Shorter texts are dropped."""
-    max_chars: int = 20_000
-    """Longer texts are cut at this many characters."""
-    max_line_bytes: int = 262_144
-    """A longer line is an error, since it is usually a file that is not made of lines."""
-    validation_rows: int = 1_000
-    """Texts held out from training."""
-
-    def __post_init__(self) -> None:
-        require_at_least("data", self, temperature=1, validation_rows=16, max_rows=32, min_chars=1, max_chars=8)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherConfig:
-    """The model to distil."""
-
-    model: str = ""
-    """Folder, hub id, or ``package:NAME`` for a model inside an installed Python package."""
-    revision: str | None = None
-    """Hub commit; None is only legal for a folder or package."""
-    licence: str | None = None
-    """Licence of the teacher, which its student carries; None: as the teacher's own files state it."""
-    prompt_name: str | None = None
-    """Prompt for texts whose source names none; None: no prompt."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the teacher pass; auto: bf16 where the CPU or GPU computes it natively. Never fp16."""
-    batch_tokens: int = 2_048
-    """Padded tokens in one forward pass."""
-    max_seq_length: int | None = None
-    """Tokens the teacher reads; None: the teacher's own limit."""
-    shard_rows: int = 1_024
-    """Vectors in one cache shard: what an interrupted pass repeats at most."""
-
-    def __post_init__(self) -> None:
-        require_at_least("teacher", self, batch_tokens=1, max_seq_length=8, shard_rows=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudentConfig:
-    """Where the student starts."""
-
-    init: Literal["layers", "encoder", "static"] = "layers"
-    """layers: kept layers of the teacher; encoder: another encoder and a Dense; static: a token table alone."""
-    layers: tuple[int, ...] = ()
-    """Teacher layers to keep, from 0, ascending; needed by ``layers``."""
-    model: str = ""
-    """Folder or hub id of the encoder; needed by ``encoder``."""
-    revision: str | None = None
-    """Hub commit of the encoder."""
-    pooling: Literal["mean", "cls", "lasttoken"] = "mean"
-    """How ``encoder`` pools its tokens."""
-    max_seq_length: int | None = None
-    """Tokens the student reads; None: as the teacher."""
-    prompts: Literal["none", "teacher"] = "none"
-    """none: the student learns the prompted vector from the bare text; teacher: it takes the same prompts."""
-
-    def __post_init__(self) -> None:
-        if self.init == "layers":
-            ascending = all(a < b for a, b in zip(self.layers, self.layers[1:], strict=False))
-            good = bool(self.layers) and self.layers[0] >= 0 and ascending
-            require(good, "student.layers", list(self.layers), "layer numbers from 0, ascending")
-        if self.init == "encoder":
-            require(bool(self.model), "student.model", self.model, "a folder or hub id when student.init is encoder")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """Optimisation."""
-
-    distillation: float = 1.0
-    """Weight of 1 - cosine between the student's and the teacher's vector."""
-    alignment: float = 0.1
-    """Weight of the KL divergence between the two models' in-batch similarity rows."""
-    alignment_temperature: float = 0.05
-    """Similarities are divided by this before the softmax of the alignment loss."""
-    batch_size: int = 96
-    """Texts in one step."""
-    learning_rate: float = 3e-4
-    """Peak learning rate of AdamW."""
-    warmup_steps: int = 50
-    """Steps of linear warm-up; then linear decay to 0."""
-    weight_decay: float = 0.01
-    """AdamW weight decay."""
-    epochs: float = 1.0
-    """Passes over the training text, unless ``max_steps`` says otherwise."""
-    max_steps: int | None = None
-    """Optimiser steps; None: by ``epochs``."""
-    max_seq_length: int = 512
-    """Longest training text in tokens; the rest is cut."""
-    freeze_token_table: bool = True
-    """Whether the token table keeps the teacher's values."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of training; auto: bf16 where the CPU or GPU computes it natively."""
-    eval_steps: int = 500
-    """Steps between dev evaluations, each followed by a checkpoint."""
-
-    def __post_init__(self) -> None:
-        require(self.distillation + self.alignment > 0, "train.distillation", self.distillation, "a positive weight")
-        require_at_least("train", self, distillation=0, alignment=0, alignment_temperature=1e-3, max_seq_length=8)
-        require_at_least("train", self, batch_size=2, learning_rate=1e-9, epochs=1e-6, max_steps=1, eval_steps=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +117,8 @@ class Recipe:
     """Where the student starts."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+    """What a run must shout about."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Tasks."""
     gate: GateConfig = field(default_factory=GateConfig)
@@ -284,7 +131,8 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dir", self.cache_dir.expanduser())
         require(bool(self.teacher.model), "teacher.model", "", "a folder, a hub id or package:NAME")
-        require(bool(self.data.sources), "data.sources", "nothing", "at least one [[data.sources]] table")
+        sources = bool(self.data.sources) or self.data.mixture is not None
+        require(sources, "data.sources", "nothing", "at least one [[data.sources]] table, or data.mixture")
         require(bool(self.eval.test), "eval.test", "nothing", "at least one task for the gate to judge by")
         require(bool(self.eval.dev), "eval.dev", "nothing", "at least one task to choose the checkpoint by")
         shared = sorted(set(self.eval.dev) & set(self.eval.test))

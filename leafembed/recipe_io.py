@@ -46,7 +46,7 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-_PATHS = (("cache_dir",), ("data", "root"), ("eval", "data"))
+_PATHS = (("cache_dir",), ("data", "root"), ("data", "mixture"), ("teacher", "api_key_file"), ("eval", "data"))
 _MODELS = (("teacher", "model"), ("student", "model"))
 
 
@@ -154,17 +154,16 @@ def field_docs(kind: type) -> dict[str, str]:
 
 def reference_page() -> str:
     """The Markdown page that documents every key, its type, default and meaning."""
-    lines = ["# Recipe reference", "", "Every key, its default and meaning; generated from `leafembed/recipe.py`.", ""]
+    intro = "Every key, its default and meaning; generated from `leafembed/recipe.py` and `leafembed/recipe_learn.py`."
+    lines = ["# Recipe reference", "", intro, ""]
     hints = typing.get_type_hints(Recipe)
-    sections: dict[str, type] = {
-        "": Recipe,
-        "data.sources": typing.get_args(typing.get_type_hints(hints["data"])["sources"])[0],
-    }
-    sections |= {
-        name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint) and isinstance(hint, type)
-    }
+    sections: dict[str, type] = {"": Recipe}
+    for name, hint in hints.items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            sections[name] = hint
+            sections |= {f"{name}.{key}": kind for key, kind in _tables(hint).items()}
     for name, kind in sections.items():
-        heading = f"[[{name}]]" if name == "data.sources" else f"[{name}]"
+        heading = f"[[{name}]]" if "." in name else f"[{name}]"
         lines += [f"## `{heading}`" if name else "## Top level", "", "| key | default | meaning |", "|---|---|---|"]
         documented = field_docs(kind)
         for item in dataclasses.fields(kind):
@@ -172,6 +171,13 @@ def reference_page() -> str:
                 lines.append(f"| `{item.name}` | {_default(item)} | {documented[item.name]} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _tables(section: type) -> dict[str, type]:
+    """The keys of a section that hold lists of tables, and what a table is."""
+    arguments = {name: typing.get_args(hint) for name, hint in typing.get_type_hints(section).items()}
+    firsts = {name: found[0] for name, found in arguments.items() if found}
+    return {name: kind for name, kind in firsts.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
 
 
 def _default(item: dataclasses.Field[Any]) -> str:

@@ -80,6 +80,7 @@ class Row:
         prompt_name: The teacher's prompt for this text; ``None``: no prompt.
         pair: Index of the row this one is a positive of (same meaning or answer); ``None``: stands alone.
         negative: Index of a row that is a hard negative of this one; ``None``: has none.
+        target: Index of the row whose teacher vector this one learns, of a translation for example; ``None``: its own.
     """
 
     text: str
@@ -87,6 +88,7 @@ class Row:
     prompt_name: str | None = None
     pair: int | None = None
     negative: int | None = None
+    target: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

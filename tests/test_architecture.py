@@ -17,7 +17,7 @@ HEAVY = {
     *("sklearn", "scipy", "matplotlib", "jinja2"),
 }
 
-NOUNS = {"errors", "types", "reports", "recipe"}
+NOUNS = {"errors", "types", "reports", "recipe", "recipe_learn"}
 HELPERS = {"text", "progress", "stages"}
 
 # Who may import what besides nouns and helpers. A stage that is not named here imports no other stage.

@@ -16,7 +16,7 @@ from conftest import write_rows
 
 from leafembed.errors import DataError
 from leafembed.learn.data import Record, balance, prepare_corpus
-from leafembed.recipe import DataConfig, Source
+from leafembed.recipe_learn import DataConfig, Source
 from leafembed.text import clean_text, normalise_text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -291,7 +291,7 @@ def test_a_hub_dataset_is_fetched_at_its_commit(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         script = (
-            "from leafembed.learn.data import prepare_corpus; from leafembed.recipe import DataConfig, Source\n"
+            "from leafembed.learn.data import prepare_corpus; from leafembed.recipe_learn import DataConfig, Source\n"
             f"source = Source(hub='org/name', revision='{COMMIT}', files='*.jsonl')\n"
             "config = DataConfig(sources=(source,), validation_rows=16)\n"
             "print(len(prepare_corpus(config, seed=0, prompt_name=None).train))"

@@ -8,7 +8,7 @@ import torch
 
 from leafembed.errors import NonFiniteError
 from leafembed.learn.losses import DistillationLoss, alignment, distillation
-from leafembed.recipe import TrainConfig
+from leafembed.recipe_learn import TrainConfig
 
 
 def unit(*rows):

@@ -10,7 +10,8 @@ from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.plan import Part, parts_of, plan
 from leafembed.learn.student import Sample, init_student
-from leafembed.recipe import DataConfig, EvalConfig, Recipe, Source, StudentConfig, TeacherConfig
+from leafembed.recipe import EvalConfig, Recipe
+from leafembed.recipe_learn import DataConfig, Source, StudentConfig, TeacherConfig
 
 BUILDERS = {
     "gemma": gemma,

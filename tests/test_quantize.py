@@ -11,7 +11,7 @@ from leafembed.learn.models import describe, load_sentence_transformer
 from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.teacher import TorchEncoder
-from leafembed.recipe import StudentConfig
+from leafembed.recipe_learn import StudentConfig
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.quantize import quantize
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from leafembed.errors import RecipeError
-from leafembed.recipe import DataConfig, Recipe, Source, StudentConfig, TrainConfig
+from leafembed.recipe import Recipe
 from leafembed.recipe_io import field_docs, load_recipe, recipe_from_dict, reference_page
+from leafembed.recipe_learn import DataConfig, Source, StudentConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 MINIMAL = """
@@ -87,7 +88,7 @@ def test_set_overrides_a_key(path, override, section, key, value):
         ("train.batch_size=1", r"train\.batch_size: got 1, expected at least 2"),
         ("train.freeze_token_table=1", r"train\.freeze_token_table: got 1, expected true or false"),
         ("train.precision=fp16", r"train\.precision: got 'fp16', expected one of auto, bf16, fp32"),
-        ("student.init=random", r"student\.init: got 'random', expected one of layers, encoder, static"),
+        ("student.init=best", r"student\.init: got 'best', expected one of layers, encoder, static, random"),
         ("student.layers=[3, 1]", r"student\.layers: got \[3, 1\], expected layer numbers from 0, ascending"),
         ("student.layers=[1, 1]", r"student\.layers"),
         ("student.layers=3", r"student\.layers: got 3, expected a list"),

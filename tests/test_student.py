@@ -9,7 +9,7 @@ from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.models import describe, load_sentence_transformer
 from leafembed.learn.student import Sample, fold_dense, init_student, keep_layers, kept_config
 from leafembed.learn.teacher import TorchEncoder
-from leafembed.recipe import StudentConfig
+from leafembed.recipe_learn import StudentConfig
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from families import PROMPTS, bert, gemma_headless, toy_texts
 from leafembed.errors import ModelError, NonFiniteError
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve
 from leafembed.learn.teacher import TorchEncoder, load_teacher
-from leafembed.recipe import TeacherConfig
+from leafembed.recipe_learn import TeacherConfig
 from leafembed.types import Row
 
 

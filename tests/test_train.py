@@ -12,7 +12,7 @@ from leafembed.learn.batches import LengthSortedBatches
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.train import MARKER, newest_checkpoint, train
-from leafembed.recipe import StudentConfig, TrainConfig
+from leafembed.recipe_learn import StudentConfig, TrainConfig
 from leafembed.types import Corpus, Row
 
 TRAIN, VALIDATION = 72, 16

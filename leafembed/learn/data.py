@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from leafembed.errors import DataError, MissingExtraError
-from leafembed.recipe import DataConfig, Source
+from leafembed.recipe_learn import DataConfig, Source
 from leafembed.text import clean_text, normalise_lang, normalise_text, read_lines, read_objects
 from leafembed.types import Corpus, Row
 

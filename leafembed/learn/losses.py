@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leafembed.errors import NonFiniteError
-from leafembed.recipe import TrainConfig
+from leafembed.recipe_learn import TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable

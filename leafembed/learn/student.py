@@ -16,7 +16,7 @@ import numpy as np
 
 from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.models import resolve
-from leafembed.recipe import StudentConfig
+from leafembed.recipe_learn import StudentConfig
 from leafembed.types import FloatArray
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from leafembed.learn.models import (
     resolve,
 )
 from leafembed.progress import progress
-from leafembed.recipe import TeacherConfig
+from leafembed.recipe_learn import TeacherConfig
 from leafembed.types import FloatArray, ModelRef, Row, check_vectors
 
 if TYPE_CHECKING:

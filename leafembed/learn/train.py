@@ -25,7 +25,7 @@ from leafembed.learn.batches import LengthSortedBatches
 from leafembed.learn.losses import DistillationLoss
 from leafembed.learn.models import has_bf16, load_sentence_transformer, pick_device
 from leafembed.progress import progress, say
-from leafembed.recipe import TrainConfig
+from leafembed.recipe_learn import TrainConfig
 from leafembed.types import Corpus, Row
 
 if TYPE_CHECKING:

@@ -1,0 +1,296 @@
+"""The sections of a recipe that say what is learned: text, teacher, student, optimisation, alarms.
+
+``recipe.py`` holds the others and the recipe itself. A default lives here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from leafembed.errors import require, require_at_least
+
+__all__ = ["AlarmConfig", "DataConfig", "Phase", "Source", "StudentConfig", "TeacherConfig", "TrainConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One place that training text comes from: ``[[data.sources]]``."""
+
+    named: Literal["", "all-nli", "stsb", "ms_marco"] = ""
+    """Public dataset known by name: fills ``hub``, ``revision``, ``files`` and columns; empty: none."""
+    path: str = ""
+    """File or glob below ``data.root``: .txt, .jsonl or .parquet, .gz of the first two; empty with ``hub``."""
+    hub: str = ""
+    """Dataset id on a model hub, instead of a local path; needs ``revision`` and ``files``."""
+    revision: str = ""
+    """Commit of the hub dataset; a name such as ``main`` is refused, since it moves."""
+    files: str = "*.parquet"
+    """Glob of the files to read within the hub dataset."""
+    text: str = "text"
+    """Column of the text."""
+    positive: str = ""
+    """Column of a text with the same meaning or the answer; empty: none."""
+    negative: str = ""
+    """Column of a hard negative; empty: none."""
+    positive_lang: str = "lang_pair"
+    """Column of the positive's language; rows without it: the language of the text."""
+    lang: str = ""
+    """Language tag of every row, where rows carry none; empty: read the row's ``lang`` column, else ``und``."""
+    prompt_name: str | None = None
+    """Teacher prompt of the text; None: ``teacher.prompt_name``."""
+    positive_prompt_name: str | None = None
+    """Teacher prompt of positives and negatives; None: the same as of the text."""
+    roles: tuple[str, ...] = ()
+    """Further teacher prompts that each text is learned with, a row for each; empty: none."""
+    positive_target: Literal["own", "text"] = "own"
+    """Teacher vector that a positive learns; own: its own; text: that of the text which it translates."""
+    weight: float = 1.0
+    """Weight of each row in the draw of ``data.max_rows``, beside the other sources'; 0 leaves the source out."""
+    max_rows: int | None = None
+    """Most rows to read from this source, sampled evenly over it; None: all."""
+    licence: str = ""
+    """Licence of the text, shown on the card."""
+    origin: str = ""
+    """Where the text was taken from, shown on the card."""
+
+    def __post_init__(self) -> None:
+        require_at_least("data.sources", self, weight=0, max_rows=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Training text."""
+
+    root: Path = Path()
+    """Folder that source paths are relative to."""
+    sources: tuple[Source, ...] = ()
+    """Places to read, one table each; at least one, here or in ``mixture``."""
+    mixture: Path | None = None
+    """TOML file with further ``[[sources]]`` and the weights ``[languages]`` and ``[lengths]``; None: none."""
+    languages: tuple[str, ...] = ()
+    """Language tags to keep; empty: all."""
+    max_rows: int | None = None
+    """Rows to draw for training, balanced over languages (a pair is one row); None: all there are, not balanced."""
+    temperature: float = 2.0
+    """Balance of ``max_rows``: a language with n rows weighs n^(1/temperature); 1 keeps the proportions."""
+    language_weights: Mapping[str, float] = field(default_factory=dict)
+    """Factor on a language's share of ``max_rows``, e.g. { en = 2.0 }; 1 for those not named."""
+    length_weights: Mapping[str, float] = field(default_factory=dict)
+    """Factor on the chance of a row by its length: short (below 100 characters), medium (below 500), long."""
+    mine_negatives: int = 0
+    """Hard negatives mined for each pair with the teacher's vectors; 0: none."""
+    negative_margin: float = 0.05
+    """A mined negative is at most this much below the positive's cosine to the text, as a share of it."""
+    min_chars: int = 3
+    """Shorter texts are dropped."""
+    max_chars: int = 20_000
+    """Longer texts are cut at this many characters."""
+    max_line_bytes: int = 262_144
+    """A longer line is an error, since it is usually a file that is not made of lines."""
+    validation_rows: int = 1_000
+    """Texts held out from training."""
+
+    def __post_init__(self) -> None:
+        require_at_least("data", self, mine_negatives=0, negative_margin=0)
+        for name, limits in (("language_weights", self.language_weights), ("length_weights", self.length_weights)):
+            require(all(value >= 0 for value in limits.values()), f"data.{name}", dict(limits), "factors of at least 0")
+        known = {"short", "medium", "long"}
+        require(known >= set(self.length_weights), "data.length_weights", list(self.length_weights), str(sorted(known)))
+        require_at_least("data", self, temperature=1, validation_rows=16, max_rows=32, min_chars=1, max_chars=8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig:
+    """The model to distil."""
+
+    model: str = ""
+    """Folder, hub id, ``package:NAME`` for a model inside an installed Python package, or an ``http(s)://.../v1`` URL
+    whose ``/embeddings`` answers as OpenAI's does."""
+    revision: str | None = None
+    """Hub commit; None is only legal for a folder, package or URL."""
+    served_model: str = ""
+    """Name of the model at the URL; needed with one."""
+    api_key_file: Path | None = None
+    """File that holds the key for the URL; None: no key."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Prompts of a teacher at a URL, by name; other teachers bring their own."""
+    licence: str | None = None
+    """Licence of the teacher, which its student carries; None: as the teacher's own files state it."""
+    prompt_name: str | None = None
+    """Prompt for texts whose source names none; None: no prompt."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the teacher pass; auto: bf16 where the CPU or GPU computes it natively. Never fp16."""
+    batch_tokens: int = 2_048
+    """Padded tokens in one forward pass."""
+    max_seq_length: int | None = None
+    """Tokens the teacher reads; None: the teacher's own limit."""
+    shard_rows: int = 1_024
+    """Vectors in one cache shard: what an interrupted pass repeats at most."""
+
+    def __post_init__(self) -> None:
+        require_at_least("teacher", self, batch_tokens=1, max_seq_length=8, shard_rows=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentConfig:
+    """Where the student starts."""
+
+    init: Literal["layers", "encoder", "static", "random"] = "layers"
+    """layers: kept layers of the teacher; encoder: another encoder and a Dense; static: a token table alone; random:
+    the teacher's architecture with random weights, which is what made the first attempt fail."""
+    layers: tuple[int, ...] = ()
+    """Teacher layers to keep, from 0, ascending; needed by ``layers``."""
+    model: str = ""
+    """Folder or hub id of the encoder; needed by ``encoder``."""
+    revision: str | None = None
+    """Hub commit of the encoder."""
+    pooling: Literal["mean", "cls", "lasttoken"] = "mean"
+    """How ``encoder`` pools its tokens."""
+    width: float = 1.0
+    """Hidden size as a share of the teacher's, above 0 and at most 1; ``layers`` cuts along principal directions."""
+    num_layers: int | None = None
+    """Layers of a ``random`` student; None: as many as the teacher."""
+    num_heads: int | None = None
+    """Attention heads of a ``random`` student; None: as many as the teacher."""
+    vocab_size: int | None = None
+    """Tokens to keep, the most frequent in the corpus besides special, byte and single-character ones; None: all."""
+    table_rank: int | None = None
+    """Rank of the token table as a product of two matrices, for ``layers``; None: not factorised."""
+    exits: tuple[int, ...] = ()
+    """Numbers of layers, ascending, after which a vector is trained too (layer-wise early exits); empty: none."""
+    dims: tuple[int, ...] = ()
+    """Leading dimensions, descending, that are trained to stand alone (Matryoshka, arXiv 2205.13147); empty: none."""
+    max_seq_length: int | None = None
+    """Tokens the student reads; None: as the teacher."""
+    prompts: Literal["none", "teacher"] = "none"
+    """none: the student learns the prompted vector from the bare text; teacher: it takes the same prompts."""
+
+    def __post_init__(self) -> None:
+        if self.init == "layers":
+            ascending = all(a < b for a, b in zip(self.layers, self.layers[1:], strict=False))
+            good = bool(self.layers) and self.layers[0] >= 0 and ascending
+            require(good, "student.layers", list(self.layers), "layer numbers from 0, ascending")
+        require(0 < self.width <= 1, "student.width", self.width, "a share above 0 and at most 1")
+        require_at_least("student", self, num_layers=1, num_heads=1, vocab_size=16, table_rank=1)
+        ascending = list(self.exits) == sorted(set(self.exits)) and (not self.exits or self.exits[0] >= 1)
+        require(ascending, "student.exits", list(self.exits), "numbers of layers from 1, ascending")
+        descending = list(self.dims) == sorted(set(self.dims), reverse=True) and (not self.dims or self.dims[-1] >= 1)
+        require(descending, "student.dims", list(self.dims), "numbers of dimensions, descending")
+        if self.init == "encoder":
+            require(bool(self.model), "student.model", self.model, "a folder or hub id when student.init is encoder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One phase of the length curriculum: ``{ tokens = 512, share = 0.6 }``."""
+
+    tokens: int = 512
+    """Longest training text in tokens; the rest is cut."""
+    share: float = 1.0
+    """Share of the steps, above 0; the shares of all phases add up to 1."""
+
+    def __post_init__(self) -> None:
+        require_at_least("train.curriculum", self, tokens=8)
+        require(0 < self.share <= 1, "train.curriculum", self.share, "a share above 0 and at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Optimisation."""
+
+    distillation: float = 1.0
+    """Weight of the distance between the student's and the teacher's vector."""
+    distillation_kind: Literal["cosine", "l2"] = "cosine"
+    """cosine: 1 - cosine; l2: the distance of the unit vectors."""
+    alignment: float = 0.1
+    """Weight of the KL divergence between the two models' in-batch similarity rows."""
+    alignment_temperature: float = 0.05
+    """Similarities are divided by this before the softmax of the alignment loss."""
+    exit_alignment: float = 1.0
+    """Weight of the distillation of the vectors at ``student.exits``, their mean."""
+    contrastive: float = 0.0
+    """Weight of InfoNCE over the pairs of a batch, the other pairs being negatives."""
+    contrastive_temperature: float = 0.05
+    """Cosines are divided by this before the softmax of the contrastive loss."""
+    triplet: float = 0.0
+    """Weight of the triplet loss over rows that have a positive and a hard negative."""
+    triplet_margin: float = 0.2
+    """Least difference of cosine distances that the triplet loss asks for."""
+    batch_size: int = 96
+    """Most texts in one forward pass."""
+    batch_tokens: int | None = None
+    """Most padded tokens in one forward pass; None: ``batch_size`` alone decides."""
+    gradient_accumulation: int = 1
+    """Forward passes that make one step."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass: less memory, about a third more time."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up; then linear decay to 0."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    epochs: float = 1.0
+    """Passes over the training text, unless ``max_steps`` says otherwise."""
+    max_steps: int | None = None
+    """Optimiser steps; None: by ``epochs``."""
+    max_seq_length: int = 512
+    """Longest training text in tokens, where there is no ``curriculum``; the rest is cut."""
+    curriculum: tuple[Phase, ...] = ()
+    """Phases of growing text length, in order; empty: ``max_seq_length`` throughout."""
+    freeze_token_table: bool = True
+    """Whether the token table keeps its first values."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of training; auto: bf16 where the CPU or GPU computes it natively."""
+    fused: Literal["auto", "on", "off"] = "auto"
+    """Whether norms, rotary embedding and gated MLP run as fused kernels; auto: where they exist for the model."""
+    eval_steps: int = 500
+    """Steps between evaluations on dev tasks and validation text, each followed by a checkpoint."""
+    best_metric: str = "dev"
+    """What chooses the checkpoint: ``dev`` (mean over dev tasks), a dev task type, or ``validation_alignment`` and the
+    like, where less is better."""
+    stop_metric: str = "validation_alignment"
+    """What early stopping watches; named as in ``best_metric``."""
+    stop_patience: int | None = None
+    """Evaluations without improvement of ``stop_metric`` after which training ends; None: never."""
+    targets: Mapping[str, float] = field(default_factory=dict)
+    """Largest final value of a validation loss, e.g. { validation_alignment = 1.0 }; the card says whether reached."""
+    average_checkpoints: int = 0
+    """Last checkpoints whose mean is tried at the end and kept if it scores best; 0: none."""
+    report_to: tuple[Literal["wandb", "tensorboard"], ...] = ()
+    """Trackers that get every number besides the run's own log."""
+
+    def __post_init__(self) -> None:
+        weights = ("distillation", "alignment", "exit_alignment", "contrastive", "triplet")
+        require_at_least("train", self, **dict.fromkeys(weights, 0))
+        total = self.distillation + self.alignment + self.contrastive + self.triplet
+        require(total > 0, "train.distillation", self.distillation, "a positive weight for one objective at least")
+        require_at_least("train", self, alignment_temperature=1e-3, contrastive_temperature=1e-3, triplet_margin=0)
+        require_at_least("train", self, batch_size=2, learning_rate=1e-9, epochs=1e-6, max_steps=1, eval_steps=1)
+        require_at_least("train", self, max_seq_length=8, batch_tokens=8, gradient_accumulation=1, stop_patience=1)
+        shares = sum(phase.share for phase in self.curriculum)
+        require(not self.curriculum or abs(shares - 1) < 1e-6, "train.curriculum", shares, "shares that add up to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmConfig:
+    """What a run must shout about, checked at each evaluation from step 0 on."""
+
+    stop: bool = True
+    """Whether a run ends itself when an alarm says that it cannot succeed."""
+    grace_evaluations: int = 2
+    """Evaluations after step 0 that may lie below the static floor before that ends the run."""
+    max_mean_cosine: float = 0.9
+    """Highest mean cosine between different validation texts; above it vectors have collapsed."""
+    min_effective_rank: float = 0.1
+    """Least effective rank of the validation vectors, as a share of the teacher's on the same texts."""
+    min_trained_rows: float = 0.2
+    """Least share of the token rows of a language that ever got a gradient, where the token table learns."""
+    stall_evaluations: int = 4
+    """Evaluations in which the training loss falls while the dev score does not rise."""
+
+    def __post_init__(self) -> None:
+        require_at_least("alarms", self, grace_evaluations=1, stall_evaluations=1, min_effective_rank=0)
