@@ -34,7 +34,8 @@ class EvalConfig:
     data: Path = Path()
     """Folder with ``sts/``, ``bitext/``, ``retrieval/`` and ``classification/``."""
     dev: tuple[str, ...] = ()
-    """Task ids or globs, e.g. ``sts/stsb_multi_mt.dev``; ``NAME@SPLIT`` scores another split of a task.
+    """Task ids or globs, e.g. ``sts/stsb_multi_mt.dev``; ``NAME@SPLIT`` scores another split of a task, and
+    ``sts/NAME@cross`` an English sentence with its counterpart in each other language.
     ``agreement`` needs no labels: it compares similarities with the teacher's on validation text."""
     test: tuple[str, ...] = ()
     """Task ids or globs that the gate judges by."""

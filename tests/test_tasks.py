@@ -110,6 +110,29 @@ def test_the_hash_follows_the_rows(tmp_path: Path) -> None:
     assert hashes[0] == hashes[2] != hashes[1]
 
 
+def test_languages_are_crossed_where_their_rows_are_translations(tmp_path: Path, hash_encoder: HashEncoder) -> None:
+    rows = [
+        {"sentence1": f"{lang} a{i}", "sentence2": f"{lang} b{i}", "score": i, "lang": lang}
+        for lang in ("en", "deu", "fr")
+        for i in range(4)
+    ]
+    write_rows(tmp_path / "sts/toy.test.jsonl", rows)
+    (task,) = load_tasks(tmp_path, ["sts/toy.test@cross"])
+    assert [part.lang for part in task.parts] == ["en-de", "en-fr"]
+    assert (("deu b2", "en a2")) in task.scored
+    assert ("en a2", "en b2") not in task.scored
+    assert all(found["cosine_spearman"] is not None for found in scores(task, hash_encoder).values())
+    assert [part.n for part in task.parts] == [4, 4]
+    (french,) = load_tasks(tmp_path, ["sts/toy.test@cross"], languages=["fr"])
+    assert [part.lang for part in french.parts] == ["en-fr"]
+    write_rows(tmp_path / "sts/toy.test.jsonl", [*rows[:-1], {**rows[-1], "score": 9}])
+    with pytest.raises(DataError, match="the rows in fr are not those in en"):
+        load_tasks(tmp_path, ["sts/toy.test@cross"])
+    write_rows(tmp_path / "sts/toy.test.jsonl", rows[:4])
+    with pytest.raises(DataError, match="expected en and another one"):
+        load_tasks(tmp_path, ["sts/toy.test@cross"])
+
+
 def test_a_split_is_chosen_by_name_and_train_is_never_scored(eval_data: Path) -> None:
     test, dev = load_tasks(eval_data, ["classification/toy", "classification/toy@dev"])
     assert dev.id == "classification/toy@dev"

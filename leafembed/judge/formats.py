@@ -6,7 +6,7 @@ Readers know nothing of scores, and the scores in ``tasks.py`` nothing of files.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from leafembed.errors import DataError
 from leafembed.text import normalise_lang, normalise_text, read_rows
 
 __all__ = [
+    "CROSS",
     "Groups",
     "Item",
     "Options",
@@ -26,6 +27,9 @@ __all__ = [
     "read_sts",
     "require_spread",
 ]
+
+CROSS = "cross"
+"""Split of an STS file that pairs an English first sentence with the second sentence of every other language."""
 
 Item = tuple[Any, ...]
 Groups = dict[str, tuple[list[Item], Any]]
@@ -97,12 +101,39 @@ def _grouped(rows: Sequence[_Row], key: str, options: Options) -> dict[str, list
 def read_sts(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
     """Return ``(sentence1, sentence2, score)`` by language, against the prompt name, and all texts."""
     rows = read_rows(path, texts=("sentence1", "sentence2"), names=("lang",), numbers=("score",))
+    if split == CROSS and options.languages:
+        options = replace(options, languages=options.languages | {"en"})
+    pairs = {
+        lang: [(row["sentence1"], row["sentence2"], row["score"]) for row in members]
+        for lang, members in _grouped(rows, "lang", options).items()
+    }
+    if split == CROSS:
+        pairs = _crossed(pairs, {normalise_lang(row["lang"]) for row in rows}, path)
     groups: Groups = {}
-    for lang, members in _grouped(rows, "lang", options).items():
-        items = options.sample([(row["sentence1"], row["sentence2"], row["score"]) for row in members], texts=2)
+    for lang, members in pairs.items():
+        items = options.sample(members, texts=2)
         require_spread(items, f"{path} ({lang})")
         groups[lang] = (items, "STS")
     return groups, [row[side] for row in rows for side in ("sentence1", "sentence2")]
+
+
+def _crossed(pairs: dict[str, list[Item]], languages: set[str], path: Path) -> dict[str, list[Item]]:
+    """English first sentences with the second sentences of each other language, row by row, as ``en-de`` and so on.
+
+    The rows of all languages must be translations of each other in the same order, which equal scores vouch for.
+    """
+    english = pairs.get("en")
+    if english is None or len(languages) < 2:
+        raise DataError(f"{path}: got the languages {sorted(languages)}, expected en and another one to cross with")
+    crossed = {}
+    for lang, others in pairs.items():
+        if [score for *_, score in others] != [score for *_, score in english]:
+            raise DataError(f"{path}: the rows in {lang} are not those in en, in order; expected translations of them")
+        if lang != "en":
+            crossed[f"en-{lang}"] = [
+                (mine[0], theirs[1], mine[2]) for mine, theirs in zip(english, others, strict=True)
+            ]
+    return crossed
 
 
 def require_spread(items: Sequence[Item], where: str) -> None:

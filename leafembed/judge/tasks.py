@@ -1,6 +1,6 @@
 """Evaluation tasks from local files, and one that needs no labels.
 
-    DATA/sts/NAME.jsonl[.gz]              sentence1, sentence2, score, lang
+    DATA/sts/NAME.jsonl[.gz]              sentence1, sentence2, score, lang         (@cross: across languages)
     DATA/bitext/NAME.jsonl[.gz]           sentence1, sentence2, lang_pair
     DATA/classification/NAME.jsonl[.gz]   text, label, lang, split        (split train is the probe set)
     DATA/retrieval/NAME/                  queries {id, text, lang}, corpus {id, text, title?}, qrels {qid, did, score}
@@ -97,7 +97,8 @@ def load_tasks(
 
     Args:
         data: Folder laid out as this module describes.
-        names: Task ids or globs; ``classification/NAME@SPLIT`` scores another split than test.
+        names: Task ids or globs; ``classification/NAME@SPLIT`` scores another split than test, ``sts/NAME@cross``
+            English first sentences with the second sentences of the other languages.
         languages: Languages to score, in any spelling; a pair counts when both sides are named or English. Empty:
             all. A glob skips tasks without them.
         max_rows: Most scored items in one language, drawn at random; probe sets and documents stay whole.
@@ -208,8 +209,11 @@ def _discover(data: Path) -> dict[str, Path]:
 
 def _match(name: str, paths: Mapping[str, Path], data: Path) -> dict[str, Path]:
     pattern, _, split = name.partition("@")
-    if split and not pattern.startswith("classification/"):
-        raise DataError(f"{name}: got split {split!r}, but only tasks in classification/ have splits to choose from")
+    if split and not (pattern.startswith("classification/") or (pattern.startswith("sts/") and split == formats.CROSS)):
+        raise DataError(
+            f"{name}: got split {split!r}, but only tasks in classification/ have splits to choose from, and those in "
+            f"sts/ have {formats.CROSS!r}"
+        )
     matched = {id: path for id, path in paths.items() if fnmatchcase(id, pattern)}
     if not matched:
         near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.5) or sorted(paths)
