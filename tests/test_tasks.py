@@ -121,7 +121,6 @@ def test_languages_are_crossed_where_their_rows_are_translations(tmp_path: Path,
     assert [part.lang for part in task.parts] == ["en-de", "en-fr"]
     assert (("deu b2", "en a2")) in task.scored
     assert ("en a2", "en b2") not in task.scored
-    assert all(found["cosine_spearman"] is not None for found in scores(task, hash_encoder).values())
     assert [part.n for part in task.parts] == [4, 4]
     (french,) = load_tasks(tmp_path, ["sts/toy.test@cross"], languages=["fr"])
     assert [part.lang for part in french.parts] == ["en-fr"]
