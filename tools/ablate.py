@@ -1,0 +1,105 @@
+"""Trains one student for each of a list of changes, each on top of those before it, and compares their dev scores.
+
+    python tools/ablate.py recipes/ablations/why_v1.toml --out docs/results/why-v1 --set teacher.model=FOLDER
+
+The list is a TOML file: ``recipe`` (relative to it), ``set`` (the scale, for all runs) and ``[[change]]`` tables of
+``name`` and ``set``. Nothing is judged or quantised; what counts is the best dev score at an equal number of text
+visits. An interrupted call goes on where it stopped. Writes results.json, README.md and plot.png.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from leafembed.progress import say
+from leafembed.ship.machine import machine_facts
+from leafembed.ship.markdown import fixed, table
+
+
+def main() -> None:
+    """Run what is missing and write the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path, help="list of changes (TOML)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: runs/NAME_OF_THE_PLAN)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every run; repeatable")
+    args = parser.parse_args()
+    plan = tomllib.loads(args.plan.read_text(encoding="utf-8"))
+    recipe = args.plan.parent / plan["recipe"]
+    runs = args.runs or Path("runs") / args.plan.stem
+    overrides = [*plan["set"], *args.set]
+    results = []
+    for number, change in enumerate(plan["change"]):
+        overrides += change["set"]
+        say(f"{number + 1} of {len(plan['change'])}: {change['name']}")
+        results.append({"name": change["name"], "set": change["set"], **train(recipe, runs / f"{number}", overrides)})
+        write(args.out, plan, results)
+
+
+def train(recipe: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Train one student and return its scores on dev and what it cost."""
+    command = [sys.executable, "-m", "leafembed", "run", str(recipe), "--run-dir", str(folder), "--until", "train"]
+    for override in overrides:
+        command += ["--set", override]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    facts = json.loads((folder / "student" / "stage.json").read_text(encoding="utf-8"))["facts"]
+    history = [entry for entry in facts["history"] if "dev" in entry]
+    best = max(history, key=lambda entry: entry["dev"])
+    return {
+        "dev": {"mean": best["dev"], **best["dev_tasks"]},
+        "start": {"mean": history[0]["dev"], **history[0]["dev_tasks"]},
+        "floor": facts["floor"],
+        "alarms": [alarm["message"] for alarm in facts["alarms"]],
+        "steps": facts["steps"],
+        "best_step": best["step"],
+        "seconds": facts["seconds"],
+    }
+
+
+def write(folder: Path, plan: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """Write results.json, the table and the plot of what is there so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {"plan": plan, "machine": machine_facts(), "results": results}
+    (folder / "results.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    columns = list(dict.fromkeys(name for result in results for name in result["dev"]))
+    rows = [
+        [str(number), result["name"], *(fixed(result["dev"].get(name), 3) for name in columns)]
+        + [fixed(result["floor"], 3), fixed(result["seconds"], 0)]
+        for number, result in enumerate(results)
+    ]
+    text = table(["", "change, on top of those above", *columns, "static floor, mean", "seconds"], rows, words=2)
+    (folder / "README.md").write_text(text + "\n\n![dev score by change](plot.png)\n", encoding="utf-8")
+    plot(folder / "plot.png", results)
+
+
+def plot(path: Path, results: list[dict[str, Any]]) -> None:
+    """Draw the mean dev score before and after training, change by change, against the static floor."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.1, 0.6 + 0.5 * len(results)), dpi=110, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    places = range(len(results))
+    scores = [result["dev"]["mean"] for result in results]
+    axes.barh(places, scores, color="#0f766e", height=0.6, label="trained")
+    axes.plot([result["start"]["mean"] for result in results], places, "|", color="#1f2933", markersize=16,
+              markeredgewidth=2, label="before training")  # fmt: skip
+    axes.plot([result["floor"] for result in results], places, "o", color="#c2410c", markersize=5,
+              label="static table of the teacher")  # fmt: skip
+    for place, score in zip(places, scores, strict=True):
+        axes.annotate(f"{score:.3f}", (score, place), xytext=(4, 0), textcoords="offset points", va="center", size=8.5)
+    axes.set_yticks(places, [result["name"] for result in results])
+    axes.invert_yaxis()
+    axes.set_xlabel("dev score, mean over tasks and languages")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    figure.savefig(path, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
