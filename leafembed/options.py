@@ -52,7 +52,7 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
               "(exit 3);\nthe reasons are written to RUN_DIR/refused. Every key of a recipe: docs/recipe.md.\n\n"
               "  leaf run recipes/quick.toml --set train.epochs=8 --set student.layers=[0,2,5]")  # fmt: skip
     plan = add("plan", "price a student before it is trained: parameters and megabytes by part",
-               "Reads the teacher's config, no weights.\n\n"
+               "Reads the teacher's config, no weights; a teacher at a URL is asked once, for its dimensions.\n\n"
                "  leaf plan recipes/quick.toml --set student.layers=[0,5]")  # fmt: skip
     embed = add("embed", "fill the teacher's cache and stop; a killed run repeats at most one shard",
                 "  leaf embed recipes/quick.toml", json_flag=False)  # fmt: skip

@@ -22,7 +22,7 @@ from leafembed.judge.gate import check
 from leafembed.judge.tasks import Task
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.plan import parts_of
-from leafembed.learn.student import Sample, init_student
+from leafembed.learn.student import Sample, init_student, stand_in
 from leafembed.learn.teacher import TorchEncoder
 from leafembed.prepare import Material, embed
 from leafembed.progress import say
@@ -82,7 +82,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     run_dir.mkdir(parents=True, exist_ok=True)
     learned = embed(recipe)
     (run_dir / RESOLVED).write_text(to_toml(recipe.to_dict()), encoding="utf-8")
-    precision = learned.teacher.encoder.precision
+    precision = learned.teacher.arithmetic.precision
     score = partial(_scored, run_dir / "reports", learned.test, how=(learned.targets_id, precision, recipe.seed))
     reports = {"teacher": score("teacher", learned.teacher)}
     untrained, encoders = _floors(recipe, run_dir, learned)
@@ -101,7 +101,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         student=student.ref,
         parts=[dataclasses.asdict(part) for part in parts_of(student.model)],
         training=training,
-        scored_in={"precision": precision, "device": learned.teacher.encoder.model.device.type},
+        scored_in={"precision": precision, "device": learned.teacher.arithmetic.device},
     )
     shutil.rmtree(run_dir / "refused", ignore_errors=True)
     if not verdict.passed and not allow_failed:
@@ -132,22 +132,31 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
 
 def _floors(recipe: Recipe, run_dir: Path, learned: Material) -> tuple[Path, dict[str, Encoder]]:
     """What a student must beat: random vectors, itself untrained (its folder comes first), and a static table."""
-    configs = {"untrained student": recipe.student, "static table": StudentConfig(init="static")}
+    static = StudentConfig(init="static")
+    if learned.teacher.torch is None:  # there is no table of the teacher's: that of the student's encoder
+        static = dataclasses.replace(static, model=recipe.student.model, revision=recipe.student.revision)
+    configs = {"untrained student": recipe.student, "static table": static}
     texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
     sample = Sample(texts, learned.targets(np.arange(len(texts))))
     encoders: dict[str, Encoder] = {"floor: random": RandomEncoder(learned.teacher.ref.dim, recipe.seed)}
     folders = {}
     for name, config in configs.items():
         folders[name] = folder = run_dir / name.replace(" ", "-")
-        body = fingerprint_folder(resolve(config.model, config.revision)) if config.init == "encoder" else ""
+        body = fingerprint_folder(resolve(config.model, config.revision)) if _has_encoder(config, learned) else ""
         key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id)
 
         def build(target: Path, config: StudentConfig = config) -> None:
-            init_student(config, learned.teacher.encoder.model, sample, target)
+            teacher = learned.teacher.torch
+            init_student(config, teacher.model if teacher else stand_in(config, learned.teacher.ref), sample, target)
 
         once(folder, key, build)
         encoders[f"floor: {name}"] = _torch_encoder(folder, f"floor: {name}", learned, config)
     return folders["untrained student"], encoders
+
+
+def _has_encoder(config: StudentConfig, learned: Material) -> bool:
+    """Whether a student takes weights from the encoder at ``config.model``, and not from its teacher."""
+    return config.init == "encoder" or learned.teacher.torch is None
 
 
 def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) -> dict[str, Any]:
@@ -155,7 +164,7 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
 
     def score(model: Any) -> dict[str, float]:
         ref = dataclasses.replace(learned.teacher.ref, name=recipe.name, prompts=dict(model.prompts))
-        report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.encoder.precision), learned.dev)
+        report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.arithmetic.precision), learned.dev)
         return {"mean": report.mean, **report.by_type()}
 
     dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
@@ -186,13 +195,13 @@ def _torch_encoder(folder: Path, name: str, learned: Material, config: StudentCo
 
     It carries the licence of everything that its weights come from.
     """
-    teacher = learned.teacher.encoder
-    licences = [teacher.ref.licence or "not stated"]
-    if config.init == "encoder":
+    how = learned.teacher.arithmetic
+    licences = [learned.teacher.ref.licence or "not stated"]
+    if _has_encoder(config, learned):
         licences.append(stated_licence(resolve(config.model, config.revision)) or "not stated")
-    model = load_sentence_transformer(folder, device=teacher.model.device.type)
+    model = load_sentence_transformer(folder, device=how.device)
     ref = describe(model, folder, name=name, licence=" and ".join(dict.fromkeys(licences)))
-    return TorchEncoder(model, ref, precision=teacher.precision, batch_tokens=teacher.batch_tokens)
+    return TorchEncoder(model, ref, precision=how.precision, batch_tokens=how.batch_tokens)
 
 
 def _scored(
@@ -245,13 +254,13 @@ def _fidelity(student: Encoder, int8: Encoder, texts: list[str], prompt_name: st
 def _benchmark(
     recipe: Recipe, run_dir: Path, learned: Material, student: TorchEncoder, int8: BundleEncoder
 ) -> tuple[Speed, ...]:
-    teacher = learned.teacher.encoder
-    limit, group_size = teacher.ref.max_seq_length or "unlimited", recipe.quantize.group_size
-    folder = recipe.cache_dir / "int8" / f"{teacher.ref.fingerprint}-{limit}-group{group_size}"
-    _quantized(teacher, folder, group_size)
-    teacher_int8 = BundleEncoder(folder, threads=int8.threads, batch_size=int8.batch_size)
-    entries = (
-        Entry("teacher", teacher, learned.teacher_dir, teacher_int8, folder, recipe.teacher.prompt_name),
-        Entry("student", student, run_dir / "student", int8, run_dir / "int8", recipe.teacher.prompt_name),
-    )
+    prompt_name = recipe.teacher.prompt_name
+    entries = [Entry("student", student, run_dir / "student", int8, run_dir / "int8", prompt_name)]
+    teacher = learned.teacher.torch
+    if teacher is not None and learned.teacher_dir is not None:  # one at a URL does not run on this machine
+        limit, group_size = teacher.ref.max_seq_length or "unlimited", recipe.quantize.group_size
+        folder = recipe.cache_dir / "int8" / f"{teacher.ref.fingerprint}-{limit}-group{group_size}"
+        _quantized(teacher, folder, group_size)
+        teacher_int8 = BundleEncoder(folder, threads=int8.threads, batch_size=int8.batch_size)
+        entries.insert(0, Entry("teacher", teacher, learned.teacher_dir, teacher_int8, folder, prompt_name))
     return race(entries, learned.validation(recipe.benchmark.texts), config=recipe.benchmark)

@@ -30,7 +30,7 @@ class Material:
 
     Attributes:
         teacher: The teacher behind its cache.
-        teacher_dir: Its folder.
+        teacher_dir: Its folder; ``None``: it is at a URL.
         corpus: Training and validation text.
         positions: Where the vector of each row lies in the teacher's store.
         dev: Tasks that choose the checkpoint.
@@ -38,7 +38,7 @@ class Material:
     """
 
     teacher: CachedTeacher
-    teacher_dir: Path
+    teacher_dir: Path | None
     corpus: Corpus
     positions: NDArray[np.int64]
     dev: tuple[Task, ...]

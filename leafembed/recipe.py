@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from leafembed.errors import require, require_at_least
 from leafembed.recipe_learn import AlarmConfig, DataConfig, StudentConfig, TeacherConfig, TrainConfig
@@ -24,6 +25,7 @@ __all__ = [
     "GateConfig",
     "QuantizeConfig",
     "Recipe",
+    "is_url",
 ]
 
 
@@ -131,7 +133,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dir", self.cache_dir.expanduser())
-        require(bool(self.teacher.model), "teacher.model", "", "a folder, a hub id or package:NAME")
+        require(bool(self.teacher.model), "teacher.model", "", "a folder, a hub id, package:NAME or a URL")
+        _require_teacher(self.teacher, self.student)
         sources = bool(self.data.sources) or self.data.mixture is not None
         require(sources, "data.sources", "nothing", "at least one [[data.sources]] table, or data.mixture")
         require(bool(self.eval.test), "eval.test", "nothing", "at least one task for the gate to judge by")
@@ -142,6 +145,39 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain data; paths as text, ``None`` left out."""
         return dataclasses.asdict(self, dict_factory=_plain)
+
+
+def is_url(model: str) -> bool:
+    """Whether a teacher is named by the URL of its server, and not as a folder, hub id or package."""
+    return model.startswith(("http://", "https://"))
+
+
+def _require_teacher(teacher: TeacherConfig, student: StudentConfig) -> None:
+    """What a teacher at a URL needs and cannot give, and what no other teacher takes."""
+    if not is_url(teacher.model):
+        for key in ("served_model", "api_key_file", "prompts"):
+            value = getattr(teacher, key)
+            require(not value, f"teacher.{key}", value, "nothing, since teacher.model is no URL")
+        return
+    require(
+        _is_plain(teacher.model),
+        "teacher.model",
+        "a URL that is not shown, since it may hold a key",
+        "http(s)://HOST[:PORT]/PATH without user, query or fragment; a key goes into teacher.api_key_file",
+    )
+    require(bool(teacher.served_model), "teacher.served_model", "", "the model's name at the URL of teacher.model")
+    require(teacher.revision is None, "teacher.revision", teacher.revision, "nothing, since teacher.model is a URL")
+    need = "encoder, with student.model, since teacher.model is a URL: it gives vectors, but no layers and no tokens"
+    require(student.init == "encoder", "student.init", student.init, need)
+
+
+def _is_plain(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return False
+    return bool(parts.hostname) and not {"@", "?", "#"} & set(url) and url.isprintable() and " " not in url
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -103,9 +103,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         require(value in args, key, value, f"one of {', '.join(map(str, args))}")
         return value
-    if origin is not None:  # Mapping[str, float]
+    if origin is not None:  # Mapping[str, float] or Mapping[str, str]
         if not isinstance(value, dict):
-            raise RecipeError(f"{key}: got {value!r}, expected a table of numbers")
+            raise RecipeError(f"{key}: got {value!r}, expected a table of {'texts' if args[1] is str else 'numbers'}")
         return {name: _convert(args[1], item, f"{key}.{name}") for name, item in value.items()}
     return _SCALARS[hint](value, key)
 

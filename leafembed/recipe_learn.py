@@ -122,11 +122,11 @@ class TeacherConfig:
     prompt_name: str | None = None
     """Prompt for texts whose source names none; None: no prompt."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the teacher pass; auto: bf16 where the CPU or GPU computes it natively. Never fp16."""
+    """Arithmetic of the teacher pass and of scoring; auto: bf16 where the hardware computes it natively. Never fp16."""
     batch_tokens: int = 2_048
     """Padded tokens in one forward pass."""
     max_seq_length: int | None = None
-    """Tokens the teacher reads; None: the teacher's own limit."""
+    """Tokens the teacher reads; None: its own limit. A server cuts as it likes: with a URL this limits the student."""
     shard_rows: int = 1_024
     """Vectors in one cache shard: what an interrupted pass repeats at most."""
 

@@ -33,7 +33,7 @@ def run_facts(
 ) -> dict[str, Any]:
     """What a manifest says of a run before its models are judged.
 
-    ``scored_in`` is the precision and device in which the teacher and everything else in torch was scored.
+    ``scored_in`` is the precision and device in which everything in torch was scored: all but a teacher at a URL.
     """
     return {
         "name": recipe.name,
@@ -89,8 +89,8 @@ def manifest(
 def _portable(recipe: Recipe) -> dict[str, Any]:
     """The recipe with paths as one would type them in the current folder, so that a card names no one's machine."""
     plain = recipe.to_dict()
-    places = ((plain, "cache_dir"), (plain["data"], "root"), (plain["eval"], "data"), (plain["teacher"], "model"))
-    for section, key in (*places, (plain["student"], "model")):
+    places = ((plain, "cache_dir"), (plain["data"], "root"), (plain["eval"], "data"), (plain["student"], "model"))
+    for section, key in (*places, (plain["teacher"], "model"), (plain["teacher"], "api_key_file")):
         path = Path(section.get(key, ""))
         if path.is_absolute():
             home, here = Path.home(), Path.cwd()

@@ -29,9 +29,12 @@ ALLOWED = {
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
     "judge.evaluate": {"judge.tasks"},  # what it scores
     "judge.tasks": {"judge.formats", "judge.metrics"},  # a task is rows of a format and a metric
-    "learn.teacher": {"learn.cache", "learn.models"},  # a teacher is a loaded model behind a cache
+    # A teacher is a loaded model, or a server that is asked, behind a cache.
+    "learn.teacher": {"learn.cache", "learn.models", "learn.remote"},
+    "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
     "learn.student": {"learn.models"},  # finds the encoder to start from
-    "learn.plan": {"learn.models", "learn.student"},  # prices the config that the student would get
+    # Prices the config that the student would get; a teacher at a URL is asked for its dim.
+    "learn.plan": {"learn.models", "learn.remote", "learn.student"},
     "learn.train": {"learn.batches", "learn.losses", "learn.models"},  # trains a loaded model by a loss
     # Outside the three floors.
     "recipe_io": set(),

@@ -14,8 +14,10 @@ from typing import Any
 
 from leafembed.errors import ModelError
 from leafembed.learn.models import resolve
+from leafembed.learn.remote import connect
 from leafembed.learn.student import kept_config
-from leafembed.recipe import Recipe
+from leafembed.recipe import Recipe, is_url
+from leafembed.recipe_learn import StudentConfig
 
 __all__ = ["BODY", "HEAD", "TABLE", "Part", "parts_of", "plan"]
 
@@ -40,29 +42,43 @@ class Part:
 
 
 def plan(recipe: Recipe) -> list[Part]:
-    """Price the recipe's student from config files alone; no weights are read.
+    """Price the recipe's student from config files alone; no weights are read. A teacher at a URL is asked for its dim.
 
     Raises:
-        ModelError: If a config cannot be read.
+        ModelError: If a config cannot be read, or a server does not answer.
         RecipeError: If the recipe asks for layers that the teacher does not have.
     """
-    import torch
-    from transformers import AutoConfig, AutoModel
-
+    if is_url(recipe.teacher.model):
+        return _plan_encoder(recipe.student, connect(recipe.teacher).ref.dim)
     folder = resolve(recipe.teacher.model, recipe.teacher.revision)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: no usable config.json: {str(error).splitlines()[0]}") from error
+    config = _config(folder)
     heads = _heads(folder)
     dim = heads[-1].outputs if heads else int(config.hidden_size)
     if recipe.student.init == "static":
         return _price([(TABLE, (int(config.vocab_size), dim))])
     if recipe.student.init == "encoder":
-        config = AutoConfig.from_pretrained(resolve(recipe.student.model, recipe.student.revision))
-        heads = [_Head(int(config.hidden_size), dim, biased=False, linear=True)]
-    else:
-        config = kept_config(config, recipe.student.layers)
+        return _plan_encoder(recipe.student, dim)
+    return _price_model(kept_config(config, recipe.student.layers), heads)
+
+
+def _plan_encoder(student: StudentConfig, dim: int) -> list[Part]:
+    config = _config(resolve(student.model, student.revision))
+    return _price_model(config, [_Head(int(config.hidden_size), dim, biased=False, linear=True)])
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: no usable config.json: {str(error).splitlines()[0]}") from error
+
+
+def _price_model(config: Any, heads: Iterable[_Head]) -> list[Part]:
+    import torch
+    from transformers import AutoModel
+
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     return _price([*_body_shapes(model), *((HEAD, shape) for head in heads for shape in head.shapes)])

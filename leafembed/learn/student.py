@@ -17,12 +17,12 @@ import numpy as np
 from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.models import resolve
 from leafembed.recipe_learn import StudentConfig
-from leafembed.types import FloatArray
+from leafembed.types import FloatArray, ModelRef
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["STUDENT_INITS", "Sample", "fold_dense", "init_student", "keep_layers", "kept_config"]
+__all__ = ["STUDENT_INITS", "Sample", "fold_dense", "init_student", "keep_layers", "kept_config", "stand_in"]
 
 _LAYER = re.compile(r"(?:^|(?<=\.))(layers?)\.(\d+)\.")
 
@@ -62,6 +62,18 @@ def init_student(config: StudentConfig, teacher: SentenceTransformer, sample: Sa
     return target
 
 
+def stand_in(config: StudentConfig, teacher: ModelRef) -> SentenceTransformer:
+    """The encoder at ``config.model`` in place of a teacher of which there are only vectors.
+
+    For :func:`init_student`, where ``encoder`` takes no weight of the teacher and ``static`` takes a token table. It
+    has the teacher's prompts, and its length limit where that is known.
+    """
+    model = _pooled(config)
+    model.prompts = dict(teacher.prompts)
+    _limit_length(model, config, teacher)
+    return model
+
+
 def _from_layers(config: StudentConfig, teacher: SentenceTransformer, sample: Sample) -> SentenceTransformer:
     """Keep some layers of the teacher, its token table, norms, pooling and head."""
     from sentence_transformers import SentenceTransformer
@@ -85,7 +97,21 @@ def _from_encoder(config: StudentConfig, teacher: SentenceTransformer, sample: S
     """Another encoder, pooled, with a Dense to the teacher's dim that is fitted by least squares."""
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.base.modules import Dense, Normalize
+
+    pooled = _pooled(config)
+    _limit_length(pooled, config, teacher)
+    hidden = int(pooled.get_embedding_dimension() or 0)
+    vectors = pooled.encode(list(sample.texts), batch_size=32, show_progress_bar=False, convert_to_numpy=True)
+    matrix = _least_squares(np.asarray(vectors, dtype=np.float64), sample.vectors)
+    head = Dense(hidden, matrix.shape[1], bias=False, activation_function=torch.nn.Identity())
+    head.linear.weight.data = torch.from_numpy(matrix.T.astype(np.float32)).contiguous()
+    return SentenceTransformer(modules=[*pooled, head, Normalize()], device="cpu")
+
+
+def _pooled(config: StudentConfig) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     folder = resolve(config.model, config.revision)
@@ -93,14 +119,8 @@ def _from_encoder(config: StudentConfig, teacher: SentenceTransformer, sample: S
         body = Transformer(str(folder), model_kwargs={"attn_implementation": "sdpa", "use_safetensors": True})
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: cannot be loaded as an encoder: {str(error).splitlines()[0]}") from error
-    _limit_length(body, config, teacher)
-    hidden = int(body.get_embedding_dimension())
-    pooled = SentenceTransformer(modules=[body, Pooling(hidden, pooling_mode=config.pooling)], device="cpu").eval()
-    vectors = pooled.encode(list(sample.texts), batch_size=32, show_progress_bar=False, convert_to_numpy=True)
-    matrix = _least_squares(np.asarray(vectors, dtype=np.float64), sample.vectors)
-    head = Dense(hidden, matrix.shape[1], bias=False, activation_function=torch.nn.Identity())
-    head.linear.weight.data = torch.from_numpy(matrix.T.astype(np.float32)).contiguous()
-    return SentenceTransformer(modules=[*pooled, head, Normalize()], device="cpu")
+    pooling = Pooling(int(body.get_embedding_dimension()), pooling_mode=config.pooling)
+    return SentenceTransformer(modules=[body, pooling], device="cpu").eval()
 
 
 def _static(config: StudentConfig, teacher: SentenceTransformer, sample: Sample) -> SentenceTransformer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,14 +25,31 @@ from leafembed.learn.models import (
     pick_device,
     resolve,
 )
+from leafembed.learn.remote import RemoteEncoder, connect
 from leafembed.progress import progress
+from leafembed.recipe import is_url
 from leafembed.recipe_learn import TeacherConfig
 from leafembed.types import FloatArray, ModelRef, Row, check_vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["CachedTeacher", "TorchEncoder", "load_teacher"]
+__all__ = ["Arithmetic", "CachedTeacher", "TorchEncoder", "load_teacher"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How models run in torch in one recipe: teacher and student alike, so that both are judged alike.
+
+    Attributes:
+        device: ``cuda`` or ``cpu``.
+        precision: As :class:`TorchEncoder` takes it.
+        batch_tokens: Padded tokens in one forward pass.
+    """
+
+    device: str
+    precision: Literal["bf16", "fp32"]
+    batch_tokens: int
 
 
 class TorchEncoder:
@@ -120,17 +138,32 @@ class TorchEncoder:
 
 
 class CachedTeacher:
-    """A teacher that computes no vector twice: an encoder in front of a :class:`VectorStore`."""
+    """A teacher that computes no vector twice: an encoder in front of a :class:`VectorStore`.
 
-    def __init__(self, encoder: TorchEncoder, store: VectorStore, *, shard_rows: int) -> None:
+    Args:
+        encoder: The teacher itself.
+        store: Where its vectors are kept.
+        arithmetic: How its students run, and it too where it runs in torch.
+        shard_rows: Vectors in one shard of the store.
+    """
+
+    def __init__(
+        self, encoder: TorchEncoder | RemoteEncoder, store: VectorStore, *, arithmetic: Arithmetic, shard_rows: int
+    ) -> None:
         self.encoder = encoder
         self.store = store
+        self.arithmetic = arithmetic
         self.shard_rows = shard_rows
 
     @property
     def ref(self) -> ModelRef:
         """What the teacher is."""
         return self.encoder.ref
+
+    @property
+    def torch(self) -> TorchEncoder | None:
+        """The teacher's weights; ``None``: it is at a URL, and there are only its vectors."""
+        return self.encoder if isinstance(self.encoder, TorchEncoder) else None
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
         """Embeddings ``(n_texts, dim)`` float32, unit length: stored ones, and new ones for what is missing."""
@@ -176,24 +209,35 @@ class CachedTeacher:
             self.store.append(done_keys, np.concatenate(done))
 
 
-def load_teacher(config: TeacherConfig, cache_dir: Path) -> tuple[CachedTeacher, Path]:
-    """Load the recipe's teacher behind its cache; also return its folder.
+def load_teacher(config: TeacherConfig, cache_dir: Path) -> tuple[CachedTeacher, Path | None]:
+    """Load the recipe's teacher, or reach its server, behind its cache; also return its folder, if it has one.
 
     Raises:
-        ModelError: If it cannot be found or loaded.
+        ModelError: If it cannot be found or loaded, or its server gives no vectors.
         CacheError: If its cache is damaged.
     """
-    folder = resolve(config.model, config.revision)
     device = pick_device()
-    model = load_sentence_transformer(folder, device=device)
+    precision: Literal["bf16", "fp32"] = "bf16" if has_bf16(config.precision, device) else "fp32"
+    arithmetic = Arithmetic(device, precision, config.batch_tokens)
+    encoder: TorchEncoder | RemoteEncoder
+    if is_url(config.model):
+        folder = None
+        encoder = connect(config, cache_dir=cache_dir)
+        name = f"{encoder.ref.fingerprint}-served"
+    else:
+        folder = resolve(config.model, config.revision)
+        encoder = _in_torch(config, folder, arithmetic)
+        name = f"{fingerprint_folder(folder)}-{precision}-{encoder.ref.max_seq_length or 'unlimited'}"
+    store = VectorStore(cache_dir / "vectors" / name, encoder.ref.dim)
+    return CachedTeacher(encoder, store, arithmetic=arithmetic, shard_rows=config.shard_rows), folder
+
+
+def _in_torch(config: TeacherConfig, folder: Path, arithmetic: Arithmetic) -> TorchEncoder:
+    model = load_sentence_transformer(folder, device=arithmetic.device)
     if config.max_seq_length is not None:
         model.max_seq_length = config.max_seq_length
     ref = describe(model, folder, name=_display_name(config.model), licence=config.licence, revision=config.revision)
-    precision: Literal["bf16", "fp32"] = "bf16" if has_bf16(config.precision, device) else "fp32"
-    encoder = TorchEncoder(model, ref, precision=precision, batch_tokens=config.batch_tokens)
-    name = f"{fingerprint_folder(folder)}-{precision}-{ref.max_seq_length or 'unlimited'}"
-    store = VectorStore(cache_dir / "vectors" / name, ref.dim)
-    return CachedTeacher(encoder, store, shard_rows=config.shard_rows), folder
+    return TorchEncoder(model, ref, precision=arithmetic.precision, batch_tokens=arithmetic.batch_tokens)
 
 
 def _display_name(model: str) -> str:
