@@ -5,7 +5,7 @@ What is kept, in this order, until ``size`` is reached:
 1. special and other added tokens but for reserved names that no text holds (EmbeddingGemma has 6,242 ``<unusedN>``);
    tokens that the model, its frame around a text or its padding needs; all byte tokens; every single-character token
    whose character occurs in a counted text. If these alone are too many, that is an error.
-2. The other single-character tokens, lowest id first, in up to a quarter of the places left: a lost word falls apart
+2. The other single-character tokens, lowest id first, in up to an eighth of the places left: a lost word falls apart
    into pieces that the model knows, a lost character into bytes that it hardly does.
 3. All others by frequency, each with what merges pass through on the way to it; unseen ones last, lowest id first.
 
@@ -30,7 +30,7 @@ __all__ = ["Pruned", "fallback_tokens", "prune_tokenizer", "tokens_of"]
 
 _RESERVED = re.compile(r"(?i)(unused|reserved).*\d")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_SPARE = 0.25  # most of the places left that go to characters which no counted text holds
+_SPARE = 0.125  # most of the places left that go to characters which no counted text holds
 _KINDS = ("BPE", "Unigram", "WordPiece")
 
 _Content = Mapping[str, Any]
