@@ -24,6 +24,7 @@ from leafembed.learn.models import describe, fingerprint_folder, load_sentence_t
 from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student, stand_in
 from leafembed.learn.teacher import TorchEncoder
+from leafembed.learn.vocabulary import REPORT, read_report
 from leafembed.prepare import Material, embed
 from leafembed.progress import say
 from leafembed.race import Entry, race
@@ -89,9 +90,8 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     floors = {name: score(name, encoder) for name, encoder in encoders.items()}
     reports |= floors
 
-    student_dir = run_dir / "student"
     training = _trained(recipe, run_dir, learned, untrained)
-    student = _torch_encoder(student_dir, recipe.name, learned, recipe.student)
+    student = _torch_encoder(run_dir / "student", recipe.name, learned, recipe.student)
     reports["student"] = score("student", student)
     verdict = check(reports["student"], reports["teacher"], recipe.gate, floors=floors)
     facts = run_facts(
@@ -101,6 +101,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         student=student.ref,
         parts=[dataclasses.asdict(part) for part in parts_of(student.model)],
         training=training,
+        vocabulary=read_report(run_dir / "student"),
         scored_in={"precision": precision, "device": learned.teacher.arithmetic.device},
     )
     shutil.rmtree(run_dir / "refused", ignore_errors=True)
@@ -137,7 +138,8 @@ def _floors(recipe: Recipe, run_dir: Path, learned: Material) -> tuple[Path, dic
         static = dataclasses.replace(static, model=recipe.student.model, revision=recipe.student.revision)
     configs = {"untrained student": recipe.student, "static table": static}
     texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
-    sample = Sample(texts, learned.targets(np.arange(len(texts))))
+    held_out = [(row.text, row.lang) for row in learned.corpus.validation]
+    sample = Sample(texts, learned.targets(np.arange(len(texts))), [row.text for row in learned.corpus.train], held_out)
     encoders: dict[str, Encoder] = {"floor: random": RandomEncoder(learned.teacher.ref.dim, recipe.seed)}
     folders = {}
     for name, config in configs.items():
@@ -176,7 +178,7 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
         from leafembed.learn.train import train
 
         work_dir.mkdir(parents=True, exist_ok=True)
-        return train(
+        facts = train(
             untrained,
             learned.corpus,
             learned.targets,
@@ -186,6 +188,9 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
             work_dir=work_dir,
             target=target,
         )
+        if (untrained / REPORT).is_file():
+            shutil.copy(untrained / REPORT, target)
+        return facts
 
     return once(run_dir / "student", key, build)
 

@@ -29,13 +29,15 @@ def run_facts(
     student: ModelRef,
     parts: Sequence[Mapping[str, Any]],
     training: Mapping[str, Any],
+    vocabulary: Mapping[str, Any] | None,
     scored_in: Mapping[str, str],
 ) -> dict[str, Any]:
     """What a manifest says of a run before its models are judged.
 
-    ``scored_in`` is the precision and device in which everything in torch was scored: all but a teacher at a URL.
+    ``vocabulary`` is what pruning it changed, ``None`` if it is whole. ``scored_in`` is the precision and device in
+    which everything in torch was scored: all but a teacher at a URL.
     """
-    return {
+    facts = {
         "name": recipe.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "leafembed": __version__,
@@ -55,6 +57,7 @@ def run_facts(
         "machine": {**machine_facts(), "scored_in": dict(scored_in)},
         "versions": versions(PACKAGES),
     }
+    return facts if vocabulary is None else facts | {"vocabulary": dict(vocabulary)}
 
 
 def manifest(

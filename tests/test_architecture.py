@@ -24,7 +24,8 @@ HELPERS = {"text", "progress", "stages"}
 ALLOWED = {
     # A bundle is a model folder with card and plot, and opens as an encoder.
     "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder"},
-    "ship.card": {"ship.curves", "ship.markdown"},  # whether there is a plot to show; tables
+    "ship.card": {"ship.curves", "ship.markdown", "ship.vocabulary"},  # whether there is a plot to show; tables
+    "ship.vocabulary": {"ship.markdown"},  # a section of the card
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
     "judge.evaluate": {"judge.tasks"},  # what it scores
@@ -32,7 +33,9 @@ ALLOWED = {
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.models", "learn.remote"},
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
-    "learn.student": {"learn.models"},  # finds the encoder to start from
+    "learn.student": {"learn.models", "learn.vocabulary"},  # finds the encoder to start from; prunes its tokens
+    "learn.vocabulary": {"learn.vocabulary_tokenizer"},  # a student's tokenizer and table are pruned together
+    "learn.vocabulary_tokenizer": {"learn.vocabulary_bpe"},  # merges decide what must be kept with a token
     # Prices the config that the student would get; a teacher at a URL is asked for its dim.
     "learn.plan": {"learn.models", "learn.remote", "learn.student"},
     "learn.train": {"learn.batches", "learn.losses", "learn.models"},  # trains a loaded model by a loss

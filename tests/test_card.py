@@ -7,6 +7,7 @@ import tomllib
 import pytest
 from tiny import refused_before_int8, sample_manifest, verdict
 
+from leafembed.reports import Retokenised, VocabularyReport
 from leafembed.ship.card import render_card
 from leafembed.ship.curves import plot_curves
 from leafembed.ship.markdown import bullets, fixed, table, to_toml
@@ -162,6 +163,22 @@ def test_plot_is_a_png_of_the_stated_size_and_the_same_each_time(manifest, tmp_p
     width, height = struct.unpack(">II", data[16:24])
     assert abs(width - 1000) < 10
     assert abs(height - 400) < 10
+
+
+def test_a_pruned_vocabulary_is_shown_by_language(manifest):
+    assert "### Vocabulary" not in render_card(manifest)
+    entries = [Retokenised(f"x{i}", 100 - i, 50, 1000, 1100, 10, 22) for i in range(25)]
+    manifest["vocabulary"] = VocabularyReport(262_145, 65_536, 47_213, tuple(entries)).to_dict()
+    card = render_card(manifest)
+    assert "262,145 tokens 65,536 were kept" in card
+    assert "47,213 training texts" in card
+    assert f"| all | 2,200 | {100 * 1250 / 2200:.2f} % | 1.100 | 1.00 % | 2.00 % |" in card
+    assert "| x0 | 100 | 50.00 % | 1.100 | 1.00 % | 2.00 % |" in card
+    assert "| x19 |" in card
+    assert "| x20 |" not in card
+    assert "5 more languages, with fewer texts each, are in the manifest" in card
+    manifest["vocabulary"]["languages"] = manifest["vocabulary"]["languages"][:2]
+    assert "more languages, with fewer" not in render_card(manifest)
 
 
 def test_markdown_pieces():

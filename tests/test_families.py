@@ -149,9 +149,15 @@ def test_nothing_is_pickled(line):
 def test_the_other_starts_go_down_the_same_line(tmp_path, eval_data, cache, init):
     teacher = FAMILIES["bert"].build(tmp_path / "teacher")
     other = FAMILIES["bert"].build(tmp_path / "other")
-    plain = toy_recipe(tmp_path, teacher, eval_data, student={"init": init, "model": str(other)}, cache_dir=cache)
+    plain = toy_recipe(
+        tmp_path, teacher, eval_data, student={"init": init, "model": str(other), "vocab_size": 300}, cache_dir=cache
+    )
     outcome = run(recipe_from_dict(plain), tmp_path / "run")
     assert {path.name for path in outcome.folder.iterdir()} == BUNDLE
     assert outcome.manifest["int8"]["cosine_mean"] > 0.99
     assert outcome.manifest["training"]["steps"] == 12
+    pruned = outcome.manifest["vocabulary"]
+    assert pruned["size_after"] <= 300 < pruned["size_before"]
+    assert (pruned["counted_texts"], sum(entry["texts"] for entry in pruned["languages"])) == (96, 24)
+    assert "### Vocabulary" in (outcome.folder / "README.md").read_text(encoding="utf-8")
     assert leafembed.load(outcome.folder, threads=1).encode(["en1", ""]).shape == (2, 32)

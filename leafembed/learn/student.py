@@ -16,6 +16,7 @@ import numpy as np
 
 from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.models import resolve
+from leafembed.learn.vocabulary import prune_student, write_report
 from leafembed.recipe_learn import StudentConfig
 from leafembed.types import FloatArray, ModelRef
 
@@ -34,10 +35,14 @@ class Sample:
     Attributes:
         texts: Any texts of the corpus.
         vectors: Their teacher vectors, ``(n_texts, dim)`` float32, unit length.
+        all_texts: All texts of the corpus, whose tokens are counted to prune a vocabulary; empty: ``texts``.
+        held_out: Further texts, each with its language, on which the pruned tokenizer is compared with the whole one.
     """
 
     texts: Sequence[str]
     vectors: FloatArray
+    all_texts: Sequence[str] = ()
+    held_out: Sequence[tuple[str, str]] = ()
 
 
 def init_student(config: StudentConfig, teacher: SentenceTransformer, sample: Sample, target: Path) -> Path:
@@ -46,11 +51,11 @@ def init_student(config: StudentConfig, teacher: SentenceTransformer, sample: Sa
     Args:
         config: The recipe's ``[student]``.
         teacher: The teacher, left as it is.
-        sample: For the starts that fit a linear map to the teacher's vectors.
+        sample: For the starts that fit a linear map to the teacher's vectors, and for pruning the vocabulary.
         target: Folder to write.
 
     Raises:
-        RecipeError: If the teacher has no such layers.
+        RecipeError: If the teacher has no such layers, or ``vocab_size`` is too small.
         ModelError: If the architecture is not supported.
     """
     student = STUDENT_INITS[config.init](config, teacher, sample)
@@ -58,6 +63,9 @@ def init_student(config: StudentConfig, teacher: SentenceTransformer, sample: Sa
     student.prompts = dict(prompts)
     if config.init != "static":
         _limit_length(student, config, teacher)
+    if config.vocab_size is not None:
+        texts = sample.all_texts or sample.texts
+        write_report(prune_student(student, texts, config.vocab_size, held_out=sample.held_out), target)
     student.float().cpu().save_pretrained(str(target), create_model_card=False, safe_serialization=True)
     return target
 

@@ -17,6 +17,7 @@ from leafembed.errors import MissingExtraError
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.curves import has_curves
 from leafembed.ship.markdown import bullets, count, fixed, line, table, to_toml
+from leafembed.ship.vocabulary import vocabulary_section
 
 __all__ = ["CARD", "MANIFEST", "PLOT", "gemma_notice", "render_card"]
 
@@ -210,6 +211,7 @@ def _body(manifest: _Manifest) -> dict[str, Any]:
         "counts": table(["reason", "rows"], [[key, count(n)] for key, n in corpus["counts"].items()]),
         "count_rows": len(corpus["counts"]),
         "provenance": _provenance(manifest),
+        "vocabulary": vocabulary_section(manifest["vocabulary"]) if "vocabulary" in manifest else None,
     }
 
 
