@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import GateFailedError
+from leafembed.errors import GateFailedError, StoppedError
+from leafembed.guard import refuse_stopped, set_aside, watched
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.floors import RandomEncoder
 from leafembed.judge.gate import check
@@ -78,6 +79,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
 
     Raises:
         GateFailedError: If the gate refuses the student or its INT8 form and ``allow_failed`` is not set.
+        StoppedError: If an alarm says that training cannot succeed and ``alarms.stop`` is set.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     learned = embed(recipe)
@@ -89,23 +91,24 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     floors = {name: score(name, encoder) for name, encoder in encoders.items()}
     reports |= floors
 
-    student_dir = run_dir / "student"
-    training = _trained(recipe, run_dir, learned, untrained)
-    student = _torch_encoder(student_dir, recipe.name, learned, recipe.student)
+    score_dev = partial(_scored, run_dir / "reports", learned.dev, how=(learned.targets_id, precision, recipe.seed))
+    dev_floor = score_dev("floor: static table on dev", encoders["floor: static table"]).mean
+    place = {"precision": precision, "device": learned.teacher.encoder.model.device.type}
+    facts_of = partial(run_facts, recipe, learned.corpus, teacher=learned.teacher.ref, scored_in=place)
+    try:
+        training = _trained(recipe, run_dir, learned, untrained, dev_floor)
+    except StoppedError as error:
+        start = _torch_encoder(untrained, recipe.name, learned, recipe.student)
+        refuse_stopped(error, run_dir, facts_of, start, reports)
+        raise
+    student = _torch_encoder(run_dir / "student", recipe.name, learned, recipe.student)
     reports["student"] = score("student", student)
     verdict = check(reports["student"], reports["teacher"], recipe.gate, floors=floors)
-    facts = run_facts(
-        recipe,
-        learned.corpus,
-        teacher=learned.teacher.ref,
-        student=student.ref,
-        parts=[dataclasses.asdict(part) for part in parts_of(student.model)],
-        training=training,
-        scored_in={"precision": precision, "device": learned.teacher.encoder.model.device.type},
-    )
+    parts = [dataclasses.asdict(part) for part in parts_of(student.model)]
+    facts = facts_of(student=student.ref, parts=parts, training=training)
     shutil.rmtree(run_dir / "refused", ignore_errors=True)
     if not verdict.passed and not allow_failed:
-        _set_aside(run_dir / "bundle")
+        set_aside(run_dir / "bundle")
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
         raise GateFailedError(verdict, stage="student")
 
@@ -150,7 +153,7 @@ def _floors(recipe: Recipe, run_dir: Path, learned: Material) -> tuple[Path, dic
     return folders["untrained student"], encoders
 
 
-def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) -> dict[str, Any]:
+def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path, dev_floor: float) -> dict[str, Any]:
     """Train into ``run_dir/student`` unless that was done from the same inputs; return what training reported."""
 
     def score(model: Any) -> dict[str, float]:
@@ -165,9 +168,11 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
 
     def build(target: Path) -> dict[str, Any]:
         from leafembed.learn.train import train
+        from leafembed.learn.watch import Watch
 
         work_dir.mkdir(parents=True, exist_ok=True)
-        return train(
+        watch = Watch(recipe.alarms, watched(recipe, learned, dev_floor), work_dir)
+        facts = train(
             untrained,
             learned.corpus,
             learned.targets,
@@ -176,7 +181,9 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
             seed=recipe.seed,
             work_dir=work_dir,
             target=target,
+            callbacks=[watch],
         )
+        return {**facts, **watch.facts()}
 
     return once(run_dir / "student", key, build)
 
@@ -214,15 +221,6 @@ def _scored(
         return evaluate(encoder, tasks, on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}")).to_dict()
 
     return EvalReport.from_dict(once(reports / name.replace(" ", "-").replace(":", ""), key, build))
-
-
-def _set_aside(bundle: Path) -> None:
-    """Keep the bundle of an earlier recipe, under a name that cannot be taken for this run's."""
-    if bundle.is_dir():
-        aside = bundle.with_name("bundle-of-earlier-recipe")
-        shutil.rmtree(aside, ignore_errors=True)
-        bundle.rename(aside)
-        say(f"{bundle} was made from an earlier recipe: moved to {aside}")
 
 
 def _quantized(encoder: TorchEncoder, target: Path, group_size: int) -> Path:

@@ -32,11 +32,12 @@ ALLOWED = {
     "learn.teacher": {"learn.cache", "learn.models"},  # a teacher is a loaded model behind a cache
     "learn.student": {"learn.models"},  # finds the encoder to start from
     "learn.plan": {"learn.models", "learn.student"},  # prices the config that the student would get
+    "learn.watch": {"learn.alarms", "learn.token_rows"},  # rings alarms on what it measures
     "learn.train": {"learn.batches", "learn.losses", "learn.models"},  # trains a loaded model by a loss
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "pipeline", "single", "race", "record", "results"}
+COMPOSING = {"prepare", "guard", "pipeline", "single", "race", "record", "results"}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 
