@@ -284,7 +284,7 @@ class AlarmConfig:
     grace_evaluations: int = 2
     """Evaluations after step 0 within which the dev score must reach the static floor's; else the run ends."""
     max_mean_cosine: float = 0.9
-    """Highest mean cosine between validation texts, or half way from the teacher's to 1 where that is more."""
+    """Highest mean cosine between validation texts, or three quarters from the teacher's to 1 where that is more."""
     min_effective_rank: float = 0.1
     """Least effective rank of the validation vectors, as a share of the teacher's on the same texts."""
     min_trained_rows: float = 0.2

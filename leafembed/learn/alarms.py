@@ -41,6 +41,7 @@ MIN_LANGUAGE_ROWS = 100
 STALL_FALL = 0.02
 """Least fall of the training loss, as a share, that should have moved the dev score."""
 
+_LEFT = 0.25
 _UNKNOWN, _MIXED = "und", "all"
 _WORST = 4
 
@@ -151,10 +152,10 @@ def collapse(
 ) -> Alarm | None:
     """Ring when vectors of different texts are nearly one vector, or lie in few directions.
 
-    A teacher whose own vectors are crowded is not held against the student: its mean cosine must also lie above the
-    middle between the teacher's and 1, and its rank is judged as a share of the teacher's on the same texts.
+    A teacher whose own vectors are crowded is not held against the student: less than a quarter of the teacher's mean
+    cosine distance must be left too, and the rank is judged as a share of the teacher's on the same texts.
     """
-    most = max(max_mean_cosine, (1 + teacher.mean_cosine) / 2)
+    most = max(max_mean_cosine, 1 - _LEFT * (1 - teacher.mean_cosine))
     least = min_effective_rank * teacher.effective_rank
     found = []
     if student.mean_cosine > most:
