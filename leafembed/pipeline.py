@@ -85,21 +85,22 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     learned = embed(recipe)
     (run_dir / RESOLVED).write_text(to_toml(recipe.to_dict()), encoding="utf-8")
     precision = learned.teacher.encoder.precision
-    score = partial(_scored, run_dir / "reports", learned.test, how=(learned.targets_id, precision, recipe.seed))
+    how = (learned.targets_id, precision, recipe.seed)
+    score = partial(_scored, run_dir / "reports", tasks=learned.test, how=how)
     reports = {"teacher": score("teacher", learned.teacher)}
     untrained, encoders = _floors(recipe, run_dir, learned)
     floors = {name: score(name, encoder) for name, encoder in encoders.items()}
     reports |= floors
 
-    score_dev = partial(_scored, run_dir / "reports", learned.dev, how=(learned.targets_id, precision, recipe.seed))
-    dev_floor = score_dev("floor: static table on dev", encoders["floor: static table"]).mean
+    dev_floor = score("floor: static table on dev", encoders["floor: static table"], tasks=learned.dev).mean
     place = {"precision": precision, "device": learned.teacher.encoder.model.device.type}
     facts_of = partial(run_facts, recipe, learned.corpus, teacher=learned.teacher.ref, scored_in=place)
     try:
         training = _trained(recipe, run_dir, learned, untrained, dev_floor)
     except StoppedError as error:
-        start = _torch_encoder(untrained, recipe.name, learned, recipe.student)
-        refuse_stopped(error, run_dir, facts_of, start, reports)
+        refuse_stopped(
+            error, run_dir, facts_of, _torch_encoder(untrained, recipe.name, learned, recipe.student), reports
+        )
         raise
     student = _torch_encoder(run_dir / "student", recipe.name, learned, recipe.student)
     reports["student"] = score("student", student)
@@ -203,15 +204,15 @@ def _torch_encoder(folder: Path, name: str, learned: Material, config: StudentCo
 
 
 def _scored(
-    reports: Path, tasks: tuple[Task, ...], name: str, encoder: Encoder, how: Sequence[object] = ()
+    reports: Path, name: str, encoder: Encoder, *, tasks: tuple[Task, ...], how: Sequence[object]
 ) -> EvalReport:
     """Score an encoder, or read what an interrupted run scored of the same encoder on the same data.
 
     Args:
         reports: Folder of the run's reports.
-        tasks: What to score on.
         name: Name of the report.
         encoder: What to score.
+        tasks: What to score on.
         how: Whatever else its vectors depend on: precision, batch size, the bytes of a quantised model.
     """
     data = [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
