@@ -104,7 +104,8 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         raise
     student = _torch_encoder(run_dir / "student", recipe.name, learned, recipe.student)
     reports["student"] = score("student", student)
-    verdict = check(reports["student"], reports["teacher"], recipe.gate, floors=floors)
+    judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors=floors)
+    verdict = judge(reports["student"])
     parts = [dataclasses.asdict(part) for part in parts_of(student.model)]
     facts = facts_of(student=student.ref, parts=parts, training=training)
     shutil.rmtree(run_dir / "refused", ignore_errors=True)
@@ -118,14 +119,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     exact = TorchEncoder(student.model, student.ref, precision="fp32")
     fidelity = _fidelity(exact, int8, learned.validation(recipe.quantize.check_texts), recipe.teacher.prompt_name)
     reports["int8"] = score("int8", int8, how=(fingerprint_folder(int8_dir), int8.threads, int8.batch_size))
-    verdict = check(
-        reports["int8"],
-        reports["teacher"],
-        recipe.gate,
-        floors=floors,
-        fp32=reports["student"],
-        int8_cosine=fidelity["cosine_mean"],
-    )
+    verdict = judge(reports["int8"], fp32=reports["student"], int8_cosine=fidelity["cosine_mean"])
     speed = _benchmark(recipe, run_dir, learned, student, int8)
     content = manifest(facts, reports, verdict, "INT8 model", int8=fidelity, speed=speed)
     folder = write_bundle(run_dir / "bundle", int8_dir, content)
