@@ -1,7 +1,7 @@
 """The command ``leaf``: one function for each command, printing only; ``options.py`` says what each one takes.
 
 Data goes to stdout and log lines to stderr. Exit status: 0 ok, 1 a known error (one line), 2 wrong usage, 3 the gate
-refused. Heavy imports are inside the commands, so that ``--help`` is instant.
+refused or the run stopped itself. Heavy imports are inside the commands, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leafembed.errors import Error, GateFailedError
+from leafembed.errors import Error, GateFailedError, StoppedError
 from leafembed.options import build_parser
 from leafembed.progress import say
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = command(args)
         sys.stdout.flush()
         return status
-    except GateFailedError as error:
+    except (GateFailedError, StoppedError) as error:
         return _refuse(error, status=3)
     except BrokenPipeError:  # the reader of our output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
         _remove_run(run_dir, args.recipe)
     try:
         outcome = run(recipe, run_dir, allow_failed=args.allow_failed)
-    except GateFailedError:
+    except (GateFailedError, StoppedError):
         refused = run_dir / "refused"
         folder = refused if refused.is_dir() else run_dir / "bundle"
         say(f"the card with the reasons: {folder / 'README.md'}")

@@ -8,6 +8,7 @@
     ├── NonFiniteError       NaN or infinity in a loss, vector or score; says which and where
     ├── BundleError          missing file, wrong hash, unknown format version
     ├── MissingExtraError    an optional dependency is absent (also an ImportError)
+    ├── StoppedError         training stopped itself; carries the alarms and the diagnosis; exit status 3
     └── GateFailedError      the gate refused the model; carries the verdict; exit status 3
 
 A wrong argument to a pure function is a plain ``ValueError``.
@@ -18,6 +19,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from leafembed.learn.alarms import Alarm
     from leafembed.reports import GateResult
 
 __all__ = [
@@ -30,6 +34,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "RecipeError",
+    "StoppedError",
     "require",
     "require_at_least",
 ]
@@ -81,6 +86,20 @@ class GateFailedError(Error):
         failed = "; ".join(str(check) for check in result.failed)
         super().__init__(f"the gate refused the {stage}: {failed}")
         self.result = result
+
+
+class StoppedError(Error):
+    """Training stopped itself, since it could not succeed; the message is the diagnosis.
+
+    Attributes:
+        alarms: Every alarm that rang, in order.
+        training: What training reports of itself, up to the stop: ``steps``, ``history`` and so on.
+    """
+
+    def __init__(self, diagnosis: str, *, alarms: Sequence[Alarm], training: Mapping[str, Any]) -> None:
+        super().__init__(diagnosis)
+        self.alarms = tuple(alarms)
+        self.training = training
 
 
 def require(condition: bool, key: str, got: Any, expected: str) -> None:

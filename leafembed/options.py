@@ -17,7 +17,7 @@ a first run:
   leaf run recipes/quick.toml              distil, judge, quantise, judge again, bundle
   leaf encode runs/quick/bundle texts.txt  embed each line of a file
 
-exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refused the model
+exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refused the model or a run stopped itself
 """
 
 
@@ -49,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     run = add("run", "distil, judge, quantise, judge again and bundle, as a recipe says",
               "Interrupted, the same command goes on where it stopped. A model that the gate refuses is not bundled "
-              "(exit 3);\nthe reasons are written to RUN_DIR/refused. Every key of a recipe: docs/recipe.md.\n\n"
+              "(exit 3),\nand training that cannot succeed stops itself (exit 3); the reasons are written to "
+              "RUN_DIR/refused.\nEvery key of a recipe: docs/recipe.md.\n\n"
               "  leaf run recipes/quick.toml --set train.epochs=8 --set student.layers=[0,2,5]")  # fmt: skip
     plan = add("plan", "price a student before it is trained: parameters and megabytes by part",
                "Reads the teacher's config, no weights; a teacher at a URL is asked once, for its dimensions.\n\n"

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import GateFailedError
+from leafembed.errors import GateFailedError, StoppedError
+from leafembed.guard import refuse_stopped, set_aside, watched
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.floors import RandomEncoder
 from leafembed.judge.gate import check
@@ -79,34 +80,38 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
 
     Raises:
         GateFailedError: If the gate refuses the student or its INT8 form and ``allow_failed`` is not set.
+        StoppedError: If an alarm says that training cannot succeed and ``alarms.stop`` is set.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     learned = embed(recipe)
     (run_dir / RESOLVED).write_text(to_toml(recipe.to_dict()), encoding="utf-8")
-    precision = learned.teacher.arithmetic.precision
-    score = partial(_scored, run_dir / "reports", learned.test, how=(learned.targets_id, precision, recipe.seed))
+    how = (learned.targets_id, learned.teacher.arithmetic.precision, recipe.seed)
+    score = partial(_scored, run_dir / "reports", tasks=learned.test, how=how)
     reports = {"teacher": score("teacher", learned.teacher)}
     untrained, encoders = _floors(recipe, run_dir, learned)
     floors = {name: score(name, encoder) for name, encoder in encoders.items()}
     reports |= floors
 
-    training = _trained(recipe, run_dir, learned, untrained)
+    dev_floor = score("floor: static table on dev", encoders["floor: static table"], tasks=learned.dev).mean
+    place = {"precision": learned.teacher.arithmetic.precision, "device": learned.teacher.arithmetic.device}
+    facts_of = partial(run_facts, recipe, learned.corpus, teacher=learned.teacher.ref, scored_in=place)
+    try:
+        training = _trained(recipe, run_dir, learned, untrained, dev_floor)
+    except StoppedError as error:
+        refuse_stopped(
+            error, run_dir, facts_of, _torch_encoder(untrained, recipe.name, learned, recipe.student), reports
+        )
+        raise
     student = _torch_encoder(run_dir / "student", recipe.name, learned, recipe.student)
     reports["student"] = score("student", student)
-    verdict = check(reports["student"], reports["teacher"], recipe.gate, floors=floors)
-    facts = run_facts(
-        recipe,
-        learned.corpus,
-        teacher=learned.teacher.ref,
-        student=student.ref,
-        parts=[dataclasses.asdict(part) for part in parts_of(student.model)],
-        training=training,
-        vocabulary=read_report(run_dir / "student"),
-        scored_in={"precision": precision, "device": learned.teacher.arithmetic.device},
-    )
+    judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors=floors)
+    verdict = judge(reports["student"])
+    parts = [dataclasses.asdict(part) for part in parts_of(student.model)]
+    vocabulary = read_report(run_dir / "student")
+    facts = facts_of(student=student.ref, parts=parts, training=training, vocabulary=vocabulary)
     shutil.rmtree(run_dir / "refused", ignore_errors=True)
     if not verdict.passed and not allow_failed:
-        _set_aside(run_dir / "bundle")
+        set_aside(run_dir / "bundle")
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
         raise GateFailedError(verdict, stage="student")
 
@@ -115,14 +120,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     exact = TorchEncoder(student.model, student.ref, precision="fp32")
     fidelity = _fidelity(exact, int8, learned.validation(recipe.quantize.check_texts), recipe.teacher.prompt_name)
     reports["int8"] = score("int8", int8, how=(fingerprint_folder(int8_dir), int8.threads, int8.batch_size))
-    verdict = check(
-        reports["int8"],
-        reports["teacher"],
-        recipe.gate,
-        floors=floors,
-        fp32=reports["student"],
-        int8_cosine=fidelity["cosine_mean"],
-    )
+    verdict = judge(reports["int8"], fp32=reports["student"], int8_cosine=fidelity["cosine_mean"])
     speed = _benchmark(recipe, run_dir, learned, student, int8)
     content = manifest(facts, reports, verdict, "INT8 model", int8=fidelity, speed=speed)
     folder = write_bundle(run_dir / "bundle", int8_dir, content)
@@ -161,7 +159,7 @@ def _has_encoder(config: StudentConfig, learned: Material) -> bool:
     return config.init == "encoder" or learned.teacher.torch is None
 
 
-def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) -> dict[str, Any]:
+def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path, dev_floor: float) -> dict[str, Any]:
     """Train into ``run_dir/student`` unless that was done from the same inputs; return what training reported."""
 
     def score(model: Any) -> dict[str, float]:
@@ -176,8 +174,10 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
 
     def build(target: Path) -> dict[str, Any]:
         from leafembed.learn.train import train
+        from leafembed.learn.watch import Watch
 
         work_dir.mkdir(parents=True, exist_ok=True)
+        watch = Watch(recipe.alarms, watched(recipe, learned, dev_floor), work_dir)
         facts = train(
             untrained,
             learned.corpus,
@@ -187,10 +187,11 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
             seed=recipe.seed,
             work_dir=work_dir,
             target=target,
+            callbacks=[watch],
         )
         if (untrained / REPORT).is_file():
             shutil.copy(untrained / REPORT, target)
-        return facts
+        return {**facts, **watch.facts()}
 
     return once(run_dir / "student", key, build)
 
@@ -210,15 +211,15 @@ def _torch_encoder(folder: Path, name: str, learned: Material, config: StudentCo
 
 
 def _scored(
-    reports: Path, tasks: tuple[Task, ...], name: str, encoder: Encoder, how: Sequence[object] = ()
+    reports: Path, name: str, encoder: Encoder, *, tasks: tuple[Task, ...], how: Sequence[object]
 ) -> EvalReport:
     """Score an encoder, or read what an interrupted run scored of the same encoder on the same data.
 
     Args:
         reports: Folder of the run's reports.
-        tasks: What to score on.
         name: Name of the report.
         encoder: What to score.
+        tasks: What to score on.
         how: Whatever else its vectors depend on: precision, batch size, the bytes of a quantised model.
     """
     data = [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
@@ -228,15 +229,6 @@ def _scored(
         return evaluate(encoder, tasks, on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}")).to_dict()
 
     return EvalReport.from_dict(once(reports / name.replace(" ", "-").replace(":", ""), key, build))
-
-
-def _set_aside(bundle: Path) -> None:
-    """Keep the bundle of an earlier recipe, under a name that cannot be taken for this run's."""
-    if bundle.is_dir():
-        aside = bundle.with_name("bundle-of-earlier-recipe")
-        shutil.rmtree(aside, ignore_errors=True)
-        bundle.rename(aside)
-        say(f"{bundle} was made from an earlier recipe: moved to {aside}")
 
 
 def _quantized(encoder: TorchEncoder, target: Path, group_size: int) -> Path:

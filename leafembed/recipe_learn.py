@@ -282,15 +282,18 @@ class AlarmConfig:
     stop: bool = True
     """Whether a run ends itself when an alarm says that it cannot succeed."""
     grace_evaluations: int = 2
-    """Evaluations after step 0 that may lie below the static floor before that ends the run."""
+    """Evaluations after step 0 within which the dev score must reach the static floor's; else the run ends."""
     max_mean_cosine: float = 0.9
-    """Highest mean cosine between different validation texts; above it vectors have collapsed."""
+    """Highest mean cosine between validation texts, or three quarters from the teacher's to 1 where that is more."""
     min_effective_rank: float = 0.1
     """Least effective rank of the validation vectors, as a share of the teacher's on the same texts."""
     min_trained_rows: float = 0.2
-    """Least share of the token rows of a language that ever got a gradient, where the token table learns."""
+    """Least share of token rows, of a language and of all, that ever got a gradient, where the table learns."""
     stall_evaluations: int = 4
     """Evaluations in which the training loss falls while the dev score does not rise."""
 
     def __post_init__(self) -> None:
-        require_at_least("alarms", self, grace_evaluations=1, stall_evaluations=1, min_effective_rank=0)
+        require_at_least("alarms", self, grace_evaluations=1, stall_evaluations=1)
+        for name in ("max_mean_cosine", "min_effective_rank", "min_trained_rows"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"alarms.{name}", value, "a number from 0 to 1")

@@ -38,11 +38,12 @@ ALLOWED = {
     "learn.vocabulary_tokenizer": {"learn.vocabulary_bpe"},  # merges decide what must be kept with a token
     # Prices the config that the student would get; a teacher at a URL is asked for its dim.
     "learn.plan": {"learn.models", "learn.remote", "learn.student"},
+    "learn.watch": {"learn.alarms", "learn.token_rows"},  # rings alarms on what it measures
     "learn.train": {"learn.batches", "learn.losses", "learn.models"},  # trains a loaded model by a loss
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "pipeline", "single", "race", "record", "results"}
+COMPOSING = {"prepare", "guard", "pipeline", "single", "race", "record", "results"}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 

@@ -53,6 +53,37 @@ def test_a_model_refused_before_int8_has_a_card_without_int8():
     assert all(heading not in card for heading in ("## Speed", "### INT8", "## Use", "| int8 |"))
 
 
+ALARM = {"name": "stall", "step": 1500, "message": "the loss fell | the score did not", "fatal": False, "facts": {}}
+
+
+def test_alarms_of_a_run_are_near_the_top(manifest):
+    assert "## Alarms" not in render_card(manifest)
+    manifest["training"]["alarms"] = [ALARM]
+    card = render_card(manifest)
+    assert "| stall | 1,500 | the loss fell \\| the score did not |" in card
+    assert card.index("# leaf-small") < card.index("## Alarms") < card.index("## Results")
+
+
+def test_the_card_of_a_run_that_stopped_opens_with_the_diagnosis():
+    manifest = refused_before_int8()
+    del manifest["reports"]["student"]
+    fatal = {**ALARM, "name": "below floor", "fatal": True}
+    diagnosis = "The run stopped itself. Cause: random weights."
+    manifest["training"] |= {"alarms": [fatal], "diagnosis": diagnosis, "best_step": None}
+    body = _body(render_card(manifest))
+    assert body.startswith(
+        "> [!WARNING]\n> **Training stopped itself. There is no model.**\n>\n> The run stopped itself."
+    )
+    assert body.index("> - mean retention is 0.8123") < body.index("# leaf-small")
+    assert "The gate refused" not in body
+    assert "| below floor (fatal) | 1,500 |" in body
+    assert "Training ended before a student could be scored." in body
+    results = body.partition("## Results")[2].partition("### Gate")[0]
+    assert "retention" not in results.lower()
+    assert next(row for row in results.splitlines() if row.startswith("| STS |")).count("|") == 6  # teacher and floors
+    assert "best step, by dev score: n/a" in body
+
+
 def test_scores_and_retention_are_those_of_the_reports(manifest):
     card = render_card(manifest)
     sts = (0.8213 + 0.7921) / 2

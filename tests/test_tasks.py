@@ -252,3 +252,10 @@ def test_agreement_needs_texts_that_differ() -> None:
         agreement_task(["a", "b", "c"], ["en"] * 3, np.repeat(vectors[:1], 3, axis=0))
     with pytest.raises(ValueError, match="2 languages"):
         agreement_task(["a", "b", "c"], ["en"] * 2, vectors)
+
+
+def test_a_language_of_which_nothing_is_left_is_an_error(eval_data: Path) -> None:
+    (task,) = load_tasks(eval_data, ["bitext/toy"])
+    assert len(task.parts[0].texts) == 2 * task.parts[0].n
+    with pytest.raises(DataError, match=r"bitext/toy \(de-en\): got no row to score, expected at least 1"):
+        load_tasks(eval_data, ["bitext/toy"], excluded=task.scored)

@@ -47,12 +47,14 @@ class Part:
         n: Scored items: pairs, queries or texts.
         data: Short hash of everything the score depends on, except the encoder.
         score: Every score by name, given how to encode.
+        texts: Texts of the scored items.
     """
 
     lang: str
     n: int
     data: str
     score: Callable[[Encode], dict[str, float]]
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +233,15 @@ def _load(id: str, path: Path, options: Options) -> Task:
 def _task(id: str, kind: _Kind, groups: Groups, texts: Sequence[str]) -> Task:
     parts, scored = [], set()
     for lang, (items, context) in sorted(groups.items()):
+        if not items:
+            raise DataError(
+                f"{id} ({lang}): got no row to score, expected at least 1; leave the language out of eval.languages, "
+                "or give the set rows that no test task holds"
+            )
         plain = json.dumps([kind.type, items, context], sort_keys=True)
         hashed = hashlib.sha256(plain.encode()).hexdigest()[:16]
-        parts.append(Part(lang, len(items), hashed, partial(kind.score, items, context)))
+        own = tuple(text for item in items for text in item[: kind.texts])
+        parts.append(Part(lang, len(items), hashed, partial(kind.score, items, context), own))
         scored |= {formats.item_key(item, kind.texts) for item in items}
     return Task(id, kind.type, kind.metric, tuple(parts), frozenset(scored), frozenset(map(normalise_text, texts)))
 

@@ -37,7 +37,7 @@ MARKER = "complete.json"
 """File that makes a checkpoint count; written after all others."""
 
 
-def train(
+def train(  # noqa: PLR0913 - one keyword for each thing that a caller decides
     initial: Path,
     corpus: Corpus,
     targets: Callable[[NDArray[np.int64]], NDArray[np.float32]],
@@ -47,6 +47,7 @@ def train(
     seed: int,
     work_dir: Path,
     target: Path,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train the student and save its best checkpoint as a sentence-transformers folder.
 
@@ -59,6 +60,7 @@ def train(
         seed: Seed of batch order and dropout.
         work_dir: Checkpoints and the log ``history.jsonl``.
         target: Folder to write.
+        callbacks: Further callbacks of the trainer.
 
     Returns:
         ``steps``, ``best_step``, ``seconds``, ``precision`` and ``history``, a list of what was measured by step.
@@ -83,7 +85,7 @@ def train(
         eval_dataset=_dataset(corpus.validation, len(corpus.train), model.prompts),
         loss=DistillationLoss(model, targets, config),
         evaluator=_Score(score),
-        callbacks=[_Finite(), _Log(work_dir / "history.jsonl"), marker, _Bar(config.batch_size)],
+        callbacks=[_Finite(), _Log(work_dir / "history.jsonl"), marker, _Bar(config.batch_size), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -28,6 +28,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FLOOR = "floor: "
 _UNKNOWN = "und"
 _TOP_LANGUAGES = 20
+_SHIPPED = {"int8": "INT8", "student": "student"}
+"""Reports that retention may be of, the last of the line first."""
 
 _Manifest = Mapping[str, Any]
 
@@ -35,7 +37,8 @@ _Manifest = Mapping[str, Any]
 def render_card(manifest: _Manifest) -> str:
     """Return the card as Markdown with the front matter of a model hub.
 
-    A manifest of a model refused before INT8 may lack ``int8``, ``speed``, ``files`` and the INT8 report.
+    A manifest of a model refused before INT8 may lack ``int8``, ``speed``, ``files`` and the INT8 report; one of a run
+    that stopped itself lacks the student's report too, and has ``training.diagnosis``.
 
     Raises:
         MissingExtraError: If jinja2 is not installed.
@@ -48,7 +51,8 @@ def render_card(manifest: _Manifest) -> str:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     environment.filters.update(fixed=fixed, line=line)
     source = resources.files("leafembed.ship").joinpath("card.md.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(**_head(manifest), **_scores(manifest), **_body(manifest))
+    text = environment.from_string(source).render(**_head(manifest), **_alarms(manifest), **_scores(manifest),
+                                                   **_body(manifest))  # fmt: skip
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -103,6 +107,19 @@ def _front_matter(manifest: _Manifest) -> str:
     return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in items.items() if value)
 
 
+def _alarms(manifest: _Manifest) -> dict[str, Any]:
+    """What rang in training, and the diagnosis of a run that stopped itself."""
+    training = manifest["training"]
+    rows = [
+        [f"{alarm['name']}{' (fatal)' if alarm['fatal'] else ''}", count(alarm["step"]), alarm["message"]]
+        for alarm in training.get("alarms", ())
+    ]
+    return {
+        "diagnosis": training.get("diagnosis", ""),
+        "alarms": table(["alarm", "step", "what and why"], rows, words=3) if rows else "",
+    }
+
+
 def _scores(manifest: _Manifest) -> dict[str, Any]:
     """The tables of scores and the verdict."""
     reports = {name: EvalReport.from_dict(report) for name, report in manifest["reports"].items()}
@@ -113,7 +130,7 @@ def _scores(manifest: _Manifest) -> dict[str, Any]:
         "stage": manifest["verdict"]["stage"],
         "checks": verdict.checks,
         "failed": verdict.failed,
-        "shipped": "INT8" if "int8" in reports else "student",
+        "shipped": next((word for name, word in _SHIPPED.items() if name in reports), ""),
         "results": _results(reports),
         "results_by_task": table(["task", "language", "metric", "items", *_columns(reports)], by_task, words=3),
         "result_rows": len(by_task),
@@ -146,14 +163,16 @@ def _ratio(value: float | None, reference: float | None) -> str:
 def _results(reports: Mapping[str, EvalReport]) -> str:
     names = _columns(reports)
     types = {name: reports[name].by_type() for name in names}
-    teacher, shipped = types["teacher"], types[names[-1]]
-    rows = [
-        [kind, *(fixed(types[name].get(kind), 4) for name in names), _ratio(shipped.get(kind), teacher[kind])]
-        for kind in teacher
-    ]
-    ratios = [shipped[kind] / teacher[kind] for kind in teacher if kind in shipped and teacher[kind]]
-    means = [fixed(reports[name].mean, 4) for name in names]
-    rows.append(["mean", *means, fixed(sum(ratios) / len(ratios) if ratios else None, 3)])
+    teacher = types["teacher"]
+    rows = [[kind, *(fixed(types[name].get(kind), 4) for name in names)] for kind in teacher]
+    rows.append(["mean", *(fixed(reports[name].mean, 4) for name in names)])
+    last = names[-1]
+    if last not in _SHIPPED:  # training stopped: nothing to compare with the teacher
+        return table(["task type", *names], rows)
+    ratios = [types[last][kind] / teacher[kind] for kind in teacher if kind in types[last] and teacher[kind]]
+    retention = [_ratio(types[last].get(kind), teacher[kind]) for kind in teacher]
+    retention.append(fixed(sum(ratios) / len(ratios) if ratios else None, 3))
+    rows = [[*row, ratio] for row, ratio in zip(rows, retention, strict=True)]
     return table(["task type", *names, "retention"], rows)
 
 

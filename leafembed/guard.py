@@ -1,0 +1,102 @@
+"""Guards a run: gives training what it is watched by, and writes the card of a run that stopped itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leafembed.errors import StoppedError
+from leafembed.learn.alarms import BELOW_FLOOR, check_languages
+from leafembed.learn.plan import parts_of
+from leafembed.prepare import Material
+from leafembed.progress import say
+from leafembed.recipe import Recipe
+from leafembed.record import manifest
+from leafembed.reports import Check, EvalReport, GateResult
+from leafembed.ship.bundle import write_refusal
+from leafembed.text import normalise_lang
+
+if TYPE_CHECKING:
+    from leafembed.learn.teacher import TorchEncoder
+    from leafembed.learn.watch import Watched
+
+__all__ = ["LANGUAGE_TEXTS", "WATCHED_TEXTS", "refuse_stopped", "set_aside", "watched"]
+
+WATCHED_TEXTS = 512
+"""Most validation texts whose vectors are looked at in each evaluation."""
+
+LANGUAGE_TEXTS = 200
+"""Most texts of a language that tell which token rows it uses."""
+
+
+def watched(recipe: Recipe, learned: Material, floor: float) -> Watched:
+    """Return what the student is watched by; ``floor`` is the dev score of the static token table."""
+    from leafembed.learn.watch import Watched
+
+    corpus = learned.corpus
+    prompts = learned.teacher.ref.prompts if recipe.student.prompts == "teacher" else {}
+    rows = {prompts.get(row.prompt_name or "", "") + row.text: i for i, row in enumerate(corpus.validation)}
+    texts = list(rows)
+    chosen = [texts[i] for i in np.unique(np.linspace(0, len(texts) - 1, WATCHED_TEXTS).astype(int))]
+    by_language: dict[str, list[str]] = {}
+    for row in corpus.validation:
+        by_language.setdefault(row.lang, []).append(row.text)
+    for task in learned.dev:  # they may score languages that the text lacks
+        for part in task.parts:
+            by_language.setdefault(part.lang, []).extend(part.texts)
+    known = check_languages(corpus.languages, declared=_declared(recipe, learned),
+                            dev={part.lang for task in learned.dev for part in task.parts})  # fmt: skip
+    return Watched(
+        texts=chosen,
+        vectors=learned.targets(len(corpus.train) + np.array([rows[text] for text in chosen])),
+        by_language={lang: some[:LANGUAGE_TEXTS] for lang, some in by_language.items() if lang != "all"},
+        floor=floor,
+        init=recipe.student.init,
+        known=known,
+    )
+
+
+def refuse_stopped(
+    error: StoppedError,
+    run_dir: Path,
+    facts: Callable[..., Mapping[str, Any]],
+    untrained: TorchEncoder,
+    reports: Mapping[str, EvalReport],
+) -> Path:
+    """Write the card of a run that stopped itself to ``run_dir/refused`` and return that folder.
+
+    Args:
+        error: Why it stopped.
+        run_dir: Folder of the run.
+        facts: What makes the manifest's facts of ``student``, ``parts`` and ``training``.
+        untrained: The student before training.
+        reports: Scores of teacher and floors.
+    """
+    content = facts(
+        student=untrained.ref,
+        parts=[dataclasses.asdict(part) for part in parts_of(untrained.model)],
+        training={**error.training, "diagnosis": str(error)},
+    )
+    fatal = [alarm for alarm in error.alarms if alarm.name == BELOW_FLOOR][-1]
+    verdict = GateResult((Check("dev score against the static floor", fatal.facts["dev"], fatal.facts["floor"]),))
+    set_aside(run_dir / "bundle")
+    return write_refusal(run_dir / "refused", manifest(content, reports, verdict, f"training, step {fatal.step}"))
+
+
+def set_aside(bundle: Path) -> None:
+    """Keep the bundle of an earlier recipe, under a name that cannot be taken for this run's."""
+    if bundle.is_dir():
+        aside = bundle.with_name("bundle-of-earlier-recipe")
+        shutil.rmtree(aside, ignore_errors=True)
+        bundle.rename(aside)
+        say(f"{bundle} was made from an earlier recipe: moved to {aside}")
+
+
+def _declared(recipe: Recipe, learned: Material) -> set[str]:
+    named = {normalise_lang(lang) for lang in (*recipe.gate.languages, *recipe.eval.languages)}
+    return named | {part.lang for task in (*learned.dev, *learned.test) for part in task.parts}

@@ -1,0 +1,100 @@
+"""A whole run with a student of random weights: it stops, says why and leaves a card."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from families import bert, toy_recipe
+
+from leafembed.cli import main
+from leafembed.errors import StoppedError
+from leafembed.guard import watched
+from leafembed.learn import student
+from leafembed.pipeline import run
+from leafembed.prepare import embed
+from leafembed.recipe_io import recipe_from_dict
+from leafembed.ship.markdown import to_toml
+
+
+@pytest.fixture
+def plain(tmp_path, eval_data):
+    return toy_recipe(
+        tmp_path,
+        bert(tmp_path / "teacher", num_hidden_layers=1, initializer_range=0.02),  # its tokens count more than its layer
+        eval_data,
+        student={"layers": [0]},
+        train={"max_steps": 30, "eval_steps": 2, "learning_rate": 1e-6},
+        eval={"dev": ["sts/toy.dev"], "test": ["retrieval/toy_de"]},
+        alarms={"stop": True},
+    )
+
+
+@pytest.fixture
+def random_start(monkeypatch):
+    """Random weights instead of the kept ones; its token rows are lost beside its positions, as in a collapse."""
+    kept = student.STUDENT_INITS["layers"]
+
+    def build(*args):
+        model = kept(*args)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.normal_(std=1e-4 if "word_embeddings" in name else 0.02)
+        return model
+
+    monkeypatch.setitem(student.STUDENT_INITS, "layers", build)
+
+
+def test_a_random_student_stops_and_leaves_a_card(plain, random_start, tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / "bundle").mkdir(parents=True)  # of an earlier recipe
+    with pytest.raises(StoppedError, match=r"The run stopped itself\. Below floor: got a dev score of") as caught:
+        run(recipe_from_dict(plain), run_dir)
+    assert {path.name for path in (run_dir / "refused").iterdir()} == {"README.md", "manifest.json", "curves.png"}
+    assert not (run_dir / "bundle").exists()
+    assert not (run_dir / "student").exists()
+    manifest = json.loads((run_dir / "refused" / "manifest.json").read_text())
+    training = manifest["training"]
+    assert training["diagnosis"] == str(caught.value)
+    assert training["steps"] == 4
+    assert [alarm["name"] for alarm in training["alarms"]][:2] == ["missing languages", "below floor"]
+    assert [entry["step"] for entry in training["history"]] == [0, 2, 4]
+    assert manifest["verdict"]["passed"] is False
+    assert manifest["verdict"]["stage"] == "training, step 4"
+    assert set(manifest["reports"]) == {"teacher", "floor: random", "floor: untrained student", "floor: static table"}
+    card = (run_dir / "refused" / "README.md").read_text()
+    body = card.split("---")[2].strip()
+    assert body.startswith(
+        "> [!WARNING]\n> **Training stopped itself. There is no model.**\n>\n> The run stopped itself."
+    )
+    assert body.index("dev score against the static floor is") < body.index("# toy")
+    assert body.index("## Alarms") < body.index("## Results")
+    assert re.search(r"\| below floor \(fatal\) \| 4 \| got a dev score", card)
+    assert "retention" not in card.partition("## Results")[2].partition("### Gate")[0].lower()
+
+
+def test_the_command_shows_the_card_and_ends_with_status_3(plain, random_start, tmp_path, capsys):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(plain))
+    assert main(["run", str(recipe), "--run-dir", str(tmp_path / "run")]) == 3
+    out, err = capsys.readouterr()
+    assert "gate: REFUSED, 0 of 1 checks hold" in out
+    assert "the card with the reasons" in err
+    assert err.splitlines()[-1].startswith("leaf: The run stopped itself. Below floor")
+
+
+def test_what_a_student_is_watched_by(plain):
+    plain["data"]["validation_rows"] = 24
+    learned = embed(recipe_from_dict(plain))
+    seen = watched(recipe_from_dict(plain), learned, 0.25)
+    assert list(seen.texts) == list(dict.fromkeys(row.text for row in learned.corpus.validation))
+    assert np.allclose(seen.vectors, learned.teacher.encode(seen.texts), atol=1e-6)
+    assert (seen.floor, seen.init) == (0.25, "layers")
+    # The corpus says it is English; the dev task brings German texts, which no training row is in.
+    assert set(seen.by_language) == {"en", "de"}
+    assert [alarm.name for alarm in seen.known] == ["missing languages"]
+    assert set(seen.known[0].facts) == {"de", "en"}  # 96 English rows are too few as well
