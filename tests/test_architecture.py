@@ -29,6 +29,8 @@ ALLOWED = {
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
     "judge.evaluate": {"judge.tasks"},  # what it scores
     "judge.tasks": {"judge.formats", "judge.metrics"},  # a task is rows of a format and a metric
+    "learn.data": {"learn.draw", "learn.named", "learn.rows", "learn.sources"},  # reads, draws, writes
+    "learn.negatives": {"learn.rows", "learn.sources"},  # columns of rows; when two texts are the same
     "learn.teacher": {"learn.cache", "learn.models"},  # a teacher is a loaded model behind a cache
     "learn.student": {"learn.models"},  # finds the encoder to start from
     "learn.plan": {"learn.models", "learn.student"},  # prices the config that the student would get

@@ -9,13 +9,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections import Counter
 
 import pytest
 from conftest import write_rows
 
 from leafembed.errors import DataError
-from leafembed.learn.data import Record, balance, prepare_corpus
+from leafembed.learn.data import prepare_corpus
+from leafembed.learn.sources import Record
 from leafembed.recipe_learn import DataConfig, Source
 from leafembed.text import clean_text, normalise_text
 
@@ -28,7 +28,8 @@ def lines(n, word="word"):
 
 def corpus(root, *sources, seed=0, prompt_name=None, forbidden=(), **config):
     config = DataConfig(root=root, sources=sources, **({"validation_rows": 16} | config))
-    return prepare_corpus(config, seed=seed, prompt_name=prompt_name, forbidden=frozenset(forbidden))
+    kept = root / "kept"
+    return prepare_corpus(config, kept, seed=seed, prompt_name=prompt_name, forbidden=frozenset(forbidden))
 
 
 def texts(rows):
@@ -138,26 +139,6 @@ def test_text_is_composed_stripped_of_controls_and_cut():
 def test_long_texts_are_cut(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(f"{i} " + "x" * 100 for i in range(60)), encoding="utf-8")
     assert {len(text) for text in texts(corpus(tmp_path, Source(path="a.txt"), max_chars=20).train)} == {20}
-
-
-def records(**sizes):
-    return [Record((f"{lang} {i}",), (lang,), (None,)) for lang, n in sizes.items() for i in range(n)]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "total", "temperature", "expected"),
-    [
-        ({"en": 900, "de": 100}, 80, 2, {"en": 60, "de": 20}),  # sqrt: 30 to 10
-        ({"en": 900, "de": 100}, 80, 1, {"en": 72, "de": 8}),  # 9 to 1
-        # sqrt: 2 to 10 to 30. French gives all its 4 of a share of 5; the other 96 go 10 to 30.
-        ({"en": 900, "de": 100, "fr": 4}, 100, 2, {"en": 72, "de": 24, "fr": 4}),
-        ({"en": 50, "de": 10}, 1000, 2, {"en": 50, "de": 10}),
-    ],
-)
-def test_balance_by_hand(sizes, total, temperature, expected):
-    chosen = balance(records(**sizes), total, temperature, seed=0)
-    assert Counter(record.langs[0] for record in chosen) == expected
-    assert len({record.texts for record in chosen}) == len(chosen)
 
 
 def test_a_pair_counts_as_the_language_of_its_positive():
@@ -291,15 +272,17 @@ def test_a_hub_dataset_is_fetched_at_its_commit(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         script = (
-            "from leafembed.learn.data import prepare_corpus; from leafembed.recipe_learn import DataConfig, Source\n"
+            "from pathlib import Path; from leafembed.learn.data import prepare_corpus\n"
+            "from leafembed.recipe_learn import DataConfig, Source\n"
             f"source = Source(hub='org/name', revision='{COMMIT}', files='*.jsonl')\n"
             "config = DataConfig(sources=(source,), validation_rows=16)\n"
-            "print(len(prepare_corpus(config, seed=0, prompt_name=None).train))"
+            "print(len(prepare_corpus(config, Path('kept'), seed=0, prompt_name=None).train))"
         )
         environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0",
-                       "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # fmt: skip
+                       "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path),
+                       "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path
         )
         server.shutdown()
     assert done.stdout.strip() == "44", done.stderr
