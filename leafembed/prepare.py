@@ -85,13 +85,13 @@ def embed(recipe: Recipe) -> Material:
     )
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
-    say("teacher vectors of the training text, then of the validation text")
-    parts = [teacher.embed_rows(corpus.train), teacher.embed_rows(corpus.validation)]
+    positions = teacher.embed_rows(corpus.train, corpus.validation)
+    parts = np.split(positions, [len(corpus.train)])
     if AGREEMENT in recipe.eval.dev:
         dev = (*dev, _agreement(recipe, corpus, teacher, parts[1]))
     if recipe.data.mine_negatives:
         corpus = _with_negatives(recipe, corpus, teacher, parts)
-    return Material(teacher, folder, corpus, np.concatenate(parts), dev, test)
+    return Material(teacher, folder, corpus, positions, dev, test)
 
 
 def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions: NDArray[np.int64]) -> Task:

@@ -29,6 +29,7 @@ BATCH_ROWS = 16_384
 POINTERS = ("pair", "negative", "target")
 """Columns that hold the index of another row."""
 
+_BATCH_CHARACTERS = 2_000_000
 _NAMES = tuple(field.name for field in fields(Row))
 _values = attrgetter(*_NAMES)
 
@@ -88,8 +89,8 @@ class Rows(Sequence[Row]):
         return next(iter(_rows(self.table.slice(position, 1))))
 
     def __iter__(self) -> Iterator[Row]:
-        for start in range(0, len(self), BATCH_ROWS):
-            yield from _rows(self.table.slice(start, BATCH_ROWS))
+        for batch in self.table.to_batches(max_chunksize=BATCH_ROWS):
+            yield from _rows(batch)
 
     def __eq__(self, other: object) -> bool:
         """Whether the other rows are equal in content and order, wherever they lie."""
@@ -144,20 +145,22 @@ class Rows(Sequence[Row]):
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows to an Arrow file, :data:`BATCH_ROWS` in memory at once."""
+    """Write rows to an Arrow file, at most :data:`BATCH_ROWS` or 2 million characters in memory at once."""
     arrow = _arrow()
     with arrow.OSFile(str(path), "wb") as sink, arrow.ipc.new_file(sink, _schema()) as writer:
         part: list[Row] = []
+        characters = 0
         for row in rows:
             part.append(row)
-            if len(part) == BATCH_ROWS:
+            characters += len(row.text)
+            if len(part) == BATCH_ROWS or characters >= _BATCH_CHARACTERS:
                 writer.write_batch(_batch(part))
-                part = []
+                part, characters = [], 0
         if part:
             writer.write_batch(_batch(part))
 
 
-def _rows(table: pyarrow.Table) -> Iterator[Row]:
+def _rows(table: pyarrow.Table | pyarrow.RecordBatch) -> Iterator[Row]:
     columns = [table.column(name).to_pylist() for name in _NAMES]
     yield from (Row(*values) for values in zip(*columns, strict=True))
 

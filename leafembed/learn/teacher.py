@@ -143,25 +143,32 @@ class CachedTeacher:
         self._compute([texts[i] for i in missing.values()], list(missing), prompt_name, _ignore)
         return self.store.take(self.store.positions(keys))
 
-    def embed_rows(self, rows: Sequence[Row]) -> NDArray[np.int64]:
+    def embed_rows(self, *parts: Sequence[Row]) -> NDArray[np.int64]:
         """Compute what the rows need and is not stored yet, with progress; return positions ``(n_rows,)``.
 
         The position of a row is that of the vector it learns: its target's, and then it needs none of its own. Texts
         pass through memory in chunks, sorted by length within. Interrupted, it repeats at most the shard it was working
         on.
+
+        Args:
+            parts: Training rows, validation rows; targets count within each, positions run over all.
         """
-        keys = np.empty(len(rows), dtype=f"S{KEY_BYTES}")
-        learned = np.empty(len(rows), dtype=np.int64)
-        for i, row in enumerate(rows):
-            keys[i] = self._key(row)
-            learned[i] = i if row.target is None else row.target
+        starts = np.cumsum([0, *map(len, parts)])
+        keys = np.empty(starts[-1], dtype=f"S{KEY_BYTES}")
+        learned = np.arange(starts[-1])
+        for start, rows in zip(starts.tolist(), parts, strict=False):
+            for i, row in enumerate(rows, start):
+                keys[i] = self._key(row)
+                learned[i] = i if row.target is None else start + row.target
         needed = np.unique(learned)
         needed = needed[np.unique(keys[needed], return_index=True)[1]]
         todo = np.sort(needed[self.store.find(keys[needed]) < 0])
         if len(todo):
             with progress("teacher vectors", len(needed), "texts", done=len(needed) - len(todo)) as advance:
-                for start in range(0, len(todo), _CHUNK_ROWS):
-                    self._embed_chunk([rows[i] for i in todo[start : start + _CHUNK_ROWS].tolist()], advance)
+                for chunk in np.split(todo, range(_CHUNK_ROWS, len(todo), _CHUNK_ROWS)):
+                    which = np.searchsorted(starts, chunk, side="right") - 1
+                    places = zip(which.tolist(), (chunk - starts[which]).tolist(), strict=True)
+                    self._embed_chunk([parts[part][i] for part, i in places], advance)
         return self.store.positions(keys[learned])
 
     def _embed_chunk(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
