@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,12 @@ import numpy as np
 from leafembed.errors import require
 from leafembed.judge.tasks import AGREEMENT, Task, agreement_task, check_disjoint, load_tasks, scored_items
 from leafembed.learn.data import prepare_corpus
+from leafembed.learn.negatives import MAX_POOL, mine_negatives
+from leafembed.learn.rows import Rows
 from leafembed.learn.teacher import CachedTeacher, load_teacher
 from leafembed.progress import say
 from leafembed.recipe import Recipe
-from leafembed.stages import fingerprint
+from leafembed.stages import fingerprint, once
 from leafembed.types import Corpus, FloatArray, ModelRef
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ class Material:
         teacher: The teacher behind its cache.
         teacher_dir: Its folder; ``None``: it is at a URL.
         corpus: Training and validation text.
-        positions: Where the vector of each row lies in the teacher's store.
+        positions: Where the vector that each row learns lies in the teacher's store: its own, or its target's.
         dev: Tasks that choose the checkpoint.
         test: Tasks that the gate judges by.
     """
@@ -45,17 +48,21 @@ class Material:
     test: tuple[Task, ...]
 
     def targets(self, rows: NDArray[np.int64]) -> FloatArray:
-        """Teacher vectors ``(n, dim)`` of row numbers ``(n,)``; validation rows follow the training rows."""
+        """Teacher vectors ``(n, dim)`` that row numbers ``(n,)`` learn; validation rows follow the training rows."""
         return self.teacher.store.take(self.positions[rows])
 
     @property
     def targets_id(self) -> str:
         """What the vectors depend on besides the texts: the teacher, its precision, length limit and prompts."""
-        return fingerprint(self.teacher.store.folder.name, dict(self.teacher.ref.prompts))
+        return _targets_id(self.teacher)
 
     def validation(self, limit: int) -> list[str]:
         """At most ``limit`` distinct texts that no student was trained on."""
         return list(dict.fromkeys(row.text for row in self.corpus.validation))[:limit]
+
+
+def _targets_id(teacher: CachedTeacher) -> str:
+    return fingerprint(teacher.store.folder.name, dict(teacher.ref.prompts))
 
 
 def embed(recipe: Recipe) -> Material:
@@ -67,6 +74,7 @@ def embed(recipe: Recipe) -> Material:
     check_disjoint(dev, test)
     corpus = prepare_corpus(
         recipe.data,
+        recipe.cache_dir / "corpora",
         seed=recipe.seed,
         prompt_name=recipe.teacher.prompt_name,
         forbidden=frozenset[str]().union(*(task.texts for task in (*dev, *test))),
@@ -77,28 +85,81 @@ def embed(recipe: Recipe) -> Material:
     )
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
-    positions = teacher.embed_rows([*corpus.train, *corpus.validation])
+    positions = teacher.embed_rows(corpus.train, corpus.validation)
+    parts = np.split(positions, [len(corpus.train)])
     if AGREEMENT in recipe.eval.dev:
-        rows = list({row.text: i for i, row in enumerate(corpus.validation)}.values())[: recipe.eval.max_dev_rows]
-        chosen = [corpus.validation[i] for i in rows]
-        vectors = teacher.store.take(positions[len(corpus.train) + np.array(rows)])
-        task = agreement_task(
-            [r.text for r in chosen],
-            [r.lang for r in chosen],
-            vectors,
-            prompt_name=recipe.teacher.prompt_name,
-            seed=recipe.seed,
-        )
-        dev = (*dev, task)
+        dev = (*dev, _agreement(recipe, corpus, teacher, parts[1]))
+    if recipe.data.mine_negatives:
+        corpus = _with_negatives(recipe, corpus, teacher, parts)
     return Material(teacher, folder, corpus, positions, dev, test)
+
+
+def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions: NDArray[np.int64]) -> Task:
+    """The dev task without labels, over validation texts of different vectors: a translation or its text, not both."""
+    first: dict[str, int] = {}
+    for i, row in enumerate(corpus.validation):
+        first.setdefault(row.text, i)
+    rows = list({int(positions[i]): i for i in first.values()}.values())[: recipe.eval.max_dev_rows]
+    chosen = [corpus.validation[i] for i in rows]
+    return agreement_task(
+        [row.text for row in chosen],
+        [row.lang for row in chosen],
+        teacher.store.take(positions[rows]),
+        prompt_name=recipe.teacher.prompt_name,
+        seed=recipe.seed,
+    )
+
+
+def _with_negatives(
+    recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions: list[NDArray[np.int64]]
+) -> Corpus:
+    """The corpus with mined negatives, which its fingerprint then covers; mined once for the same rows and vectors."""
+    how = {"hardest": recipe.data.mine_negatives, "margin": recipe.data.negative_margin, "seed": recipe.seed}
+    key = fingerprint(corpus.fingerprint, _targets_id(teacher), how, MAX_POOL)
+    folder = recipe.cache_dir / "negatives" / key
+    parts = [Rows.of(corpus.train), Rows.of(corpus.validation)]
+
+    def build(target: Path) -> None:
+        target.mkdir()
+        for i, rows in enumerate(parts):
+            say(f"mining negatives among {len(rows):,} rows")
+            take = partial(_vectors, teacher, positions[i])
+            found = mine_negatives(
+                rows, take, hardest=recipe.data.mine_negatives, margin=recipe.data.negative_margin, seed=recipe.seed
+            )
+            np.save(target / f"{i}.npy", found)
+
+    once(folder, key, build)
+    found = [np.load(folder / f"{i}.npy", allow_pickle=False) for i in range(len(parts))]
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in found)).hexdigest()
+    mined = sum(
+        int((array >= 0).sum() - (rows.column("negative") >= 0).sum()) for array, rows in zip(found, parts, strict=True)
+    )
+    train, validation = (rows.with_pointers("negative", array) for rows, array in zip(parts, found, strict=True))
+    return replace(
+        corpus,
+        train=train,
+        validation=validation,
+        counts={**corpus.counts, "negatives mined": mined},
+        fingerprint=fingerprint(corpus.fingerprint, digest),
+    )
+
+
+def _vectors(teacher: CachedTeacher, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> FloatArray:
+    return teacher.store.take(positions[rows])
 
 
 def _require_prompts(recipe: Recipe, teacher: ModelRef) -> None:
     """A mistyped prompt name would quietly mean no prompt for the whole corpus."""
     names = {"teacher.prompt_name": recipe.teacher.prompt_name}
     for i, source in enumerate(recipe.data.sources):
-        names[f"data.sources[{i}].prompt_name"] = source.prompt_name
-        names[f"data.sources[{i}].positive_prompt_name"] = source.positive_prompt_name
+        key = f"data.sources[{i}]"
+        names[f"{key}.prompt_name"] = source.prompt_name
+        names[f"{key}.positive_prompt_name"] = source.positive_prompt_name
+        names |= {f"{key}.roles[{j}]": role for j, role in enumerate(source.roles)}
+        own = source.prompt_name or recipe.teacher.prompt_name
+        good = own not in source.roles and len(set(source.roles)) == len(source.roles)
+        require(good, f"{key}.roles", list(source.roles), f"prompts other than {own!r}, each once")
     for key, name in names.items():
         known = f"one of the prompts of {teacher.name}: {', '.join(teacher.prompts) or 'none'}"
         require(name is None or name in teacher.prompts, key, name, known)

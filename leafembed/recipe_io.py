@@ -8,6 +8,7 @@ import difflib
 import inspect
 import itertools
 import math
+import os
 import tomllib
 import types
 import typing
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 from leafembed.errors import RecipeError, require
 from leafembed.recipe import Recipe
+from leafembed.recipe_learn import Source
 
 __all__ = ["field_docs", "load_recipe", "recipe_from_dict", "reference_page"]
 
@@ -27,15 +29,11 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: If the file cannot be read, a key is unknown, or a value is not legal.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; expected a recipe, a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a TOML file: {error}") from error
+    data = _read(path, "a recipe")
     _rebase_paths(data, path.resolve().parent)
     for override in overrides:
         _apply_override(data, override)
+    _merge_mixture(data)
     recipe: Recipe = _build(Recipe, data, prefix="")
     return recipe if recipe.name else dataclasses.replace(recipe, name=path.stem)
 
@@ -44,6 +42,48 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain data, as :meth:`Recipe.to_dict` gives it."""
     recipe: Recipe = _build(Recipe, data, prefix="")
     return recipe
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Mixture:
+    """What the file of ``data.mixture`` may hold; ``root`` is relative to that file, sources are relative to it."""
+
+    sources: tuple[Source, ...] = ()
+    root: Path = Path()
+    languages: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    lengths: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def _merge_mixture(data: dict[str, Any]) -> None:
+    """Put what the mixture file holds into ``data``, as if the recipe said it; what the recipe says itself wins."""
+    section = data.get("data")
+    if not isinstance(section, dict) or "mixture" not in section:
+        return
+    path = Path(_text(section.pop("mixture"), "data.mixture")).expanduser()
+    raw = _read(path, "a mixture of sources")
+    try:
+        mixture: _Mixture = _build(_Mixture, raw, prefix="")
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    require(bool(mixture.sources), str(path), "no [[sources]]", "at least one such table")
+    root = (path.resolve().parent / mixture.root).resolve()
+    base = Path(str(section.setdefault("root", str(root)))).expanduser().resolve()
+    for source in raw["sources"]:
+        place = source.get("path", "")
+        if place and base != root and not place.startswith(("/", "~")):
+            source["path"] = os.path.relpath(root / place, base)  # not absolute: a card must name no one's machine
+    section["sources"] = [*section.get("sources", ()), *raw["sources"]]
+    for key, weights in (("language_weights", mixture.languages), ("length_weights", mixture.lengths)):
+        section[key] = {**weights, **section.get(key, {})}
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}; expected {what}, a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file: {error}") from error
 
 
 _PATHS = (("cache_dir",), ("data", "root"), ("data", "mixture"), ("teacher", "api_key_file"), ("eval", "data"))

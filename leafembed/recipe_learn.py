@@ -44,11 +44,11 @@ class Source:
     positive_prompt_name: str | None = None
     """Teacher prompt of positives and negatives; None: the same as of the text."""
     roles: tuple[str, ...] = ()
-    """Further teacher prompts that each text is learned with, a row for each; empty: none."""
+    """Further teacher prompts that the text is learned with, a row for each; useful with ``student.prompts``."""
     positive_target: Literal["own", "text"] = "own"
     """Teacher vector that a positive learns; own: its own; text: that of the text which it translates."""
     weight: float = 1.0
-    """Weight of each row in the draw of ``data.max_rows``, beside the other sources'; 0 leaves the source out."""
+    """Weight of each row in the draw of ``data.max_rows`` within its language; 0 leaves the source out."""
     max_rows: int | None = None
     """Most rows to read from this source, sampled evenly over it; None: all."""
     licence: str = ""
@@ -81,9 +81,9 @@ class DataConfig:
     length_weights: Mapping[str, float] = field(default_factory=dict)
     """Factor on the chance of a row by its length: short (below 100 characters), medium (below 500), long."""
     mine_negatives: int = 0
-    """Hard negatives mined for each pair with the teacher's vectors; 0: none."""
+    """Hardest candidates, by the teacher's vectors, of which a pair without a negative gets one; 0: none are mined."""
     negative_margin: float = 0.05
-    """A mined negative is at most this much below the positive's cosine to the text, as a share of it."""
+    """A mined negative's cosine to the text lies below the positive's by at least this share of it."""
     min_chars: int = 3
     """Shorter texts are dropped."""
     max_chars: int = 20_000

@@ -5,6 +5,7 @@ All are frozen and check themselves when built; nobody re-checks them later. Not
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -96,15 +97,15 @@ class Corpus:
     """Training and validation text, cleaned, deduplicated and balanced.
 
     Attributes:
-        train: Rows to learn from.
-        validation: Rows never trained on.
+        train: Rows to learn from; as a rule ``learn.rows.Rows``, which lie on disk. Pointers count within it.
+        validation: Rows never trained on, with pointers of their own.
         counts: How many rows were read, kept and dropped, by reason and by source.
         fingerprint: Hash of every row in order.
         sources: One record per source: path, licence, where it came from.
     """
 
-    train: tuple[Row, ...]
-    validation: tuple[Row, ...]
+    train: Sequence[Row]
+    validation: Sequence[Row]
     counts: Mapping[str, int]
     fingerprint: str
     sources: tuple[Mapping[str, str], ...] = ()
@@ -112,9 +113,7 @@ class Corpus:
     @property
     def languages(self) -> dict[str, int]:
         """Training rows by language, most frequent first."""
-        counts: dict[str, int] = {}
-        for row in self.train:
-            counts[row.lang] = counts.get(row.lang, 0) + 1
+        counts = Counter(row.lang for row in self.train)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

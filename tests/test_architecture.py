@@ -33,6 +33,8 @@ ALLOWED = {
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.models", "learn.remote"},
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
+    "learn.data": {"learn.draw", "learn.named", "learn.rows", "learn.sources"},  # reads, draws, writes
+    "learn.negatives": {"learn.rows", "learn.sources"},  # columns of rows; when two texts are the same
     "learn.student": {"learn.models", "learn.vocabulary"},  # finds the encoder to start from; prunes its tokens
     "learn.vocabulary": {"learn.vocabulary_tokenizer"},  # a student's tokenizer and table are pruned together
     "learn.vocabulary_tokenizer": {"learn.vocabulary_bpe"},  # merges decide what must be kept with a token

@@ -166,7 +166,7 @@ def test_an_evaluation_folder_that_is_missing_or_damaged(work, refusal):
 def test_a_teacher_whose_weights_are_cut_off(work, refusal):
     weights = work / "teacher" / "model.safetensors"
     assert f"{weights}: damaged or incomplete safetensors file" in refusal("embed", work / "recipe.toml")
-    assert not (work / "cache").exists()
+    assert not (work / "cache" / "vectors").exists()
     weights.unlink()
     assert "no .safetensors file; other weight formats are not read" in refusal("embed", work / "recipe.toml")
 

@@ -92,8 +92,10 @@ def test_one_flipped_bit_is_noticed(store):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+    again = VectorStore(store.folder, DIM)
+    assert np.array_equal(again.take(again.positions(keys("d", "e"))), unit(2, seed=1))
     with pytest.raises(CacheError, match="changed since they were written"):
-        VectorStore(store.folder, DIM)
+        again.take(again.positions(keys("b")))
 
 
 def test_a_store_of_another_length_is_an_error(store):
@@ -117,3 +119,61 @@ def test_two_writers_do_not_overwrite_each_other(tmp_path):
     one.append(keys("a"), unit(1))
     two.append(keys("b"), unit(1, seed=1))
     assert len(VectorStore(tmp_path, DIM)) == 2
+
+
+def test_keys_are_found_whatever_is_new_and_whatever_is_merged(tmp_path, monkeypatch):
+    from leafembed.learn import cache
+
+    monkeypatch.setattr(cache, "_RECENT", 7)
+    store, wanted, vectors = VectorStore(tmp_path, DIM), [], []
+    for i in range(12):
+        names = keys(*(f"{i}-{j}" for j in range(3)))
+        store.append(names, unit(3, seed=i))
+        wanted += names
+        vectors.append(unit(3, seed=i))
+        assert all(name in store for name in wanted)
+        assert len(store) == len(wanted)
+    order = np.random.default_rng(0).permutation(len(wanted))
+    for opened in (store, VectorStore(tmp_path, DIM)):
+        found = opened.find([wanted[i] for i in order] + keys("absent"))
+        assert found[-1] == -1
+        assert np.array_equal(opened.take(found[:-1]), np.concatenate(vectors)[order])
+
+
+def test_keys_that_end_in_zero_bytes_are_keys(tmp_path):
+    names = [bytes([i]) + bytes(15) for i in range(1, 5)] + [bytes(16)]
+    store = VectorStore(tmp_path, DIM)
+    store.append(names, unit(5))
+    for opened in (store, VectorStore(tmp_path, DIM)):
+        assert opened.positions(names[::-1]).tolist() == [4, 3, 2, 1, 0]
+        assert b"\1" + bytes(14) + b"\1" not in opened
+
+
+def test_the_same_key_stored_twice_is_one(tmp_path):
+    one, two = VectorStore(tmp_path, DIM), VectorStore(tmp_path, DIM)
+    one.append(keys("a", "b"), unit(2))
+    two.append(keys("b", "c"), unit(2, seed=1))
+    again = VectorStore(tmp_path, DIM)
+    assert len(again) == 3
+    assert again.take(again.positions(keys("b", "c", "a"))).shape == (3, DIM)
+
+
+def test_few_files_are_held_open(tmp_path, monkeypatch):
+    from leafembed.learn import cache
+
+    monkeypatch.setattr(cache, "OPEN_SHARDS", 2)
+    store = VectorStore(tmp_path, DIM)
+    for i in range(6):
+        store.append(keys(f"{i}"), unit(1, seed=i))
+    wanted = store.positions(keys(*"530214"))
+    assert np.array_equal(store.take(wanted), np.concatenate([unit(1, seed=int(i)) for i in "530214"]))
+    assert store._mapped.cache_info().currsize == 2
+
+
+def test_the_index_is_compact(tmp_path):
+    store = VectorStore(tmp_path, 1)
+    names = np.random.default_rng(0).bytes(16 * 50_000)
+    store.append([names[i : i + 16] for i in range(0, len(names), 16)], np.ones((50_000, 1), dtype=np.float32))
+    again = VectorStore(tmp_path, 1)
+    assert again._keys.nbytes + again._where.nbytes == 24 * 50_000  # 48 MB for 2 million vectors
+    assert not again._recent

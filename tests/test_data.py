@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -9,13 +10,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections import Counter
+from pathlib import Path
 
 import pytest
 from conftest import write_rows
 
 from leafembed.errors import DataError
-from leafembed.learn.data import Record, balance, prepare_corpus
+from leafembed.learn.data import prepare_corpus
+from leafembed.learn.sources import Record
 from leafembed.recipe_learn import DataConfig, Source
 from leafembed.text import clean_text, normalise_text
 
@@ -28,7 +30,8 @@ def lines(n, word="word"):
 
 def corpus(root, *sources, seed=0, prompt_name=None, forbidden=(), **config):
     config = DataConfig(root=root, sources=sources, **({"validation_rows": 16} | config))
-    return prepare_corpus(config, seed=seed, prompt_name=prompt_name, forbidden=frozenset(forbidden))
+    kept = root / "kept"
+    return prepare_corpus(config, kept, seed=seed, prompt_name=prompt_name, forbidden=frozenset(forbidden))
 
 
 def texts(rows):
@@ -138,26 +141,6 @@ def test_text_is_composed_stripped_of_controls_and_cut():
 def test_long_texts_are_cut(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(f"{i} " + "x" * 100 for i in range(60)), encoding="utf-8")
     assert {len(text) for text in texts(corpus(tmp_path, Source(path="a.txt"), max_chars=20).train)} == {20}
-
-
-def records(**sizes):
-    return [Record((f"{lang} {i}",), (lang,), (None,)) for lang, n in sizes.items() for i in range(n)]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "total", "temperature", "expected"),
-    [
-        ({"en": 900, "de": 100}, 80, 2, {"en": 60, "de": 20}),  # sqrt: 30 to 10
-        ({"en": 900, "de": 100}, 80, 1, {"en": 72, "de": 8}),  # 9 to 1
-        # sqrt: 2 to 10 to 30. French gives all its 4 of a share of 5; the other 96 go 10 to 30.
-        ({"en": 900, "de": 100, "fr": 4}, 100, 2, {"en": 72, "de": 24, "fr": 4}),
-        ({"en": 50, "de": 10}, 1000, 2, {"en": 50, "de": 10}),
-    ],
-)
-def test_balance_by_hand(sizes, total, temperature, expected):
-    chosen = balance(records(**sizes), total, temperature, seed=0)
-    assert Counter(record.langs[0] for record in chosen) == expected
-    assert len({record.texts for record in chosen}) == len(chosen)
 
 
 def test_a_pair_counts_as_the_language_of_its_positive():
@@ -291,16 +274,146 @@ def test_a_hub_dataset_is_fetched_at_its_commit(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         script = (
-            "from leafembed.learn.data import prepare_corpus; from leafembed.recipe_learn import DataConfig, Source\n"
+            "from pathlib import Path; from leafembed.learn.data import prepare_corpus\n"
+            "from leafembed.recipe_learn import DataConfig, Source\n"
             f"source = Source(hub='org/name', revision='{COMMIT}', files='*.jsonl')\n"
             "config = DataConfig(sources=(source,), validation_rows=16)\n"
-            "print(len(prepare_corpus(config, seed=0, prompt_name=None).train))"
+            "print(len(prepare_corpus(config, Path('kept'), seed=0, prompt_name=None).train))"
         )
         environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0",
-                       "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # fmt: skip
+                       "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path),
+                       "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path
         )
         server.shutdown()
     assert done.stdout.strip() == "44", done.stderr
     assert not list(tmp_path.rglob("evil.py"))
+
+
+def both(found):
+    return [*found.train, *found.validation]
+
+
+def test_a_second_run_of_the_same_finds_the_corpus_and_a_changed_file_does_not(plain, capsys):
+    first = corpus(plain, Source(path="plain.txt"))
+    (folder,) = (plain / "kept").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["stage.json", "train.arrow", "validation.arrow"]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    (plain / "plain.txt").rename(plain / "renamed.txt")
+    (plain / "renamed.txt").rename(plain / "plain.txt")
+    (plain / "plain.txt").touch()
+    assert corpus(plain, Source(path="plain.txt")) == first
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    for change in ({"seed": 1}, {"prompt_name": "STS"}, {"max_rows": 40}, {"forbidden": ("word number 3",)}):
+        corpus(plain, Source(path="plain.txt"), **change)
+    corpus(plain, Source(path="plain.txt", lang="en"))
+    (plain / "plain.txt").write_text("\n".join(lines(101)), encoding="utf-8")
+    assert len(both(corpus(plain, Source(path="plain.txt")))) == 101
+    assert len(list((plain / "kept").iterdir())) == 7
+
+
+def test_an_interrupted_build_is_built_again(plain, monkeypatch):
+    from leafembed.learn import data
+
+    def cut_off(path, rows):
+        if path.name == "validation.arrow":
+            raise KeyboardInterrupt
+        return write(path, rows)
+
+    write = data.write_rows
+    monkeypatch.setattr(data, "write_rows", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        corpus(plain, Source(path="plain.txt"))
+    monkeypatch.undo()
+    found = corpus(plain, Source(path="plain.txt"))
+    assert sorted(texts(both(found))) == sorted(lines(100))
+    assert len(list((plain / "kept").iterdir())) == 1
+
+
+def test_a_translation_may_learn_the_vector_of_its_text(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [{"q": f"text {i}", "a": f"Text {i}!", "n": f"falsch {i}"} for i in range(60)])
+    source = Source(
+        path="a.jsonl", text="q", positive="a", negative="n", positive_target="text", roles=("query", "STS")
+    )
+    found = corpus(tmp_path, source, validation_rows=20)
+    for side in (found.train, found.validation):
+        for i in range(0, len(side), 5):
+            block = side[i : i + 5]
+            assert [row.pair for row in block] == [None, i, None, None, None]
+            assert [row.target for row in block] == [None, i, None, None, None]
+            assert [row.negative for row in block] == [i + 2, None, None, None, None]
+            assert [row.prompt_name for row in block] == [None, None, None, "query", "STS"]
+            assert block[0].text == block[3].text == block[4].text
+    own = corpus(tmp_path, dataclasses.replace(source, positive_target="own"), validation_rows=20)
+    assert sorted(texts(both(own))) == sorted(texts(both(found)))
+    assert own.fingerprint != found.fingerprint
+    assert {row.target for row in both(own)} == {None}
+
+
+def test_roles_of_one_text_stay_on_one_side_and_are_no_duplicates(plain):
+    found = corpus(plain, Source(path="plain.txt", prompt_name="STS", roles=("query", "document")), validation_rows=31)
+    assert not set(texts(found.train)) & set(texts(found.validation))
+    assert len(both(found)) == 300
+    assert len(found.validation) == 33
+    assert {(row.text, row.prompt_name) for row in both(found)} == {
+        (text, role) for text in lines(100) for role in ("STS", "query", "document")
+    }
+    assert found.counts["train"] == len(found.train) == 267
+
+
+def test_weights_leave_out_and_prefer(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(lines(600)), encoding="utf-8")
+    (tmp_path / "b.txt").write_text("\n".join(lines(600, "other")), encoding="utf-8")
+    (tmp_path / "long.txt").write_text("\n".join(f"long {i} " + "x" * 600 for i in range(600)), encoding="utf-8")
+    a, b, long = (Source(path=f"{name}.txt", lang="en") for name in ("a", "b", "long"))
+
+    def share(found, word):
+        return sum(row.text.startswith(word) for row in both(found)) / len(both(found))
+
+    gone = corpus(tmp_path, a, dataclasses.replace(b, weight=0))
+    assert share(gone, "word") == 1
+    assert [source["path"] for source in gone.sources] == ["a.txt"]
+    thrice = corpus(tmp_path, dataclasses.replace(a, weight=3), b, max_rows=200)
+    assert 0.65 < share(thrice, "word") < 0.83
+    assert 0.4 < share(corpus(tmp_path, a, b, max_rows=200), "word") < 0.6
+    assert share(corpus(tmp_path, a, long, max_rows=200, length_weights={"long": 9.0}), "long") > 0.8
+    short = corpus(tmp_path, a, long, length_weights={"long": 0.0})
+    assert (share(short, "long"), short.counts["left out: weight 0"]) == (0, 600)
+
+
+def test_languages_get_their_factor(tmp_path):
+    for lang in ("en", "de", "fr"):
+        (tmp_path / f"{lang}.txt").write_text("\n".join(lines(400, lang)), encoding="utf-8")
+    sources = [Source(path=f"{lang}.txt", lang=lang) for lang in ("en", "de", "fr")]
+    found = corpus(tmp_path, *sources, max_rows=184, language_weights={"de": 3.0, "fr": 0.0})
+    counts = {lang: sum(row.lang == lang for row in both(found)) for lang in ("en", "de", "fr")}
+    assert counts == {"en": 50, "de": 150, "fr": 0}
+
+
+MEASURE = """
+import re, pyarrow, pyarrow.ipc
+from pathlib import Path
+from leafembed.learn.data import prepare_corpus
+from leafembed.recipe_learn import DataConfig, Source
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+config = DataConfig(root=Path("."), sources=(Source(path="rows.txt"),))
+before = peak()
+found = prepare_corpus(config, Path("kept"), seed=0, prompt_name=None)
+print(len(found.train), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to read a process's peak memory")
+def test_memory_stays_below_the_size_of_the_text(tmp_path):
+    body = "word" * 1500  # 6,000 characters a row: 120 MB of text
+    with (tmp_path / "rows.txt").open("w", encoding="utf-8") as file:
+        file.writelines(f"{i} {body}\n" for i in range(20_000))
+    done = subprocess.run([sys.executable, "-c", MEASURE], cwd=tmp_path, capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    rows, grown = map(int, done.stdout.split())
+    assert rows == 19_000
+    assert grown < 100e6  # a third of it are pyarrow's own pages

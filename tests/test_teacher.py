@@ -140,6 +140,32 @@ def test_rows_are_embedded_under_their_own_prompt(folder, tmp_path, encoder):
     assert np.allclose(vectors[9:], encoder.encode(texts[:1], prompt_name="query"), atol=1e-5)
 
 
+def test_a_row_with_a_target_learns_that_rows_vector_and_targets_count_within_their_part(folder, tmp_path, encoder):
+    texts = toy_texts(6)
+    teacher = load(folder, tmp_path)
+    one, two = ([Row(a, "en"), Row(b, "de", pair=0, target=0)] for a, b in (texts[:2], texts[4:]))
+    positions = teacher.embed_rows(one, [], [Row(texts[2], "en"), *rows(texts[:1])], two)
+    assert len(teacher.store) == 3
+    vectors = teacher.store.take(positions)
+    learned = [texts[i] for i in (0, 0, 2, 0, 4, 4)]
+    assert np.allclose(vectors, encoder.encode(learned), atol=1e-5)
+    assert teacher.embed_rows().shape == (0,)
+
+
+def test_chunks_do_not_change_what_is_found(folder, tmp_path, monkeypatch):
+    from leafembed.learn import teacher as module
+
+    monkeypatch.setattr(module, "_CHUNK_ROWS", 4)
+    texts = toy_texts(23)
+    teacher = load(folder, tmp_path)
+    count = Count(teacher.encoder, monkeypatch)
+    positions = teacher.embed_rows(rows(texts), rows(texts[:9], "query"))
+    assert count.texts == 32
+    assert np.array_equal(teacher.store.take(positions[:23]), teacher.encode(texts))
+    assert np.array_equal(teacher.store.take(positions[23:]), teacher.encode(texts[:9], prompt_name="query"))
+    assert count.texts == 32
+
+
 def test_an_interrupted_pass_repeats_at_most_one_shard(folder, tmp_path, monkeypatch):
     texts = toy_texts(64)
     teacher = load(folder, tmp_path, shard_rows=8, batch_tokens=64)

@@ -3,6 +3,10 @@
 A key is a hash of the text, its prompt and the teacher (files, precision, length limit), so a changed text, prompt
 or teacher is a miss and never a wrong hit. Vectors lie in shards: ``NAME.npy`` (memory-mapped), ``NAME.keys``, and
 ``NAME.json``, which is written last: a shard without it never happened. A killed pass repeats at most one shard.
+
+Opening a store reads markers and keys and checks every size. The bytes of a shard are checked against their hash when
+it is first read, so that a store of gigabytes opens in seconds and no altered vector is used. The index is a sorted
+array of keys, 24 bytes a vector; at most :data:`OPEN_SHARDS` files are held open.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +26,24 @@ from numpy.typing import NDArray
 from leafembed.errors import CacheError
 from leafembed.types import FloatArray, check_vectors
 
-__all__ = ["KEY_BYTES", "VectorStore"]
+__all__ = ["KEY_BYTES", "OPEN_SHARDS", "VectorStore"]
 
 KEY_BYTES = 16
+
+OPEN_SHARDS = 256
+"""Most shards whose memory map is held open; each costs a file descriptor."""
+
+_RECENT = 65_536  # new keys are looked up in a dict until there are so many, then merged into the sorted index
+_KEY = np.dtype(f"S{KEY_BYTES}")
+
+
+@dataclass(slots=True)
+class _Shard:
+    """A finished shard: its marker, the hash that its vectors must have, and whether they were checked."""
+
+    marker: Path
+    sha256: str
+    checked: bool = False
 
 
 class VectorStore:
@@ -39,17 +60,22 @@ class VectorStore:
     def __init__(self, folder: Path, dim: int) -> None:
         self.folder = folder
         self.dim = dim
-        self._shards: list[NDArray[np.float32]] = []
-        self._where: dict[bytes, int] = {}
+        self._shards: list[_Shard] = []
         self._starts: list[int] = [0]
-        for marker in sorted(folder.glob("*.json")):
-            self._open(marker)
+        self._keys = np.empty(0, dtype=_KEY)
+        self._where = np.empty(0, dtype=np.int64)
+        self._recent: dict[bytes, int] = {}
+        self._mapped = lru_cache(maxsize=OPEN_SHARDS)(self._map)
+        found = [self._open(marker) for marker in sorted(folder.glob("*.json"))]
+        if found:
+            # Of a key that two writers stored, one is as good as the other.
+            self._keys, self._where = np.unique(np.concatenate(found), return_index=True)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._keys) + len(self._recent)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._where
+        return key in self._recent or bool(self._find(np.array([key], dtype=_KEY))[0] >= 0)
 
     @staticmethod
     def key(text: str, prompt: str) -> bytes:
@@ -76,26 +102,67 @@ class VectorStore:
         temporary = name.with_suffix(".tmp")
         temporary.write_text(json.dumps(marker), encoding="utf-8")
         temporary.replace(name.with_suffix(".json"))
+        start = self._starts[-1]
         self._open(name.with_suffix(".json"))
+        self._recent |= {key: start + i for i, key in enumerate(keys) if key not in self}
+        if len(self._recent) >= _RECENT:
+            self._merge()
 
-    def positions(self, keys: Iterable[bytes]) -> NDArray[np.int64]:
-        """Where each key's vector lies, for :meth:`take`.
+    def positions(self, keys: Iterable[bytes] | NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """Where each key's vector lies ``(n,)``, for :meth:`take`.
 
         Raises:
             KeyError: If a key is not stored.
         """
-        return np.array([self._where[key] for key in keys], dtype=np.int64)
+        found = self.find(keys)
+        if (found < 0).any():
+            raise KeyError(f"{int((found < 0).sum())} of {len(found)} keys are not stored")
+        return found
+
+    def find(self, keys: Iterable[bytes] | NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """Where each key's vector lies ``(n,)``, -1 where it is not stored.
+
+        Args:
+            keys: Keys of :meth:`key`, or an array of them, 16 bytes each.
+        """
+        self._merge()
+        return self._find(keys if isinstance(keys, np.ndarray) else np.array(list(keys), dtype=_KEY))
 
     def take(self, positions: NDArray[np.int64]) -> FloatArray:
-        """Vectors at the given positions, ``(n, dim)`` float32, copied out of the memory map."""
+        """Vectors at the given positions, ``(n, dim)`` float32, copied out of the memory map.
+
+        Raises:
+            CacheError: If a shard that is read for the first time has changed since it was written.
+        """
         result = np.empty((len(positions), self.dim), dtype=np.float32)
         shard = np.searchsorted(np.array(self._starts[1:]), positions, side="right")
-        for index in np.unique(shard):
-            rows = np.flatnonzero(shard == index)
-            result[rows] = self._shards[index][positions[rows] - self._starts[index]]
+        order = np.argsort(shard, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1):
+            if len(rows):
+                index = int(shard[rows[0]])
+                result[rows] = self._mapped(index)[positions[rows] - self._starts[index]]
         return result
 
-    def _open(self, marker: Path) -> None:
+    def _find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """As :meth:`find`, in the sorted index alone."""
+        if not len(self._keys):
+            return np.full(len(keys), -1, dtype=np.int64)
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[place] == keys, self._where[place], -1)
+
+    def _merge(self) -> None:
+        """Move the recent keys into the sorted index."""
+        if self._recent:
+            keys = np.array(list(self._recent), dtype=_KEY)
+            order = np.argsort(keys)
+            where = np.array(list(self._recent.values()), dtype=np.int64)[order]
+            place = np.searchsorted(self._keys, keys[order])
+            self._keys = np.insert(self._keys, place, keys[order])
+            self._where = np.insert(self._where, place, where)
+            self._recent = {}
+
+    def _open(self, marker: Path) -> NDArray[np.bytes_]:
+        """Add a finished shard after checking its sizes, and return its keys ``(rows,)``."""
         try:
             facts = json.loads(marker.read_text(encoding="utf-8"))
             vectors = np.load(marker.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
@@ -108,13 +175,22 @@ class VectorStore:
                 f"{marker}: got vectors {vectors.shape} and {len(keys)} key bytes, expected ({rows}, {self.dim}) "
                 f"and {rows * KEY_BYTES}; {_REMEDY}"
             )
-        if _sha256(marker.with_suffix(".npy")) != digest:
-            raise CacheError(f"{marker}: the vectors changed since they were written; {_REMEDY}")
-        start = self._starts[-1]
-        for i in range(rows):
-            self._where[keys[i * KEY_BYTES : (i + 1) * KEY_BYTES]] = start + i
-        self._shards.append(vectors)
-        self._starts.append(start + rows)
+        self._shards.append(_Shard(marker, digest))
+        self._starts.append(self._starts[-1] + rows)
+        return np.frombuffer(keys, dtype=_KEY)
+
+    def _map(self, index: int) -> NDArray[np.float32]:
+        """The vectors of a shard, checked against their hash the first time."""
+        shard = self._shards[index]
+        path = shard.marker.with_suffix(".npy")
+        try:
+            if not shard.checked and _sha256(path) != shard.sha256:
+                raise CacheError(f"{shard.marker}: the vectors changed since they were written; {_REMEDY}")
+            shard.checked = True
+            vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise CacheError(f"{shard.marker}: damaged shard of teacher vectors ({error}); {_REMEDY}") from error
+        return vectors
 
 
 _REMEDY = "delete the three files of that name and run again: only they are computed anew"

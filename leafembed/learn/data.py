@@ -1,59 +1,55 @@
-"""Training text: read, clean, deduplicate, balance over languages, split.
+"""Training text: read, clean, deduplicate, draw by weights, split; the result lies on disk, not in memory.
 
-A source is a file of lines, JSON lines or parquet, or a dataset on a model hub, fetched as parquet files at a pinned
-commit. Nothing is executed to read it. The result depends on the text, the recipe and the seed alone.
+One pass reads the sources into a scratch file and keeps a few numbers a record: source, language, length, place,
+hashes. Those decide what is kept. The chosen records are then fetched in random order and written as rows to Arrow
+files, which are memory-mapped. Memory does not grow with the length of texts; the scratch file goes at the end.
+
+The result depends on the text, the recipe and the seed alone. It is kept under a hash of these, marker last, and used
+again by any run that asks for the same.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import random
-import re
+import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-from leafembed.errors import DataError, MissingExtraError
+import numpy as np
+from numpy.typing import NDArray
+
+from leafembed.errors import DataError
+from leafembed.learn.draw import draw, first_seen, length_class
+from leafembed.learn.named import expand
+from leafembed.learn.rows import Rows, write_rows
+from leafembed.learn.sources import Record, read_source, source_files
 from leafembed.recipe_learn import DataConfig, Source
-from leafembed.text import clean_text, normalise_lang, normalise_text, read_lines, read_objects
+from leafembed.stages import fingerprint, once
 from leafembed.types import Corpus, Row
 
-__all__ = ["Record", "balance", "corpus_fingerprint", "prepare_corpus"]
+__all__ = ["LAYOUT", "corpus_fingerprint", "prepare_corpus"]
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+LAYOUT = 1
+"""Raised when the same sources are read or laid out otherwise than before, so that no old corpus is taken for new."""
 
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One source row: a text, perhaps with a positive and a hard negative.
-
-    Attributes:
-        texts: One to three texts: text, positive, negative.
-        langs: Language of each.
-        prompt_names: Teacher prompt of each.
-    """
-
-    texts: tuple[str, ...]
-    langs: tuple[str, ...]
-    prompt_names: tuple[str | None, ...]
-
-    @property
-    def balance_lang(self) -> str:
-        """Language it counts as when languages are balanced: of a pair, the positive's, which is the rarer one."""
-        return self.langs[min(1, len(self.langs) - 1)]
+_values = attrgetter(*(item.name for item in dataclasses.fields(Row)))
 
 
 def prepare_corpus(
-    config: DataConfig, *, seed: int, prompt_name: str | None, forbidden: frozenset[str] = frozenset()
+    config: DataConfig, folder: Path, *, seed: int, prompt_name: str | None, forbidden: frozenset[str] = frozenset()
 ) -> Corpus:
-    """Read every source and return the corpus to train on.
+    """Read every source and return the corpus to train on, or the stored one that was made of the same.
 
     Args:
         config: The recipe's ``[data]``.
+        folder: Where corpora are kept; each has a subfolder of its own.
         seed: Seed of sampling and splitting.
         prompt_name: Teacher prompt of texts whose source names none.
         forbidden: Normalised evaluation texts; a record holding one is dropped and counted.
@@ -61,228 +57,204 @@ def prepare_corpus(
     Raises:
         DataError: If a source cannot be read or nothing is left of it.
     """
-    counts: Counter[str] = Counter()
-    seen: set[bytes] = set()
-    records: list[Record] = []
-    for source in config.sources:
-        read = list(_read_source(source, config, prompt_name, forbidden, counts))
-        kept = _sample(read, source.max_rows, seed)
-        counts["left out: max_rows of the source"] += len(read) - len(kept)
-        records += [record for record in kept if _is_new(record, seen, counts)]
-    if config.max_rows is not None:
-        drawn = balance(records, config.max_rows + config.validation_rows, config.temperature, seed)
-        counts["left out: not drawn for balance"] += len(records) - len(drawn)
-        records = drawn
-    random.Random(seed).shuffle(records)
-    train, validation = _split(records, config.validation_rows, counts)
-    if len(train) < max(1, 2 * len(validation)):
-        raise DataError(
-            f"the corpus is too small: got {len(train)} training texts beside {len(validation)} for validation, "
-            f"expected at least twice as many; add text or lower data.validation_rows (read: {dict(counts)})"
-        )
-    counts["train"], counts["validation"] = len(train), len(validation)
-    sources = tuple(
-        {"path": s.path or f"{s.hub}@{s.revision}", "licence": s.licence, "origin": s.origin} for s in config.sources
-    )
-    return Corpus(
-        tuple(train),
-        tuple(validation),
-        {k: n for k, n in counts.items() if n},
-        corpus_fingerprint([*train, *validation]),
-        sources,
-    )
+    sources = tuple(one for source in config.sources if source.weight > 0 for one in expand(source))
+    files = [source_files(source, config.root) for source in sources]
+    config = dataclasses.replace(config, sources=sources)
+    key = _key(config, files, seed, prompt_name, forbidden)
+
+    def build(target: Path) -> dict[str, object]:
+        target.mkdir(parents=True)
+        with tempfile.TemporaryFile(dir=target) as scratch:
+            index = _read_all(config, files, scratch, prompt_name=prompt_name, forbidden=forbidden)
+            train, validation = _choose(index, config, seed)
+            digest = hashlib.sha256()
+            for name, chosen in (("train", train), ("validation", validation)):
+                write_rows(target / f"{name}.arrow", _hashed(digest, _laid_out(index, chosen, scratch, sources)))
+        return {"counts": {k: n for k, n in index.counts.items() if n}, "fingerprint": digest.hexdigest()[:16]}
+
+    facts = once(folder / key, key, build)
+    place = [{"path": s.path or f"{s.hub}@{s.revision}", "licence": s.licence, "origin": s.origin} for s in sources]
+    train, validation = (Rows.open(folder / key / f"{name}.arrow") for name in ("train", "validation"))
+    return Corpus(train, validation, facts["counts"], facts["fingerprint"], tuple(place))
 
 
-def corpus_fingerprint(rows: Sequence[Row]) -> str:
+def corpus_fingerprint(rows: Iterable[Row]) -> str:
     """Hash of all rows in order."""
     digest = hashlib.sha256()
-    for row in rows:
-        fields = (row.text, row.lang, row.prompt_name, row.pair, row.negative)
-        digest.update(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+    for _ in _hashed(digest, rows):
+        pass
     return digest.hexdigest()[:16]
 
 
-def balance(records: Sequence[Record], total: int, temperature: float, seed: int) -> list[Record]:
-    """Draw ``total`` records with language shares proportional to ``n^(1/temperature)``.
+@dataclass
+class _Index:
+    """What is known of every record that was read, in the order of reading; five small arrays instead of its texts."""
 
-    The exponential smoothing of multilingual BERT (Devlin et al. 2018) and XLM (arXiv 1901.07291, eq. 1). A language
-    that has fewer records than its share gives all it has, and the rest is shared by the others.
-    """
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.balance_lang, []).append(record)
-    chosen: list[Record] = []
-    left, todo = total, sorted(groups, key=lambda lang: (len(groups[lang]), lang))
-    for i, lang in enumerate(todo):  # smallest first, so that what they cannot fill flows on to the larger
-        weights = [len(groups[name]) ** (1 / temperature) for name in todo[i:]]
-        quota = min(len(groups[lang]), round(left * weights[0] / sum(weights)))
-        chosen += random.Random(f"{seed}-{lang}").sample(groups[lang], quota)
-        left -= quota
-    return chosen
+    counts: Counter[str] = field(default_factory=Counter)
+    langs: dict[str, int] = field(default_factory=dict)
+    source: array[int] = field(default_factory=lambda: array("i"))
+    lang: array[int] = field(default_factory=lambda: array("i"))
+    length: array[int] = field(default_factory=lambda: array("i"))
+    place: array[int] = field(default_factory=lambda: array("q"))
+    first_hash: array[int] = field(default_factory=lambda: array("q", [0]))
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
 
+    def add(self, record: Record, source: int, place: int) -> None:
+        """Take down a record that begins at byte ``place`` of the scratch file."""
+        self.source.append(source)
+        self.lang.append(self.langs.setdefault(record.balance_lang, len(self.langs)))
+        self.length.append(len(record.texts[0]))
+        self.place.append(place)
+        self.hashes.extend(record.hashes)
+        self.first_hash.append(len(self.hashes))
 
-def _read_source(
-    source: Source, config: DataConfig, prompt_name: str | None, forbidden: frozenset[str], counts: Counter[str]
-) -> Iterator[Record]:
-    name = source.path or source.hub
-    prompts = (source.prompt_name or prompt_name, source.positive_prompt_name or source.prompt_name or prompt_name)
-    columns = [column for column in (source.text, source.positive, source.negative) if column]
-    languages = {normalise_lang(tag) for tag in config.languages}
-    found = False
-    for path in _files(source, config.root):
-        for line, values in _READERS[_kind(path)](path, config.max_line_bytes):
-            counts[f"read from {name}"] += 1
-            found = True
-            missing = [column for column in columns if not isinstance(values.get(column), str)]
-            if missing:
-                got = ", ".join(map(str, values)) or "nothing"
-                raise DataError(f"{path}:{line}: no text in column {missing[0]!r}, found {got}; see data.sources")
-            if any(_SURROGATE.search(values[column]) for column in columns):
-                raise DataError(f"{path}:{line}: holds half of a surrogate pair, which is not text; mend the escapes")
-            record = _clean(source, config, prompts, values, columns)
-            if record is None:
-                counts["dropped: too short"] += 1
-            elif any(normalise_text(text) in forbidden for text in record.texts):
-                counts["dropped: equals an evaluation text"] += 1
-            elif languages and not languages.issuperset(record.langs):
-                counts["dropped: language not asked for"] += 1
-            else:  # cut last: half of an evaluation text would no longer be known for one
-                yield replace(record, texts=tuple(text[: config.max_chars] for text in record.texts))
-    if not found:
-        raise DataError(f"{name}: the source is empty; expected at least one row of text")
+    @property
+    def texts(self) -> NDArray[np.int64]:
+        """Number of texts of each record, ``(n,)``."""
+        starts = np.frombuffer(self.first_hash, dtype=np.int64)
+        return starts[1:] - starts[:-1]
+
+    def hashes_of(self, records: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Hashes of all texts of the records, and the place of each one's record in ``records``."""
+        texts, starts = self.texts[records], np.frombuffer(self.first_hash, dtype=np.int64)[records]
+        owners = np.repeat(np.arange(len(records)), texts)
+        within = np.arange(len(owners)) - np.repeat(np.cumsum(texts) - texts, texts)
+        return np.frombuffer(self.hashes, dtype=np.uint64)[starts[owners] + within], owners
 
 
-def _clean(
-    source: Source,
+def _read_all(
     config: DataConfig,
-    prompts: tuple[str | None, str | None],
-    values: Mapping[str, Any],
-    columns: Sequence[str],
-) -> Record | None:
-    texts = tuple(clean_text(values[column]) for column in columns)
-    if any(len(text) < config.min_chars for text in texts):
-        return None
-    lang = normalise_lang(source.lang or str(values.get("lang") or ""))
-    other = normalise_lang(str(values.get(source.positive_lang) or lang))
-    langs = (lang, other, other)[: len(texts)]
-    return Record(texts, langs, (prompts[0], prompts[1], prompts[1])[: len(texts)])
+    files: Sequence[Sequence[Path]],
+    scratch: IO[bytes],
+    *,
+    prompt_name: str | None,
+    forbidden: frozenset[str],
+) -> _Index:
+    """Read every source once: texts into the scratch file, numbers into the index."""
+    index, place = _Index(), 0
+    for i, source in enumerate(config.sources):
+        records = read_source(
+            source, files[i], config, prompt_name=prompt_name, forbidden=forbidden, counts=index.counts
+        )
+        for record in records:
+            index.add(record, i, place)
+            line = (record.texts, record.langs, record.prompt_names)
+            place += scratch.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    return index
 
 
-def _files(source: Source, root: Path) -> list[Path]:
-    if source.hub:
-        return _hub_files(source)
-    if not source.path:
-        raise DataError("data.sources: got a table without path and hub, expected one: a source needs a path or a hub")
-    path = Path(source.path).expanduser()
-    folder, pattern = (
-        (Path(path.anchor), str(path.relative_to(path.anchor))) if path.is_absolute() else (root, str(path))
-    )
-    found = sorted(file for file in folder.glob(pattern) if file.is_file())
-    if not found:
-        raise DataError(f"data.sources: no file matches {folder / pattern}; set data.root to the folder of your text")
-    return found
+def _choose(index: _Index, config: DataConfig, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Records to train on and records to hold out, each in the order in which they are laid out."""
+    counts, rng = index.counts, np.random.default_rng(seed)
+    kept = _sample_sources(index, config.sources, rng)
+    new = first_seen(*index.hashes_of(kept), len(kept))
+    counts["dropped: duplicate"] += int((~new).sum())
+    kept = kept[new]
+    weights = _weights(index, kept, config)
+    counts["left out: weight 0"] += int((weights == 0).sum())
+    kept, weights = kept[weights > 0], weights[weights > 0]
+    if config.max_rows is not None:
+        langs, codes = list(index.langs), np.frombuffer(index.lang, dtype=np.int32)[kept].astype(np.int64)
+        total, factors = config.max_rows + config.validation_rows, config.language_weights
+        drawn = draw(langs, codes, weights, total, temperature=config.temperature, factors=factors, seed=seed)
+        counts["left out: not drawn for balance"] += len(kept) - len(drawn)
+        kept = kept[drawn]
+    return _split(index, rng.permutation(kept), config)
 
 
-def _hub_files(source: Source) -> list[Path]:
-    if not _COMMIT.fullmatch(source.revision):
+def _sample_sources(index: _Index, sources: Sequence[Source], rng: np.random.Generator) -> NDArray[np.int64]:
+    """All records but those beyond a source's ``max_rows``, in the order of reading."""
+    owner, kept = np.frombuffer(index.source, dtype=np.int32), []
+    for i, source in enumerate(sources):
+        found = np.flatnonzero(owner == i)
+        if source.max_rows is not None and len(found) > source.max_rows:
+            index.counts["left out: max_rows of the source"] += len(found) - source.max_rows
+            found = np.sort(rng.choice(found, source.max_rows, replace=False))
+        kept.append(found)
+    return np.concatenate([np.empty(0, dtype=np.int64), *kept])
+
+
+def _weights(index: _Index, records: NDArray[np.int64], config: DataConfig) -> NDArray[np.float64]:
+    """Weight of each record within its language; 0 where source, length or language has weight 0."""
+    by_source = np.array([source.weight for source in config.sources])
+    by_lang = np.array([float(config.language_weights.get(lang, 1) > 0) for lang in index.langs])
+    lengths = np.frombuffer(index.length, dtype=np.int32)[records].astype(np.int64)
+    source, lang = (np.frombuffer(item, dtype=np.int32)[records] for item in (index.source, index.lang))
+    result: NDArray[np.float64] = by_source[source] * by_lang[lang] * length_class(lengths, config.length_weights)
+    return result
+
+
+def _split(
+    index: _Index, records: NDArray[np.int64], config: DataConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Hold out the first records; a pair stays on one side, and so does a text that several pairs share."""
+    roles = np.array([len(source.roles) for source in config.sources])
+    rows = index.texts[records] + roles[np.frombuffer(index.source, dtype=np.int32)[records]]
+    cut = int(np.searchsorted(np.cumsum(rows), config.validation_rows)) + 1 if len(rows) else 0
+    held, others = records[:cut], records[cut:]
+    hashes, owners = index.hashes_of(others)
+    shared = np.zeros(len(others), dtype=np.bool_)
+    shared[owners[np.isin(hashes, index.hashes_of(held)[0])]] = True
+    train, n_validation = others[~shared], int(rows[:cut].sum())
+    n_train = int(rows[cut:][~shared].sum())
+    index.counts["dropped: shares a text with validation"] += int(shared.sum())
+    if n_train < max(1, 2 * n_validation):
         raise DataError(
-            f"{source.hub}: got revision {source.revision!r}, expected a 40-digit commit, so that the data cannot move"
+            f"the corpus is too small: got {n_train} training texts beside {n_validation} for validation, "
+            f"expected at least twice as many; add text or lower data.validation_rows (read: {dict(index.counts)})"
         )
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise MissingExtraError("huggingface_hub", "train") from error
-    try:
-        folder = snapshot_download(
-            source.hub, repo_type="dataset", revision=source.revision, allow_patterns=[source.files]
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{source.hub}@{source.revision}: cannot be fetched: {reason}") from error
-    found = sorted(path for path in Path(folder).glob(f"**/{source.files}") if path.is_file())
-    if not found:
-        raise DataError(f"{source.hub}@{source.revision}: no file matches {source.files!r}")
-    return found
+    index.counts["train"], index.counts["validation"] = n_train, n_validation
+    return train, held
 
 
-def _kind(path: Path) -> str:
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in _READERS:
-        raise DataError(f"{path}: got a {suffix or 'nameless'} file, expected one of {', '.join(_READERS)}")
-    return suffix
+def _laid_out(
+    index: _Index, records: NDArray[np.int64], scratch: IO[bytes], sources: Sequence[Source]
+) -> Iterator[Row]:
+    """The rows of records: the text, its positive and negative, then the text again in each further role."""
+    start = 0
+    for i in records.tolist():
+        scratch.seek(index.place[i])
+        texts, langs, prompts = json.loads(scratch.readline())
+        rows = _rows(sources[index.source[i]], Record(tuple(texts), tuple(langs), tuple(prompts)), start)
+        yield from rows
+        start += len(rows)
 
 
-def _read_txt(path: Path, max_line_bytes: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in read_lines(path, max_line_bytes=max_line_bytes):
-        if line.strip():
-            yield number, {"text": line}
-
-
-def _read_jsonl(path: Path, max_line_bytes: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    return read_objects(path, max_line_bytes=max_line_bytes)
-
-
-def _read_parquet(path: Path, max_line_bytes: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "train") from error
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=4096):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield number, values
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file: {error}") from error
-
-
-_READERS: dict[str, Callable[[Path, int], Iterator[tuple[int, Mapping[str, Any]]]]] = {
-    ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
-
-
-def _sample(records: list[Record], limit: int | None, seed: int) -> list[Record]:
-    return records if limit is None or len(records) <= limit else random.Random(seed).sample(records, limit)
-
-
-def _is_new(record: Record, seen: set[bytes], counts: Counter[str]) -> bool:
-    """Whether any text of a record was not seen before."""
-    keys = [normalise_text(text) for text in record.texts]
-    hashes = [hashlib.blake2b(key.encode(), digest_size=12).digest() for key in keys]
-    if all(item in seen for item in hashes):
-        counts["dropped: duplicate"] += 1
-        return False
-    seen.update(hashes)
-    return True
-
-
-def _split(records: Sequence[Record], validation_rows: int, counts: Counter[str]) -> tuple[list[Row], list[Row]]:
-    """Lay the records out as rows; a pair stays on one side, and so does a text that several pairs share."""
-    validation: list[Row] = []
-    cut = 0
-    while cut < len(records) and len(validation) < validation_rows:
-        validation += _rows(records[cut], len(validation))
-        cut += 1
-    held_out = {normalise_text(row.text) for row in validation}
-    train: list[Row] = []
-    for record in records[cut:]:
-        if any(normalise_text(text) in held_out for text in record.texts):
-            counts["dropped: shares a text with validation"] += 1
-        else:
-            train += _rows(record, len(train))
-    return train, validation
-
-
-def _rows(record: Record, start: int) -> list[Row]:
+def _rows(source: Source, record: Record, start: int) -> list[Row]:
     """The first row is the text; its positive points back to it, and it points to its negative."""
-    negative = start + 2 if len(record.texts) == 3 else None
-    rows = [Row(record.texts[0], record.langs[0], record.prompt_names[0], None, negative)]
-    for i in range(1, len(record.texts)):
-        rows.append(Row(record.texts[i], record.langs[i], record.prompt_names[i], start if i == 1 else None))
-    return rows
+    texts, langs, prompts = record.texts, record.langs, record.prompt_names
+    rows = [Row(texts[0], langs[0], prompts[0], negative=start + 2 if len(texts) == 3 else None)]
+    target = start if source.positive_target == "text" else None
+    if len(texts) > 1:
+        rows.append(Row(texts[1], langs[1], prompts[1], pair=start, target=target))
+    if len(texts) > 2:
+        rows.append(Row(texts[2], langs[2], prompts[2]))
+    return rows + [Row(texts[0], langs[0], role) for role in source.roles]
+
+
+def _hashed(digest: hashlib._Hash, rows: Iterable[Row]) -> Iterator[Row]:
+    """The same rows, each added to a hash on its way."""
+    for row in rows:
+        digest.update(json.dumps(_values(row), ensure_ascii=False).encode() + b"\n")
+        yield row
+
+
+def _key(
+    config: DataConfig,
+    files: Sequence[Sequence[Path]],
+    seed: int,
+    prompt_name: str | None,
+    forbidden: frozenset[str],
+) -> str:
+    """Hash of everything that the corpus depends on: the bytes of all files, not their names or times."""
+    plain = dataclasses.asdict(config)
+    for name in ("root", "mixture", "mine_negatives", "negative_margin"):
+        del plain[name]
+    contents = [[_sha256(path) for path in found] for found in files]
+    excluded = hashlib.sha256("\0".join(sorted(forbidden)).encode("utf-8", "surrogatepass")).hexdigest()
+    return fingerprint(LAYOUT, plain, contents, seed, prompt_name, excluded)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

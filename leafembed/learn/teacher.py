@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from leafembed.errors import NonFiniteError
-from leafembed.learn.cache import VectorStore
+from leafembed.learn.cache import KEY_BYTES, VectorStore
 from leafembed.learn.models import (
     describe,
     fingerprint_folder,
@@ -32,6 +32,7 @@ from leafembed.recipe_learn import TeacherConfig
 from leafembed.types import FloatArray, ModelRef, Row, check_vectors
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
 __all__ = ["Arithmetic", "CachedTeacher", "TorchEncoder", "load_teacher"]
@@ -50,6 +51,8 @@ class Arithmetic:
     device: str
     precision: Literal["bf16", "fp32"]
     batch_tokens: int
+
+_CHUNK_ROWS = 131_072  # texts in memory at once; within a chunk they are sorted by length
 
 
 class TorchEncoder:
@@ -173,24 +176,43 @@ class CachedTeacher:
         self._compute([texts[i] for i in missing.values()], list(missing), prompt_name, _ignore)
         return self.store.take(self.store.positions(keys))
 
-    def embed_rows(self, rows: Sequence[Row]) -> Any:
-        """Compute what the corpus needs and is not stored yet, with progress; return positions ``(n_rows,)`` int64.
+    def embed_rows(self, *parts: Sequence[Row]) -> NDArray[np.int64]:
+        """Compute what the rows need and is not stored yet, with progress; return positions ``(n_rows,)``.
 
-        Interrupted, it repeats at most the shard it was working on.
+        The position of a row is that of the vector it learns: its target's, and then it needs none of its own. Texts
+        pass through memory in chunks, sorted by length within. Interrupted, it repeats at most the shard it was working
+        on.
+
+        Args:
+            parts: Training rows, validation rows; targets count within each, positions run over all.
         """
-        groups: dict[str | None, dict[bytes, str]] = {}
-        keys = []
+        starts = np.cumsum([0, *map(len, parts)])
+        keys = np.empty(starts[-1], dtype=f"S{KEY_BYTES}")
+        learned = np.arange(starts[-1])
+        for start, rows in zip(starts.tolist(), parts, strict=False):
+            for i, row in enumerate(rows, start):
+                keys[i] = self._key(row)
+                learned[i] = i if row.target is None else start + row.target
+        needed = np.unique(learned)
+        needed = needed[np.unique(keys[needed], return_index=True)[1]]
+        todo = np.sort(needed[self.store.find(keys[needed]) < 0])
+        if len(todo):
+            with progress("teacher vectors", len(needed), "texts", done=len(needed) - len(todo)) as advance:
+                for chunk in np.split(todo, range(_CHUNK_ROWS, len(todo), _CHUNK_ROWS)):
+                    which = np.searchsorted(starts, chunk, side="right") - 1
+                    places = zip(which.tolist(), (chunk - starts[which]).tolist(), strict=True)
+                    self._embed_chunk([parts[part][i] for part, i in places], advance)
+        return self.store.positions(keys[learned])
+
+    def _embed_chunk(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
+        groups: dict[str | None, list[Row]] = {}
         for row in rows:
-            key = VectorStore.key(row.text, self.ref.prompts.get(row.prompt_name or "", ""))
-            keys.append(key)
-            if key not in self.store:
-                groups.setdefault(row.prompt_name, {})[key] = row.text
-        todo = sum(len(group) for group in groups.values())
-        if todo:
-            with progress("teacher vectors", len(set(keys)), "texts", done=len(set(keys)) - todo) as advance:
-                for prompt_name, group in groups.items():
-                    self._compute(list(group.values()), list(group), prompt_name, advance)
-        return self.store.positions(keys)
+            groups.setdefault(row.prompt_name, []).append(row)
+        for prompt_name, group in groups.items():
+            self._compute([row.text for row in group], [self._key(row) for row in group], prompt_name, advance)
+
+    def _key(self, row: Row) -> bytes:
+        return VectorStore.key(row.text, self.ref.prompts.get(row.prompt_name or "", ""))
 
     def _compute(
         self, texts: list[str], keys: list[bytes], prompt_name: str | None, advance: Callable[[int], None]

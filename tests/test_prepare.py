@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import write_rows
+from families import gemma_headless, toy_recipe, toy_texts
+
+from leafembed.errors import RecipeError
+from leafembed.prepare import embed
+from leafembed.recipe_io import recipe_from_dict
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory):
+    return gemma_headless(tmp_path_factory.mktemp("teacher") / "gemma")
+
+
+@pytest.fixture
+def recipe(tmp_path, teacher_dir, eval_data):
+    """120 pairs of an English text, embedded as a query, and what stands for its German translation."""
+    pairs = [{"text": a, "other": f"{b} x{i}", "lang": "en", "lang_pair": "de"}
+             for i, (a, b) in enumerate(zip(toy_texts(120), toy_texts(120, seed=1), strict=True))]  # fmt: skip
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+
+    def recipe(source=(), **data):
+        source = {"path": "pairs.jsonl", "positive": "other", "prompt_name": "query", **dict(source)}
+        return recipe_from_dict(toy_recipe(tmp_path, teacher_dir, eval_data, data={"sources": [source], **data}))
+
+    return recipe
+
+
+def test_targets_are_the_vectors_of_a_rows_own_text_under_its_own_prompt(recipe):
+    material = embed(recipe({"positive_prompt_name": "document"}))
+    rows = [*material.corpus.train, *material.corpus.validation]
+    assert len(material.teacher.store) == 240
+    found = material.targets(np.arange(len(rows)))
+    for prompt_name in ("query", "document"):
+        index = [i for i, row in enumerate(rows) if row.prompt_name == prompt_name]
+        assert len(index) == 120
+        direct = material.teacher.encoder.encode([rows[i].text for i in index], prompt_name=prompt_name)
+        assert np.allclose(found[index], direct, atol=1e-5)
+
+
+def test_a_translation_learns_its_texts_vector_and_the_teacher_is_not_asked_for_it(recipe):
+    material = embed(recipe({"positive_target": "text"}))
+    assert len(material.teacher.store) == 120
+    start = 0
+    for side in (material.corpus.train, material.corpus.validation):
+        found = material.targets(start + np.arange(len(side)))
+        direct = material.teacher.encoder.encode([row.text for row in side[::2]], prompt_name="query")
+        assert np.allclose(found[::2], direct, atol=1e-5)
+        assert np.array_equal(found[1::2], found[::2])
+        start += len(side)
+    (agreement,) = material.dev
+    assert {row.text for row in side if row.lang == "de"} & agreement.texts
+    for row in range(0, len(side), 2):  # of a text and its translation, one vector, one is enough
+        assert not {side[row].text, side[row + 1].text} <= agreement.texts
+
+
+def test_each_role_of_a_text_has_its_own_vector(recipe):
+    material = embed(recipe({"positive": "", "roles": ["document", "STS"]}))
+    rows = [*material.corpus.train, *material.corpus.validation]
+    assert len(rows) == len(material.teacher.store) == 360
+    index = [i for i, row in enumerate(rows) if row.prompt_name == "STS"]
+    direct = material.teacher.encoder.encode([rows[i].text for i in index], prompt_name="STS")
+    assert np.allclose(material.targets(np.array(index)), direct, atol=1e-5)
+
+
+@pytest.mark.parametrize("roles", [["query"], ["STS", "STS"]])
+def test_a_role_that_a_text_has_already_is_refused(recipe, roles):
+    with pytest.raises(RecipeError, match=r"data\.sources\[0\]\.roles: got .*expected prompts other than 'query'"):
+        embed(recipe({"roles": roles}))
+
+
+def test_an_unknown_role_is_refused(recipe):
+    with pytest.raises(RecipeError, match=r"data\.sources\[0\]\.roles\[1\]: got 'stz', expected one of the prompts"):
+        embed(recipe({"roles": ["STS", "stz"]}))
+
+
+def test_mined_negatives_are_the_hardest_below_the_margin_and_part_of_what_training_depends_on(recipe):
+    plain = embed(recipe())
+    mined = embed(recipe(mine_negatives=1, negative_margin=0.05))
+    start = 0
+    for side, before in ((mined.corpus.train, plain.corpus.train), (mined.corpus.validation, plain.corpus.validation)):
+        vectors = mined.targets(start + np.arange(len(side)))
+        german = [i for i, row in enumerate(side) if row.lang == "de"]
+        for i in range(0, len(side), 2):
+            cosines = vectors[german] @ vectors[i]
+            limit = vectors[i] @ vectors[i + 1]
+            allowed = cosines[cosines <= limit - 0.05 * abs(limit)]
+            assert (side[i].negative is None) == (not len(allowed))
+            if side[i].negative is not None:
+                assert side[side[i].negative].lang == "de"
+                assert np.isclose(vectors[side[i].negative] @ vectors[i], allowed.max(), atol=1e-6)
+        assert [dataclasses.replace(row, negative=None) for row in side] == list(before)
+        start += len(side)
+    assert mined.corpus.counts["negatives mined"] > 0
+    assert mined.corpus.fingerprint != plain.corpus.fingerprint
+    assert embed(recipe(mine_negatives=1, negative_margin=0.05)).corpus == mined.corpus
+    assert embed(recipe(mine_negatives=1, negative_margin=0.3)).corpus.fingerprint != mined.corpus.fingerprint
