@@ -20,6 +20,7 @@ from leafembed.judge.evaluate import evaluate
 from leafembed.judge.floors import RandomEncoder
 from leafembed.judge.gate import check
 from leafembed.judge.tasks import Task
+from leafembed.learn.factors import carry_factors, read_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student
@@ -37,7 +38,7 @@ from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
 from leafembed.stages import fingerprint, once
-from leafembed.types import Encoder, Speed
+from leafembed.types import Encoder, Factors, Speed
 
 if TYPE_CHECKING:
     pass
@@ -92,6 +93,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     student_dir = run_dir / "student"
     training = _trained(recipe, run_dir, learned, untrained)
     student = _torch_encoder(student_dir, recipe.name, learned, recipe.student)
+    factors = read_factors(student_dir)
     reports["student"] = score("student", student)
     verdict = check(reports["student"], reports["teacher"], recipe.gate, floors=floors)
     facts = run_facts(
@@ -99,7 +101,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         learned.corpus,
         teacher=learned.teacher.ref,
         student=student.ref,
-        parts=[dataclasses.asdict(part) for part in parts_of(student.model)],
+        parts=[dataclasses.asdict(part) for part in parts_of(student.model, factors)],
         training=training,
         scored_in={"precision": precision, "device": learned.teacher.encoder.model.device.type},
     )
@@ -109,7 +111,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
         raise GateFailedError(verdict, stage="student")
 
-    int8_dir = _quantized(student, run_dir / "int8", recipe.quantize.group_size)
+    int8_dir = _quantized(student, run_dir / "int8", recipe.quantize.group_size, factors)
     int8 = BundleEncoder(int8_dir, threads=recipe.benchmark.threads, batch_size=recipe.benchmark.batch_size)
     exact = TorchEncoder(student.model, student.ref, precision="fp32")
     fidelity = _fidelity(exact, int8, learned.validation(recipe.quantize.check_texts), recipe.teacher.prompt_name)
@@ -140,10 +142,11 @@ def _floors(recipe: Recipe, run_dir: Path, learned: Material) -> tuple[Path, dic
     for name, config in configs.items():
         folders[name] = folder = run_dir / name.replace(" ", "-")
         body = fingerprint_folder(resolve(config.model, config.revision)) if config.init == "encoder" else ""
-        key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id)
+        seed = recipe.seed if config.init == "random" else 0
+        key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id, seed)
 
         def build(target: Path, config: StudentConfig = config) -> None:
-            init_student(config, learned.teacher.encoder.model, sample, target)
+            init_student(config, learned.teacher.encoder.model, sample, target, seed=recipe.seed)
 
         once(folder, key, build)
         encoders[f"floor: {name}"] = _torch_encoder(folder, f"floor: {name}", learned, config)
@@ -167,7 +170,7 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
         from leafembed.learn.train import train
 
         work_dir.mkdir(parents=True, exist_ok=True)
-        return train(
+        result = train(
             untrained,
             learned.corpus,
             learned.targets,
@@ -177,6 +180,8 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path) 
             work_dir=work_dir,
             target=target,
         )
+        carry_factors(untrained, target)
+        return result
 
     return once(run_dir / "student", key, build)
 
@@ -225,12 +230,12 @@ def _set_aside(bundle: Path) -> None:
         say(f"{bundle} was made from an earlier recipe: moved to {aside}")
 
 
-def _quantized(encoder: TorchEncoder, target: Path, group_size: int) -> Path:
+def _quantized(encoder: TorchEncoder, target: Path, group_size: int, factors: Factors | None = None) -> Path:
     key = fingerprint(encoder.ref.fingerprint, encoder.ref.max_seq_length, group_size, versions(PACKAGES))
 
     def build(folder: Path) -> None:
         say(f"exporting {encoder.ref.name} to INT8")
-        quantize(encoder.model, folder, ref=encoder.ref, group_size=group_size)
+        quantize(encoder.model, folder, ref=encoder.ref, group_size=group_size, factors=factors)
 
     once(target, key, build)
     return target

@@ -30,13 +30,18 @@ ALLOWED = {
     "judge.evaluate": {"judge.tasks"},  # what it scores
     "judge.tasks": {"judge.formats", "judge.metrics"},  # a task is rows of a format and a metric
     "learn.teacher": {"learn.cache", "learn.models"},  # a teacher is a loaded model behind a cache
-    "learn.student": {"learn.models"},  # finds the encoder to start from
-    "learn.plan": {"learn.models", "learn.student"},  # prices the config that the student would get
+    # A student is built from kept layers or at random, narrowed, its table factorised; an encoder has to be found.
+    "learn.student": {"learn.factors", "learn.models", "learn.random_start", "learn.shapes", "learn.width"},
+    "learn.random_start": {"learn.shapes"},  # the config that it fills
+    "learn.width": {"learn.observe"},  # measures the stream that it narrows
+    "learn.layers": {"learn.observe", "learn.shapes", "learn.teacher"},  # runs the teacher without some layers
+    # Prices the config that the student would get, and the memory of its training.
+    "learn.plan": {"learn.memory", "learn.models", "learn.shapes"},
     "learn.train": {"learn.batches", "learn.losses", "learn.models"},  # trains a loaded model by a loss
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "pipeline", "single", "race", "record", "results"}
+COMPOSING = {"prepare", "pipeline", "single", "race", "record", "results", "planning"}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 

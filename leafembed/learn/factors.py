@@ -63,7 +63,9 @@ def factorise_table(student: SentenceTransformer, rank: int, texts: Sequence[str
     vocabulary, hidden = weight.shape
     largest = (vocabulary * hidden - 1) // (vocabulary + hidden)
     if rank > largest:
-        raise RecipeError(f"student.table_rank: got {rank}, expected at most {largest} for a {vocabulary} x {hidden} table")
+        raise RecipeError(
+            f"student.table_rank: got {rank}, expected at most {largest} for a {vocabulary} x {hidden} table"
+        )
     counts = np.zeros(vocabulary, dtype=np.int64)
     for start in range(0, len(texts), 4096):
         for ids in student.tokenizer(list(texts[start : start + 4096]), add_special_tokens=False)["input_ids"]:

@@ -59,7 +59,7 @@ def kept_config(config: Any, layers: Sequence[int]) -> Any:
 
 
 def legal_width(hidden_size: int, width: float, unit: int = _UNIT) -> int:
-    """``width x hidden_size`` rounded to a multiple of ``unit``, at least one unit; ``hidden_size`` itself at width 1."""
+    """``width x hidden_size`` rounded to a multiple of ``unit``, at least one; ``hidden_size`` itself at width 1."""
     if width == 1:
         return hidden_size
     return min(hidden_size, max(unit, round(width * hidden_size / unit) * unit))

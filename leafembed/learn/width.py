@@ -19,7 +19,8 @@ With ``D`` the old and ``d`` the new width, ``x`` the stream, ``s`` the scale of
   nothing was cut.
 * Norms within attention heads are left alone: heads are not cut.
 
-LayerNorm subtracts the mean over the old coordinates, and BERT's scales lie on the stream itself: such models are refused.
+LayerNorm subtracts the mean over the old coordinates, and BERT's scales lie on the stream itself: such models are
+refused.
 """
 
 from __future__ import annotations
@@ -204,9 +205,7 @@ class _Write:
         return self.cross / self.energy.clamp_min(1e-30)
 
 
-def _narrowed(
-    model: Any, layout: _Layout, basis: Any, reads: Mapping[str, _Read], writes: Mapping[str, _Write]
-) -> Any:
+def _narrowed(model: Any, layout: _Layout, basis: Any, reads: Mapping[str, _Read], writes: Mapping[str, _Write]) -> Any:
     """The narrow transformer, filled weight by weight."""
     import torch
 
