@@ -93,7 +93,6 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     student_dir = run_dir / "student"
     training = _trained(recipe, run_dir, learned, untrained)
     student = _torch_encoder(student_dir, recipe.name, learned, recipe.student)
-    factors = read_factors(student_dir)
     reports["student"] = score("student", student)
     verdict = check(reports["student"], reports["teacher"], recipe.gate, floors=floors)
     facts = run_facts(
@@ -101,7 +100,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         learned.corpus,
         teacher=learned.teacher.ref,
         student=student.ref,
-        parts=[dataclasses.asdict(part) for part in parts_of(student.model, factors)],
+        parts=[dataclasses.asdict(part) for part in parts_of(student.model, read_factors(student_dir))],
         training=training,
         scored_in={"precision": precision, "device": learned.teacher.encoder.model.device.type},
     )
@@ -111,7 +110,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
         raise GateFailedError(verdict, stage="student")
 
-    int8_dir = _quantized(student, run_dir / "int8", recipe.quantize.group_size, factors)
+    int8_dir = _quantized(student, run_dir / "int8", recipe.quantize.group_size, read_factors(student_dir))
     int8 = BundleEncoder(int8_dir, threads=recipe.benchmark.threads, batch_size=recipe.benchmark.batch_size)
     exact = TorchEncoder(student.model, student.ref, precision="fp32")
     fidelity = _fidelity(exact, int8, learned.validation(recipe.quantize.check_texts), recipe.teacher.prompt_name)

@@ -13,10 +13,10 @@ With ``D`` the old and ``d`` the new width, ``x`` the stream, ``s`` the scale of
   become ``W M`` with ``M = c diag(s) Q + R``. The number ``c`` stands for the root of D/d and for the mean share of
   length that was cut; ``R`` predicts from the kept directions what the dropped ones held (ridge regression). Exact
   where nothing was cut (``c = 1``, ``R = 0``).
-* A norm on the output ``a`` of a sublayer, as Gemma has, with scale ``s``: the matrix becomes ``Q' diag(s) W``, which
-  gives the output's direction exactly; its length is that of ``a / |diag(s) a|`` instead of ``a / |a|``, which the
-  new scale, fitted by least squares for each coordinate, can only match on average. Exact where ``s`` is constant and
-  nothing was cut.
+* A norm on the output ``a`` of a sublayer, as Gemma has, with scale ``s``: a scale in the old basis is no scale in the
+  new one, so it moves into the matrix before the norm, ``Q' diag(s) W``, which gives the output's direction exactly.
+  The norm then divides by another length than before; the new scale makes that right on average (:class:`_Write`).
+  Exact where ``s`` is constant and nothing was cut.
 * Norms within attention heads are left alone: heads are not cut.
 
 LayerNorm subtracts the mean over the old coordinates, and BERT's scales lie on the stream itself: such models are
@@ -188,21 +188,35 @@ class _Read:
 
 
 class _Write:
-    """Fits the scale ``(d,)`` of a narrow norm on a sublayer's output."""
+    """Fits matrix and scale of a narrow norm on a sublayer's output.
+
+    The output is ``t * norm(Q' diag(s) a / t)``. Its direction is exact for any ``t``; its length is exact where
+    ``|Q' diag(s) a / t|`` is proportional to ``|a|``, as it is for each coordinate on average over tokens with
+    ``t_j^2 = E(q_j' diag(s) a)^2 / E(q_j' a)^2``, and for all tokens where ``s`` is constant or ``Q`` turns no axis.
+    """
 
     def __init__(self, scale: Any, basis: Any) -> None:
         self.basis = basis
-        self.matrix = scale[:, None] * basis
-        self.cross: Any = 0.0
-        self.energy: Any = 0.0
+        self.scaled = scale[:, None] * basis
+        self.before: Any = 0.0
+        self.after: Any = 0.0
+        self.tokens = 0
 
     def watch(self, before: Any, after: Any) -> None:
-        narrow = _unit(before.float() @ self.matrix)
-        self.cross = self.cross + (narrow * (after.float() @ self.basis)).sum(0)
-        self.energy = self.energy + narrow.pow(2).sum(0)
+        rows = _unit(before.float())
+        self.before = self.before + (rows @ self.basis).pow(2).sum(0)
+        self.after = self.after + (rows @ self.scaled).pow(2).sum(0)
+        self.tokens += len(rows)
 
     def scale(self) -> Any:
-        return self.cross / self.energy.clamp_min(1e-30)
+        """The narrow norm's scale ``(d,)``."""
+        ratio = self.after / self.before.clamp_min(1e-30)
+        kept = self.before.sum() / self.tokens  # of the output's energy, which is D for each token
+        return (ratio.clamp_min(1e-8 * ratio.max()) * kept / self.basis.shape[1]).sqrt()
+
+    def matrix(self) -> Any:
+        """What the sublayer's output is multiplied by, transposed: ``(D, d)``."""
+        return self.scaled / self.scale()
 
 
 def _narrowed(model: Any, layout: _Layout, basis: Any, reads: Mapping[str, _Read], writes: Mapping[str, _Write]) -> Any:
@@ -226,7 +240,7 @@ def _narrowed(model: Any, layout: _Layout, basis: Any, reads: Mapping[str, _Read
             for name in matrices:
                 state[f"{layer}{name}.weight"] = state[f"{layer}{name}.weight"] @ change
         for name, norm_after in layout.writes.items():
-            project = basis if norm_after is None else writes[layer + norm_after].matrix
+            project = basis if norm_after is None else writes[layer + norm_after].matrix()
             for key in (f"{layer}{name}.weight", f"{layer}{name}.bias"):
                 if key in state:
                     state[key] = project.T @ state[key]
