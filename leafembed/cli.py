@@ -7,6 +7,7 @@ refused or the run stopped itself. Heavy imports are inside the commands, so tha
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -74,21 +75,22 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from leafembed.learn.plan import plan
+    from leafembed.planning import CAVEAT, plan_data, plan_lines, rank, ranking_lines
 
-    parts = plan(_recipe(args))
-    active = sum(part.parameters for part in parts if part.part != "token table")
-    total = sum(part.parameters for part in parts)
-    sizes = {"fp32_mb": sum(p.fp32_mb for p in parts), "int8_mb": sum(p.int8_mb for p in parts)}
+    recipe = _recipe(args)
+    if args.layers is not None:
+        ranking = rank(recipe, args.layers or None)
+        data: dict[str, Any] = {**dataclasses.asdict(ranking), "caveat": CAVEAT}
+        lines = ranking_lines(ranking)
+    else:
+        from leafembed.learn.plan import plan
+
+        data = plan_data(plan(recipe), args.memory_gb)
+        lines = plan_lines(data)
     if args.json:
-        rows = [{"part": p.part, "parameters": p.parameters, "fp32_mb": p.fp32_mb, "int8_mb": p.int8_mb} for p in parts]
-        _print_json({"parts": rows, "total": total, "active": active, **sizes})
-        return 0
-    print(f"{'part':<14}{'parameters':>14}{'fp32 MB':>10}{'INT8 MB':>10}")
-    for part in parts:
-        print(f"{part.part:<14}{part.parameters:>14,}{part.fp32_mb:>10.1f}{part.int8_mb:>10.1f}")
-    print(f"{'total':<14}{total:>14,}{sizes['fp32_mb']:>10.1f}{sizes['int8_mb']:>10.1f}")
-    print(f"{'active':<14}{active:>14,}   (all but the token table)")
+        _print_json(data)
+    else:
+        print("\n".join(lines))
     return 0
 
 

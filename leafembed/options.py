@@ -52,9 +52,14 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
               "(exit 3),\nand training that cannot succeed stops itself (exit 3); the reasons are written to "
               "RUN_DIR/refused.\nEvery key of a recipe: docs/recipe.md.\n\n"
               "  leaf run recipes/quick.toml --set train.epochs=8 --set student.layers=[0,2,5]")  # fmt: skip
-    plan = add("plan", "price a student before it is trained: parameters and megabytes by part",
-               "Reads the teacher's config, no weights; a teacher at a URL is asked once, for its dimensions.\n\n"
-               "  leaf plan recipes/quick.toml --set student.layers=[0,5]")  # fmt: skip
+    plan = add("plan", "price a student before it is trained: parameters, megabytes, memory of training",
+               "Reads the teacher's config, no weights; a teacher at a URL is asked once, for its dimensions.\n"
+               "With --layers it runs the teacher on texts of the corpus.\n\n"
+               "  leaf plan recipes/quick.toml --set student.layers=[0,5] --memory-gb 16\n"
+               "  leaf plan recipes/quick.toml --layers 3")  # fmt: skip
+    plan.add_argument("--memory-gb", type=_amount, help="say whether training fits into this many GB (10^9 bytes)")
+    plan.add_argument("--layers", type=_positive, nargs="?", const=0, metavar="N",
+                      help="rank the teacher's layers and suggest N of them (default: as in the recipe)")  # fmt: skip
     embed = add("embed", "fill the teacher's cache and stop; a killed run repeats at most one shard",
                 "  leaf embed recipes/quick.toml", json_flag=False)  # fmt: skip
     for sub in (run, plan, embed):
@@ -109,6 +114,16 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _positive(text: str) -> int:
     return _whole(text, least=1)
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
+    return value
 
 
 def _size(text: str) -> int:

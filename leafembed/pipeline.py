@@ -21,6 +21,7 @@ from leafembed.judge.evaluate import evaluate
 from leafembed.judge.floors import RandomEncoder
 from leafembed.judge.gate import check
 from leafembed.judge.tasks import Task
+from leafembed.learn.factors import carry_factors, read_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student, stand_in
@@ -39,7 +40,7 @@ from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
 from leafembed.stages import fingerprint, once
-from leafembed.types import Encoder, Speed
+from leafembed.types import Encoder, Factors, Speed
 
 if TYPE_CHECKING:
     pass
@@ -106,7 +107,8 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     reports["student"] = score("student", student)
     judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors=floors)
     verdict = judge(reports["student"])
-    parts = [dataclasses.asdict(part) for part in parts_of(student.model)]
+    factors = read_factors(run_dir / "student")
+    parts = [dataclasses.asdict(part) for part in parts_of(student.model, factors)]
     vocabulary = read_report(run_dir / "student")
     facts = facts_of(student=student.ref, parts=parts, training=training, vocabulary=vocabulary)
     shutil.rmtree(run_dir / "refused", ignore_errors=True)
@@ -115,7 +117,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
         raise GateFailedError(verdict, stage="student")
 
-    int8_dir = _quantized(student, run_dir / "int8", recipe.quantize.group_size)
+    int8_dir = _quantized(student, run_dir / "int8", recipe.quantize.group_size, factors)
     int8 = BundleEncoder(int8_dir, threads=recipe.benchmark.threads, batch_size=recipe.benchmark.batch_size)
     exact = TorchEncoder(student.model, student.ref, precision="fp32")
     fidelity = _fidelity(exact, int8, learned.validation(recipe.quantize.check_texts), recipe.teacher.prompt_name)
@@ -143,11 +145,13 @@ def _floors(recipe: Recipe, run_dir: Path, learned: Material) -> tuple[Path, dic
     for name, config in configs.items():
         folders[name] = folder = run_dir / name.replace(" ", "-")
         body = fingerprint_folder(resolve(config.model, config.revision)) if _has_encoder(config, learned) else ""
-        key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id)
+        seed = recipe.seed if config.init == "random" else 0
+        key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id, seed)
 
         def build(target: Path, config: StudentConfig = config) -> None:
             teacher = learned.teacher.torch
-            init_student(config, teacher.model if teacher else stand_in(config, learned.teacher.ref), sample, target)
+            source = teacher.model if teacher else stand_in(config, learned.teacher.ref)
+            init_student(config, source, sample, target, seed=recipe.seed)
 
         once(folder, key, build)
         encoders[f"floor: {name}"] = _torch_encoder(folder, f"floor: {name}", learned, config)
@@ -191,6 +195,7 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path, 
         )
         if (untrained / REPORT).is_file():
             shutil.copy(untrained / REPORT, target)
+        carry_factors(untrained, target)
         return {**facts, **watch.facts()}
 
     return once(run_dir / "student", key, build)
@@ -231,12 +236,12 @@ def _scored(
     return EvalReport.from_dict(once(reports / name.replace(" ", "-").replace(":", ""), key, build))
 
 
-def _quantized(encoder: TorchEncoder, target: Path, group_size: int) -> Path:
+def _quantized(encoder: TorchEncoder, target: Path, group_size: int, factors: Factors | None = None) -> Path:
     key = fingerprint(encoder.ref.fingerprint, encoder.ref.max_seq_length, group_size, versions(PACKAGES))
 
     def build(folder: Path) -> None:
         say(f"exporting {encoder.ref.name} to INT8")
-        quantize(encoder.model, folder, ref=encoder.ref, group_size=group_size)
+        quantize(encoder.model, folder, ref=encoder.ref, group_size=group_size, factors=factors)
 
     once(target, key, build)
     return target

@@ -141,6 +141,7 @@ class Recipe:
         require(bool(self.eval.dev), "eval.dev", "nothing", "at least one task to choose the checkpoint by")
         shared = sorted(set(self.eval.dev) & set(self.eval.test))
         require(not shared, "eval.dev", shared, "tasks that are not in eval.test too")
+        _require_shape(self.student, frozen=self.train.freeze_token_table)
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain data; paths as text, ``None`` left out."""
@@ -178,6 +179,18 @@ def _is_plain(url: str) -> bool:
     except ValueError:
         return False
     return bool(parts.hostname) and not {"@", "?", "#"} & set(url) and url.isprintable() and " " not in url
+
+
+def _require_shape(student: StudentConfig, *, frozen: bool) -> None:
+    """A key that the kind of start does not read would quietly do nothing."""
+    random, layers = student.init == "random", student.init == "layers"
+    require(student.width == 1 or layers or random, "student.width", student.width, f"1 for init = {student.init!r}")
+    for key in ("num_layers", "num_heads"):
+        value = getattr(student, key)
+        require(value is None or random, f"student.{key}", value, "nothing unless student.init is 'random'")
+    rank = student.table_rank
+    require(rank is None or layers, "student.table_rank", rank, "nothing unless student.init is 'layers'")
+    require(rank is None or frozen, "student.table_rank", rank, "train.freeze_token_table, so that the factors hold")
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:

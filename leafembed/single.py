@@ -55,6 +55,7 @@ def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> P
     Raises:
         ModelError: If ``target`` exists.
     """
+    from leafembed.learn.factors import read_factors
     from leafembed.learn.models import describe, load_sentence_transformer
     from leafembed.ship.quantize import quantize
 
@@ -65,7 +66,7 @@ def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> P
     partial = target.with_name(f".{target.name}.partial")
     size = QuantizeConfig().group_size if group_size is None else group_size
     shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted call
-    quantize(model, partial, ref=ref, group_size=size)
+    quantize(model, partial, ref=ref, group_size=size, factors=read_factors(student))
     partial.replace(target)
     return target
 

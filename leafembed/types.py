@@ -18,6 +18,7 @@ from leafembed.errors import NonFiniteError
 __all__ = [
     "Corpus",
     "Encoder",
+    "Factors",
     "FloatArray",
     "ModelRef",
     "Row",
@@ -138,6 +139,26 @@ class Speed:
     batch_size: int
     threads: int
     size_mb: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factors:
+    """A token table as a product of two matrices.
+
+    Attributes:
+        rows: What a token looks up, ``(vocabulary, rank)`` float32.
+        matrix: What turns it into a row of the table, ``(rank, hidden)`` float32.
+    """
+
+    rows: FloatArray
+    matrix: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2 or self.matrix.ndim != 2 or self.rows.shape[1] != self.matrix.shape[0]:
+            raise ValueError(
+                f"factors of a token table: got shapes {self.rows.shape} and {self.matrix.shape}, "
+                "expected (vocabulary, rank) and (rank, hidden)"
+            )
 
 
 def check_vectors(vectors: NDArray[Any], *, n: int, what: str) -> FloatArray:

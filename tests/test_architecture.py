@@ -35,17 +35,23 @@ ALLOWED = {
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
     "learn.data": {"learn.draw", "learn.named", "learn.rows", "learn.sources"},  # reads, draws, writes
     "learn.negatives": {"learn.rows", "learn.sources"},  # columns of rows; when two texts are the same
-    "learn.student": {"learn.models", "learn.vocabulary"},  # finds the encoder to start from; prunes its tokens
+    # A student is built from kept layers or at random, narrowed, pruned, factorised; an encoder has to be found.
+    "learn.student": {
+        *("learn.factors", "learn.models", "learn.random_start", "learn.shapes", "learn.vocabulary", "learn.width")
+    },
+    "learn.random_start": {"learn.shapes"},  # the config that it fills
+    "learn.width": {"learn.observe"},  # measures the stream that it narrows
+    "learn.layers": {"learn.observe", "learn.shapes", "learn.teacher"},  # runs the teacher without some layers
     "learn.vocabulary": {"learn.vocabulary_tokenizer"},  # a student's tokenizer and table are pruned together
     "learn.vocabulary_tokenizer": {"learn.vocabulary_bpe"},  # merges decide what must be kept with a token
-    # Prices the config that the student would get; a teacher at a URL is asked for its dim.
-    "learn.plan": {"learn.models", "learn.remote", "learn.student"},
+    # Prices the config that the student would get, and the memory of its training; asks a server for its dim.
+    "learn.plan": {"learn.memory", "learn.models", "learn.remote", "learn.shapes"},
     "learn.watch": {"learn.alarms", "learn.token_rows"},  # rings alarms on what it measures
     "learn.train": {"learn.batches", "learn.losses", "learn.models"},  # trains a loaded model by a loss
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "guard", "pipeline", "single", "race", "record", "results"}
+COMPOSING = {"prepare", "guard", "pipeline", "single", "race", "record", "results", "planning"}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 

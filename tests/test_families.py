@@ -11,6 +11,7 @@ import pytest
 from families import FAMILIES, Family, toy_recipe, toy_texts
 
 import leafembed
+from leafembed.learn.factors import read_factors
 from leafembed.learn.models import describe, load_sentence_transformer
 from leafembed.learn.teacher import TorchEncoder
 from leafembed.pipeline import Outcome, run
@@ -161,3 +162,15 @@ def test_the_other_starts_go_down_the_same_line(tmp_path, eval_data, cache, init
     assert (pruned["counted_texts"], sum(entry["texts"] for entry in pruned["languages"])) == (96, 24)
     assert "### Vocabulary" in (outcome.folder / "README.md").read_text(encoding="utf-8")
     assert leafembed.load(outcome.folder, threads=1).encode(["en1", ""]).shape == (2, 32)
+
+
+def test_a_narrow_student_with_a_factorised_table_goes_down_the_line(tmp_path, eval_data, cache):
+    teacher = FAMILIES["gemma"].build(tmp_path / "teacher")
+    student = {"layers": [0, 5], "width": 0.75, "table_rank": 8}
+    outcome = run(recipe_from_dict(toy_recipe(tmp_path, teacher, eval_data, student=student, cache_dir=cache)),
+                  tmp_path / "run")  # fmt: skip
+    untrained, trained = (read_factors(tmp_path / "run" / name) for name in ("untrained-student", "student"))
+    assert np.array_equal(untrained.rows, trained.rows)
+    parts = {part["part"]: part["parameters"] for part in outcome.manifest["sizes"]["parts"]}
+    assert parts["token table"] == len(trained.rows) * 8
+    assert outcome.manifest["int8"]["cosine_mean"] > 0.99

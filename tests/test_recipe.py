@@ -114,6 +114,21 @@ def test_what_cannot_work_is_refused_by_key(path, override, message):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student.init=static", "student.width=0.5"], r"student\.width: got 0\.5, expected 1 for init = 'static'"),
+        (["student.num_layers=3"], r"student\.num_layers: got 3, expected nothing unless student\.init is 'random'"),
+        (["student.num_heads=3"], r"student\.num_heads"),
+        (["student.init=random", "student.table_rank=8"], r"student\.table_rank: .* unless student\.init is 'layers'"),
+        (["student.table_rank=8", "train.freeze_token_table=false"], r"student\.table_rank: .*freeze_token_table"),
+    ],
+)
+def test_keys_that_a_start_does_not_read_are_refused(path, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, overrides)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [(b"[train", "not a TOML file"), (b"name = '\xff'", "not a TOML file"), (None, "No such file")],
 )

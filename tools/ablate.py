@@ -67,8 +67,11 @@ def write(folder: Path, plan: dict[str, Any], results: list[dict[str, Any]]) -> 
     (folder / "results.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     columns = list(dict.fromkeys(name for result in results for name in result["dev"]))
     rows = [
-        [str(number), result["name"], *(fixed(result["dev"].get(name), 3) for name in columns)]
-        + [fixed(result["floor"], 3), fixed(result["seconds"], 0)]
+        [
+            *(str(number), result["name"]),
+            *(fixed(result["dev"].get(name), 3) for name in columns),
+            *(fixed(result["floor"], 3), fixed(result["seconds"], 0)),
+        ]
         for number, result in enumerate(results)
     ]
     text = table(["", "change, on top of those above", *columns, "static floor, mean", "seconds"], rows, words=2)

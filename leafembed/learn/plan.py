@@ -1,4 +1,4 @@
-"""Prices a student: parameters and megabytes by part, before anything is trained and after.
+"""Prices a student before anything is trained: parameters and megabytes by part, early exits, memory of training.
 
 Parts: the *token table* (input matrix, read a few rows at a time), the *body* (layers, norms, positions) and the *head*
 (Dense). *Active* parameters are those a token passes through: all but the token table.
@@ -6,20 +6,24 @@ Parts: the *token table* (input matrix, read a few rows at a time), the *body* (
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leafembed.errors import ModelError
-from leafembed.learn.models import resolve
+from leafembed.errors import ModelError, RecipeError
+from leafembed.learn.memory import Memory, Weights, training_memory
+from leafembed.learn.models import has_bf16, pick_device, resolve
 from leafembed.learn.remote import connect
-from leafembed.learn.student import kept_config
+from leafembed.learn.shapes import LAYER_NAME, student_config
 from leafembed.recipe import Recipe, is_url
-from leafembed.recipe_learn import StudentConfig
+from leafembed.recipe_learn import StudentConfig, TeacherConfig
+from leafembed.types import Factors
 
-__all__ = ["BODY", "HEAD", "TABLE", "Part", "parts_of", "plan"]
+__all__ = ["BODY", "HEAD", "TABLE", "Exit", "Part", "Plan", "parts_of", "plan"]
 
 TABLE, BODY, HEAD = "token table", "body", "head"
 
@@ -41,32 +45,118 @@ class Part:
     int8_mb: float
 
 
-def plan(recipe: Recipe) -> list[Part]:
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The cost of a vector taken early.
+
+    Attributes:
+        layers: Layers that a token passes through.
+        active: Parameters that it passes through: these layers, norms, positions and the head.
+    """
+
+    layers: int
+    active: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a student will cost.
+
+    Attributes:
+        parts: By part, in order.
+        exits: The student's early exits and, last, all of its layers; empty without exits.
+        memory: What training takes, by phase of the length curriculum.
+    """
+
+    parts: tuple[Part, ...]
+    exits: tuple[Exit, ...]
+    memory: tuple[Memory, ...]
+
+    @property
+    def total(self) -> int:
+        """Parameters of the student."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def active(self) -> int:
+        """Parameters that a token passes through: all but the token table."""
+        return sum(part.parameters for part in self.parts if part.part != TABLE)
+
+
+def plan(recipe: Recipe) -> Plan:
     """Price the recipe's student from config files alone; no weights are read. A teacher at a URL is asked for its dim.
 
     Raises:
         ModelError: If a config cannot be read, or a server does not answer.
-        RecipeError: If the recipe asks for layers that the teacher does not have.
+        RecipeError: If the recipe asks for layers or exits that there are not.
     """
-    if is_url(recipe.teacher.model):
-        return _plan_encoder(recipe.student, connect(recipe.teacher).ref.dim)
-    folder = resolve(recipe.teacher.model, recipe.teacher.revision)
-    config = _config(folder)
-    heads = _heads(folder)
-    dim = heads[-1].outputs if heads else int(config.hidden_size)
-    if recipe.student.init == "static":
-        return _price([(TABLE, (int(config.vocab_size), dim))])
-    if recipe.student.init == "encoder":
-        return _plan_encoder(recipe.student, dim)
-    return _price_model(kept_config(config, recipe.student.layers), heads)
+    teacher, heads, dim = _teacher(recipe.teacher)
+    config, heads = _student(recipe.student, teacher, heads, dim)
+    if config is None:
+        body: list[tuple[str, tuple[int, ...]]] = [("", (int(teacher.vocab_size), dim))]
+        table = body[0][1]
+    else:
+        body, table = _weights(config)
+    shapes = [(TABLE if not name else BODY, shape) for name, shape in body]
+    shapes += [(HEAD, shape) for head in heads for shape in head.shapes]
+    trainable = sum(map(math.prod, (shape for _, shape in shapes)))
+    held = Weights(
+        student=trainable,
+        table=math.prod(table),
+        trainable=trainable - (math.prod(table) if recipe.train.freeze_token_table and config is not None else 0),
+        teacher=0 if teacher is None else sum(math.prod(shape) for _, shape in _weights(teacher)[0]),
+    )
+    memory = training_memory(
+        config,
+        held,
+        recipe.train,
+        limit=_limit(recipe.student, config),
+        dim=dim,
+        bf16=has_bf16(recipe.train.precision, pick_device()),
+        exits=len(recipe.student.exits),
+    )
+    parts = _price(_factored(shapes, recipe.student.table_rank))
+    return Plan(tuple(parts), _exits(recipe.student, config, body, parts), tuple(memory))
 
 
-def _plan_encoder(student: StudentConfig, dim: int) -> list[Part]:
-    config = _config(resolve(student.model, student.revision))
-    return _price_model(config, [_Head(int(config.hidden_size), dim, biased=False, linear=True)])
+def _teacher(teacher: TeacherConfig) -> tuple[Any | None, list[_Head], int]:
+    """A teacher's transformer config (``None``: it is at a URL), its Dense modules and its dim."""
+    if is_url(teacher.model):
+        return None, [], connect(teacher).ref.dim
+    folder = resolve(teacher.model, teacher.revision)
+    config, heads = _read_config(folder), _heads(folder)
+    return config, heads, heads[-1].outputs if heads else int(config.hidden_size)
 
 
-def _config(folder: Path) -> Any:
+def parts_of(model: Any, factors: Factors | None = None) -> list[Part]:
+    """Price a loaded sentence-transformers model, with the factors of its token table where it has them."""
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    if isinstance(model[0], StaticEmbedding):
+        return _price([(TABLE, tuple(model[0].embedding.weight.shape))])
+    shapes = [(TABLE if not name else BODY, shape) for name, shape in _named_shapes(model[0].auto_model)]
+    shapes += [(HEAD, tuple(p.shape)) for module in list(model)[1:] for p in module.parameters()]
+    return _price(_factored(shapes, factors.matrix.shape[0] if factors is not None else None))
+
+
+def _student(student: StudentConfig, teacher: Any, heads: list[_Head], dim: int) -> tuple[Any | None, list[_Head]]:
+    """The student's transformer config (``None``: it is a table) and its Dense modules."""
+    if student.init == "static":
+        return None, []
+    if student.init == "encoder":
+        config = _read_config(resolve(student.model, student.revision))
+        return config, [_Head(int(config.hidden_size), dim, biased=False, linear=True)]
+    config = student_config(teacher, student)
+    hidden = int(config.hidden_size)
+    if student.init == "random":
+        return config, [_Head(hidden, dim, biased=False, linear=True)]
+    if hidden != teacher.hidden_size:  # the change of basis goes into the first Dense
+        first = heads[0] if heads else _Head(hidden, dim, biased=False, linear=True)
+        heads = [dataclasses.replace(first, inputs=hidden), *heads[1:]]
+    return config, heads
+
+
+def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
@@ -75,40 +165,63 @@ def _config(folder: Path) -> Any:
         raise ModelError(f"{folder}: no usable config.json: {str(error).splitlines()[0]}") from error
 
 
-def _price_model(config: Any, heads: Iterable[_Head]) -> list[Part]:
+def _weights(config: Any) -> tuple[list[tuple[str, tuple[int, ...]]], tuple[int, ...]]:
+    """Names and shapes of a transformer's weights, and the shape of its token table, whose name is empty."""
     import torch
     from transformers import AutoModel
 
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    return _price([*_body_shapes(model), *((HEAD, shape) for head in heads for shape in head.shapes)])
+    return list(_named_shapes(model)), tuple(model.get_input_embeddings().weight.shape)
 
 
-def parts_of(model: Any) -> list[Part]:
-    """Price a loaded sentence-transformers model."""
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-
-    if isinstance(model[0], StaticEmbedding):
-        return _price([(TABLE, tuple(model[0].embedding.weight.shape))])
-    shapes = list(_body_shapes(model[0].auto_model))
-    shapes += [(HEAD, tuple(p.shape)) for module in list(model)[1:] for p in module.parameters()]
-    return _price(shapes)
-
-
-def _body_shapes(model: Any) -> Iterable[tuple[str, tuple[int, ...]]]:
+def _named_shapes(model: Any) -> Iterable[tuple[str, tuple[int, ...]]]:
     table = model.get_input_embeddings().weight
     for name, parameter in model.named_parameters():
         if not name.startswith("pooler."):  # BERT's own pooler, which sentence vectors do not use
-            yield (TABLE if parameter is table else BODY), tuple(parameter.shape)
+            yield ("" if parameter is table else name), tuple(parameter.shape)
+
+
+def _limit(student: StudentConfig, config: Any | None) -> int:
+    """Tokens that the student can read, as far as its config says."""
+    positions = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+    return min(student.max_seq_length or positions, positions)
+
+
+def _factored(shapes: Iterable[tuple[str, tuple[int, ...]]], rank: int | None) -> list[tuple[str, tuple[int, ...]]]:
+    """The shapes with the token table as two matrices; every token passes through the second, so it is of the body."""
+    result: list[tuple[str, tuple[int, ...]]] = []
+    for part, shape in shapes:
+        if part == TABLE and rank is not None:
+            result += [(TABLE, (shape[0], rank)), (BODY, (shape[1], rank))]
+        else:
+            result.append((part, shape))
+    return result
+
+
+def _exits(
+    student: StudentConfig, config: Any | None, body: Iterable[tuple[str, tuple[int, ...]]], parts: Iterable[Part]
+) -> tuple[Exit, ...]:
+    """Active parameters of each exit. Norm and head are those of the whole student."""
+    if not student.exits:
+        return ()
+    total = int(config.num_hidden_layers) if config is not None else 0
+    if student.exits[-1] >= total:
+        raise RecipeError(f"student.exits: got {list(student.exits)}, expected numbers below its {total} layers")
+    by_layer = [0] * total
+    for name, shape in body:
+        match = LAYER_NAME.search(name)
+        if match:
+            by_layer[int(match.group(2))] += math.prod(shape)
+    active = sum(part.parameters for part in parts if part.part != TABLE)
+    return tuple(Exit(layers, active - sum(by_layer[layers:])) for layers in (*student.exits, total))
 
 
 def _price(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[Part]:
     parameters: dict[str, int] = {}
     int8: dict[str, int] = {}
     for part, shape in shapes:
-        size = 1
-        for length in shape:
-            size *= length
+        size = math.prod(shape)
         parameters[part] = parameters.get(part, 0) + size
         int8[part] = int8.get(part, 0) + (size + 2 * shape[0] if len(shape) == 2 else 4 * size)
     return [

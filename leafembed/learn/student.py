@@ -1,12 +1,12 @@
 """Ways to build the student that training starts from; each gives a stock sentence-transformers model.
 
-A random start is not among them: it is what made the first attempt fail (`docs/method.md`).
+Kept layers of the teacher are the way to start. A random start is there to be compared with: it is what made the first
+attempt fail (`docs/method.md`).
 """
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import ModelError, RecipeError
+from leafembed.errors import ModelError
+from leafembed.learn.factors import factorise_table, write_factors
 from leafembed.learn.models import resolve
+from leafembed.learn.random_start import random_transformer
+from leafembed.learn.shapes import LAYER_NAME, kept_config, legal_width
 from leafembed.learn.vocabulary import prune_student, write_report
+from leafembed.learn.width import cut_width
 from leafembed.recipe_learn import StudentConfig
 from leafembed.types import FloatArray, ModelRef
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["STUDENT_INITS", "Sample", "fold_dense", "init_student", "keep_layers", "kept_config", "stand_in"]
-
-_LAYER = re.compile(r"(?:^|(?<=\.))(layers?)\.(\d+)\.")
+__all__ = ["STUDENT_INITS", "Sample", "fold_dense", "init_student", "keep_layers", "stand_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +47,30 @@ class Sample:
     held_out: Sequence[tuple[str, str]] = ()
 
 
-def init_student(config: StudentConfig, teacher: SentenceTransformer, sample: Sample, target: Path) -> Path:
+def init_student(
+    config: StudentConfig, teacher: SentenceTransformer, sample: Sample, target: Path, *, seed: int = 0
+) -> Path:
     """Build the initial student and save it as a sentence-transformers folder.
+
+    A factorised token table leaves its factors in a file of their own within the folder (``factors.py``).
 
     Args:
         config: The recipe's ``[student]``.
         teacher: The teacher, left as it is.
         sample: For the starts that fit a linear map to the teacher's vectors, and for pruning the vocabulary.
         target: Folder to write.
+        seed: Seed of random weights.
 
     Raises:
-        RecipeError: If the teacher has no such layers, or ``vocab_size`` is too small.
+        RecipeError: If the teacher has no such layers, ``vocab_size`` is too small, or the rank of the token table
+            saves nothing.
         ModelError: If the architecture is not supported.
     """
-    student = STUDENT_INITS[config.init](config, teacher, sample)
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        student = STUDENT_INITS[config.init](config, teacher, sample)
     prompts = teacher.prompts if config.prompts == "teacher" else dict.fromkeys(teacher.prompts, "")
     student.prompts = dict(prompts)
     if config.init != "static":
@@ -66,7 +78,11 @@ def init_student(config: StudentConfig, teacher: SentenceTransformer, sample: Sa
     if config.vocab_size is not None:
         texts = sample.all_texts or sample.texts
         write_report(prune_student(student, texts, config.vocab_size, held_out=sample.held_out), target)
-    student.float().cpu().save_pretrained(str(target), create_model_card=False, safe_serialization=True)
+    student.float().cpu()
+    factors = factorise_table(student, config.table_rank, sample.texts) if config.table_rank else None
+    student.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
+    if factors is not None:
+        write_factors(target, factors)
     return target
 
 
@@ -83,22 +99,36 @@ def stand_in(config: StudentConfig, teacher: ModelRef) -> SentenceTransformer:
 
 
 def _from_layers(config: StudentConfig, teacher: SentenceTransformer, sample: Sample) -> SentenceTransformer:
-    """Keep some layers of the teacher, its token table, norms, pooling and head."""
+    """Keep some layers of the teacher, its token table, norms, pooling and head, all narrowed if the recipe says so."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense
 
     transformer = _transformer_of(teacher)
-    body = copy.copy(transformer)
-    body._modules = dict(transformer._modules)
-    body.model = keep_layers(transformer.auto_model, config.layers)
-    body.processor = copy.deepcopy(transformer.processor)  # the tokenizer holds the length limit
-    modules: list[Any] = [body]
+    modules: list[Any] = [_around(transformer, keep_layers(transformer.auto_model, config.layers))]
     for module in list(teacher)[1:]:
         if isinstance(module, Dense) and isinstance(modules[-1], Dense) and _is_linear(modules[-1], module):
             modules[-1] = fold_dense(modules[-1], module)
         else:
             modules.append(copy.deepcopy(module))
-    return SentenceTransformer(modules=modules, device="cpu")
+    student = SentenceTransformer(modules=modules, device="cpu").eval()
+    hidden = int(transformer.auto_model.config.hidden_size)
+    size = legal_width(hidden, config.width)
+    return student if size == hidden else cut_width(student, size, sample.texts)
+
+
+def _from_random(config: StudentConfig, teacher: SentenceTransformer, sample: Sample) -> SentenceTransformer:
+    """The teacher's architecture in another shape, all weights random, with a Dense to its dim."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Normalize
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    transformer = _transformer_of(teacher)
+    body = _around(transformer, random_transformer(transformer.auto_model, config))
+    hidden = int(body.auto_model.config.hidden_size)
+    pooling = Pooling(hidden, pooling_mode=teacher[1].pooling_mode, include_prompt=teacher[1].include_prompt)
+    head = Dense(hidden, sample.vectors.shape[1], bias=False, activation_function=torch.nn.Identity())
+    return SentenceTransformer(modules=[body, pooling, head, Normalize()], device="cpu")
 
 
 def _from_encoder(config: StudentConfig, teacher: SentenceTransformer, sample: Sample) -> SentenceTransformer:
@@ -165,6 +195,7 @@ STUDENT_INITS: dict[str, Callable[[StudentConfig, Any, Sample], Any]] = {
     "layers": _from_layers,
     "encoder": _from_encoder,
     "static": _static,
+    "random": _from_random,
 }
 
 
@@ -184,7 +215,7 @@ def keep_layers(model: Any, layers: Sequence[int]) -> Any:
     place = {old: new for new, old in enumerate(layers)}
     state = {}
     for name, tensor in model.state_dict().items():
-        match = _LAYER.search(name)
+        match = LAYER_NAME.search(name)
         if match is None:
             state[name] = tensor
         elif int(match.group(2)) in place:
@@ -198,23 +229,6 @@ def keep_layers(model: Any, layers: Sequence[int]) -> Any:
             "keep layer 0, which some architectures build differently"
         )
     return kept.eval()
-
-
-def kept_config(config: Any, layers: Sequence[int]) -> Any:
-    """A copy of a transformer config with only the given layers; every per-layer list is cut with them.
-
-    Raises:
-        RecipeError: If a layer does not exist.
-    """
-    total = int(config.num_hidden_layers)
-    if not layers or max(layers) >= total or min(layers) < 0:
-        raise RecipeError(f"student.layers: got {list(layers)}, the teacher has layers 0 to {total - 1}")
-    result = copy.deepcopy(config)
-    result.num_hidden_layers = len(layers)
-    for key, value in config.to_dict().items():
-        if isinstance(value, (list, tuple)) and len(value) == total and key not in {"architectures"}:
-            setattr(result, key, [value[i] for i in layers])
-    return result
 
 
 def fold_dense(first: Any, second: Any) -> Any:
@@ -246,6 +260,15 @@ def _is_linear(*modules: Any) -> bool:
     import torch
 
     return all(isinstance(m.activation_function, torch.nn.Identity) and not m.use_residual for m in modules)
+
+
+def _around(transformer: Any, model: Any) -> Any:
+    """The teacher's first module with another model in it, and a tokenizer of its own."""
+    body = copy.copy(transformer)
+    body._modules = dict(transformer._modules)
+    body.model = model
+    body.processor = copy.deepcopy(transformer.processor)  # the tokenizer holds the length limit
+    return body
 
 
 def _transformer_of(teacher: Any) -> Any:

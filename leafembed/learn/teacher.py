@@ -52,6 +52,7 @@ class Arithmetic:
     precision: Literal["bf16", "fp32"]
     batch_tokens: int
 
+
 _CHUNK_ROWS = 131_072  # texts in memory at once; within a chunk they are sorted by length
 
 

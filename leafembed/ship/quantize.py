@@ -15,7 +15,8 @@ import io
 import json
 import logging
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from leafembed.errors import MissingExtraError, ModelError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from leafembed.types import ModelRef
+    from leafembed.types import Factors, ModelRef
 
 __all__ = ["MAX_BATCH", "NO_LIMIT", "export_openvino", "quantize"]
 
@@ -37,7 +38,15 @@ NO_LIMIT = 1 << 20
 """Tokens that a model without a length limit reads."""
 
 
-def quantize(model: SentenceTransformer, target: Path, *, ref: ModelRef, group_size: int, int8: bool = True) -> Path:
+def quantize(
+    model: SentenceTransformer,
+    target: Path,
+    *,
+    ref: ModelRef,
+    group_size: int,
+    factors: Factors | None = None,
+    int8: bool = True,
+) -> Path:
     """Write the INT8 model folder of a student (or teacher) and return ``target``.
 
     Args:
@@ -45,10 +54,11 @@ def quantize(model: SentenceTransformer, target: Path, *, ref: ModelRef, group_s
         target: Folder to create; it must not exist.
         ref: Name, prompts, licence and fingerprint to record.
         group_size: Activations that share a scale at run time; 0 leaves them in floating point.
+        factors: Stored instead of the token table, which must be their product; ``None``: the table itself.
         int8: ``False`` keeps fp32 weights, for comparisons.
 
     Raises:
-        ModelError: If the model cannot be exported.
+        ModelError: If the model cannot be exported, or its token table is not the product of the factors.
     """
     try:
         import nncf
@@ -58,7 +68,8 @@ def quantize(model: SentenceTransformer, target: Path, *, ref: ModelRef, group_s
 
     model = (copy.deepcopy(model).cpu() if model.device.type != "cpu" else model).eval()
     _refuse_prompt_masking(model)
-    graph = export_openvino(model)
+    with _factored_table(model, factors):
+        graph = export_openvino(model)
     if int8:
         nncf.set_log_level(logging.ERROR)
         with redirect_stdout(io.StringIO()):  # its tables and bars; our stdout is for data
@@ -134,6 +145,52 @@ def _embedding_graph(model: SentenceTransformer) -> Any:
             return torch.nn.functional.normalize((rows * weights).sum(1), dim=-1)
 
     return (Bag() if isinstance(first, StaticEmbedding) else Whole()).eval()
+
+
+@contextmanager
+def _factored_table(model: SentenceTransformer, factors: Factors | None) -> Iterator[None]:
+    """Let the model look up a row of one factor and multiply it with the other, within this block."""
+    if factors is None:
+        yield
+        return
+    import torch
+
+    body = model[0].auto_model
+    table = body.get_input_embeddings()
+    _require_product(table.weight, factors)
+    scale = float(getattr(table, "embed_scale", 1.0))  # Gemma's own rows are multiplied by it
+
+    class Factored(torch.nn.Module):
+        def __init__(self, factors: Factors) -> None:
+            super().__init__()
+            self.rows = torch.nn.Parameter(torch.from_numpy(factors.rows))
+            self.matrix = torch.nn.Parameter(torch.from_numpy(factors.matrix.T * np.float32(scale)).contiguous())
+
+        def forward(self, input_ids: Any) -> Any:
+            rows = torch.nn.functional.embedding(input_ids, self.rows)
+            return torch.nn.functional.linear(rows, self.matrix)
+
+    body.set_input_embeddings(Factored(factors))
+    try:
+        yield
+    finally:
+        body.set_input_embeddings(table)
+
+
+def _require_product(table: Any, factors: Factors) -> None:
+    expected = (factors.rows.shape[0], factors.matrix.shape[1])
+    if tuple(table.shape) != expected:
+        raise ModelError(f"factors of the token table: got a product of {expected}, the table is {tuple(table.shape)}")
+    stored = table.detach().numpy()
+    apart = max(
+        float(np.abs(stored[i : i + 16_384] - factors.rows[i : i + 16_384] @ factors.matrix).max())
+        for i in range(0, len(stored), 16_384)
+    )
+    if apart > 1e-3 * float(np.abs(stored).max()):
+        raise ModelError(
+            f"factors of the token table: their product differs from the table by up to {apart:.3g}, so it was trained "
+            "after it was factorised; set train.freeze_token_table, or remove the file with the factors"
+        )
 
 
 def _unmask_empty_rows(graph: Any) -> None:
