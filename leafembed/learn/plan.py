@@ -93,6 +93,7 @@ def plan(recipe: Recipe) -> Plan:
     teacher, heads, dim = _teacher(recipe.teacher)
     config, heads = _student(recipe.student, teacher, heads, dim)
     if config is None:
+        assert teacher is not None  # a table is made of the teacher's
         body: list[tuple[str, tuple[int, ...]]] = [("", (int(teacher.vocab_size), dim))]
         table = body[0][1]
     else:
