@@ -32,7 +32,20 @@ ALLOWED = {
     "learn.teacher": {"learn.cache", "learn.models"},  # a teacher is a loaded model behind a cache
     "learn.student": {"learn.models"},  # finds the encoder to start from
     "learn.plan": {"learn.models", "learn.student"},  # prices the config that the student would get
-    "learn.train": {"learn.batches", "learn.losses", "learn.models"},  # trains a loaded model by a loss
+    # Training: what is minimised, on planned batches, by a trainer that is watched, kept and shown.
+    "learn.batches": {"learn.links"},
+    "learn.objectives": {"learn.exits", "learn.links", "learn.losses"},
+    "learn.feed": {"learn.batches"},
+    "learn.history": {"learn.objectives"},
+    "learn.evaluation": {"learn.batches", "learn.feed", "learn.history", "learn.objectives"},
+    "learn.checkpoints": {"learn.models"},
+    "learn.callbacks": {"learn.checkpoints", "learn.history"},
+    "learn.live": {"learn.batches", "learn.history"},
+    "learn.trainer": {"learn.batches", "learn.checkpoints", "learn.feed", "learn.objectives"},
+    "learn.train": {
+        *("learn.batches", "learn.callbacks", "learn.checkpoints", "learn.evaluation", "learn.feed", "learn.history"),
+        *("learn.links", "learn.live", "learn.models", "learn.objectives", "learn.trackers", "learn.trainer"),
+    },
     # Outside the three floors.
     "recipe_io": set(),
 }
