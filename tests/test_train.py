@@ -8,9 +8,9 @@ import pytest
 from families import bert, toy_texts
 
 from leafembed.errors import NonFiniteError
+from leafembed.learn.checkpoints import MARKER, newest_checkpoint
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
-from leafembed.learn.checkpoints import MARKER, newest_checkpoint
 from leafembed.learn.train import train
 from leafembed.recipe_learn import StudentConfig, TrainConfig
 from leafembed.types import Corpus, Row

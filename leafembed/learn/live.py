@@ -90,17 +90,19 @@ class LiveView(TrainerCallback):
         self.live.start()
 
     def _panel(self, done: int, entries: Sequence[Mapping[str, Any]]) -> Any:
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
         lines = [f"training  {self.pace(done)}", _last(entries, "loss", _losses), _last(entries, "dev", _scores)]
         alarms = [alarm for entry in entries for alarm in entry.get("alarms", [])][-_SHOWN_ALARMS:]
-        return Group(
-            ProgressBar(total=self.plan.steps, completed=done),
-            *(Text(line.removeprefix("; ")) for line in lines if line),
-            *(Text(f"ALARM  {alarm}", style="bold red") for alarm in alarms),
-        )
+        rows = Table.grid()
+        rows.add_row(ProgressBar(total=self.plan.steps, completed=done, width=60))
+        for line in filter(None, lines):
+            rows.add_row(Text(line.removeprefix("; ")))
+        for alarm in alarms:
+            rows.add_row(Text(f"ALARM  {alarm}", style="bold red"))
+        return rows
 
 
 def _last(entries: Sequence[Mapping[str, Any]], key: str, render: Any) -> str:
