@@ -5,6 +5,7 @@
     ├── DataError            unreadable or empty text, evaluation sets that overlap
     ├── ModelError           a teacher, student or encoder folder that cannot be used
     ├── CacheError           a damaged store of teacher vectors
+    ├── CheckpointError      a checkpoint cannot be written, on a full disk for example; says what is still good
     ├── NonFiniteError       NaN or infinity in a loss, vector or score; says which and where
     ├── BundleError          missing file, wrong hash, unknown format version
     ├── MissingExtraError    an optional dependency is absent (also an ImportError)
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BundleError",
     "CacheError",
+    "CheckpointError",
     "DataError",
     "Error",
     "GateFailedError",
@@ -60,6 +62,10 @@ class CacheError(Error):
     """The store of teacher vectors is damaged."""
 
 
+class CheckpointError(Error):
+    """A checkpoint of a training run cannot be written."""
+
+
 class NonFiniteError(Error):
     """A loss, vector or score is NaN or infinite."""
 
@@ -71,8 +77,9 @@ class BundleError(Error):
 class MissingExtraError(Error, ImportError):
     """An optional dependency is not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs {package}, which is not installed: pip install 'leafembed[{extra}]'")
+    def __init__(self, package: str, extra: str | None = None) -> None:
+        install = f"'leafembed[{extra}]'" if extra else package
+        super().__init__(f"this needs {package}, which is not installed: pip install {install}")
 
 
 class GateFailedError(Error):

@@ -35,6 +35,8 @@ from leafembed.recipe_learn import StudentConfig
 from leafembed.record import PACKAGES, manifest, run_facts
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.bundle import read_manifest, write_bundle, write_refusal
+from leafembed.ship.card import PLOT
+from leafembed.ship.curves import plot_curves
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
@@ -172,9 +174,13 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path, 
         return {"mean": report.mean, **report.by_type()}
 
     dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
-    how = (recipe.to_dict()["train"], recipe.seed, versions(PACKAGES))
+    shape = {"exits": recipe.student.exits, "dims": recipe.student.dims}
+    how = (recipe.to_dict()["train"], shape, recipe.seed, versions(PACKAGES))
     key = fingerprint(fingerprint_folder(untrained), learned.corpus.fingerprint, learned.targets_id, how, dev)
     work_dir = run_dir / f"checkpoints-{key}"
+
+    def draw(history: Sequence[Mapping[str, Any]], best_step: int) -> None:
+        plot_curves(history, best_step, run_dir / PLOT)
 
     def build(target: Path) -> dict[str, Any]:
         from leafembed.learn.train import train
@@ -192,6 +198,8 @@ def _trained(recipe: Recipe, run_dir: Path, learned: Material, untrained: Path, 
             work_dir=work_dir,
             target=target,
             callbacks=[watch],
+            on_history=draw,
+            **shape,
         )
         if (untrained / REPORT).is_file():
             shutil.copy(untrained / REPORT, target)

@@ -47,7 +47,20 @@ ALLOWED = {
     # Prices the config that the student would get, and the memory of its training; asks a server for its dim.
     "learn.plan": {"learn.memory", "learn.models", "learn.remote", "learn.shapes"},
     "learn.watch": {"learn.alarms", "learn.token_rows"},  # rings alarms on what it measures
-    "learn.train": {"learn.batches", "learn.losses", "learn.models"},  # trains a loaded model by a loss
+    # Training: what is minimised, on planned batches, by a trainer that is watched, kept and shown.
+    "learn.batches": {"learn.links"},
+    "learn.objectives": {"learn.exits", "learn.links", "learn.losses"},
+    "learn.feed": {"learn.batches"},
+    "learn.history": {"learn.objectives"},
+    "learn.evaluation": {"learn.batches", "learn.feed", "learn.history", "learn.objectives"},
+    "learn.checkpoints": {"learn.models"},
+    "learn.callbacks": {"learn.checkpoints", "learn.history"},
+    "learn.live": {"learn.batches", "learn.history"},
+    "learn.trainer": {"learn.batches", "learn.checkpoints", "learn.feed", "learn.objectives"},
+    "learn.train": {
+        *("learn.batches", "learn.callbacks", "learn.checkpoints", "learn.evaluation", "learn.feed", "learn.history"),
+        *("learn.links", "learn.live", "learn.models", "learn.objectives", "learn.trackers", "learn.trainer"),
+    },
     # Outside the three floors.
     "recipe_io": set(),
 }

@@ -102,6 +102,10 @@ def test_scores_and_retention_are_those_of_the_reports(manifest):
         (lambda m: m["sizes"]["parts"][0].update(parameters=123456789), "123,456,789"),
         (lambda m: m["corpus"].update(train_rows=31337), "31,337"),
         (lambda m: m["training"].update(best_step=1234), "1,234"),
+        (lambda m: m["training"].update(planned_steps=9876), "4,000 of 9,876 planned"),
+        (lambda m: m["training"].update(best_metric="STS"), "best step, by STS"),
+        (lambda m: m["training"]["averaged"].update(kept=True), "3,500, 4,000: kept, 0.7981 against 0.8012"),
+        (lambda m: m["training"]["targets"][0].update(reached=False), "0.3417, at most 1: NOT REACHED"),
         (lambda m: m["machine"].update(cpu="Other CPU"), "Other CPU"),
         (lambda m: m["recipe"].update(seed=424242), "seed = 424242"),
         (lambda m: m["student"].update(max_seq_length=777), "777 tokens"),
@@ -177,17 +181,17 @@ def test_prompts_are_listed(manifest):
 
 def test_nothing_to_train_or_plot(manifest, tmp_path):
     manifest["training"]["history"] = []
-    assert plot_curves(manifest, tmp_path / "curves.png") is False
+    assert plot_curves([], 0, tmp_path / "curves.png") is False
     assert not (tmp_path / "curves.png").exists()
     assert "curves.png)" not in render_card(manifest)
 
 
 @pytest.mark.parametrize("keep", [("loss",), ("dev",), ("loss", "distillation", "alignment", "dev", "dev_tasks")])
 def test_plot_is_a_png_of_the_stated_size_and_the_same_each_time(manifest, tmp_path, keep):
-    history = manifest["training"]["history"]
-    manifest["training"]["history"] = [{k: v for k, v in entry.items() if k in ("step", *keep)} for entry in history]
+    entries = manifest["training"]["history"]
+    history = [{k: v for k, v in entry.items() if k in ("step", *keep)} for entry in entries]
     for name in ("a.png", "b.png"):
-        assert plot_curves(manifest, tmp_path / name) is True
+        assert plot_curves(history, 3500, tmp_path / name) is True
     data = (tmp_path / "a.png").read_bytes()
     assert data == (tmp_path / "b.png").read_bytes()
     assert data.startswith(b"\x89PNG")

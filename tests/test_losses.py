@@ -2,13 +2,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from leafembed.errors import NonFiniteError
-from leafembed.learn.losses import DistillationLoss, alignment, distillation
-from leafembed.recipe_learn import TrainConfig
+from leafembed.learn.losses import alignment, contrastive, cut, distillation, triplet
 
 
 def unit(*rows):
@@ -58,51 +55,48 @@ def test_alignment_takes_vectors_of_another_length():
     assert alignment(some(dim=3), some(dim=5), temperature=0.1).item() > 0
 
 
-class Lookup(torch.nn.Module):
-    """A student that is a table: features hold its row numbers."""
-
-    def __init__(self, vectors):
-        super().__init__()
-        self.table = torch.nn.Parameter(vectors)
-
-    def forward(self, features):
-        return {"sentence_embedding": self.table[features["rows"]]}
+@pytest.mark.parametrize(("teacher", "value"), [([1, 0], 0.0), ([0, 1], math.sqrt(2)), ([-1, 0], 2.0)])
+def test_l2_distillation_is_the_length_of_the_difference(teacher, value):
+    assert distillation(unit([1, 0]), unit(teacher), kind="l2").item() == pytest.approx(value, abs=1e-6)
 
 
-def test_the_loss_is_the_weighted_sum_of_its_named_parts():
-    student, teacher = some(seed=2), some(seed=3)
-    rows = torch.tensor([4, 0, 2])
-    config = TrainConfig(distillation=2.0, alignment=0.5, alignment_temperature=0.1)
-    loss = DistillationLoss(Lookup(student), lambda index: teacher.numpy()[index], config)
-    parts = loss([{"rows": rows}], rows)
-    assert parts.keys() == {"distillation", "alignment"}
-    assert parts["distillation"].item() == pytest.approx(2 * distillation(student[rows], teacher[rows]).item())
-    expected = 0.5 * alignment(student[rows], teacher[rows], temperature=0.1).item()
-    assert parts["alignment"].item() == pytest.approx(expected, rel=1e-5)
+def test_l2_is_the_root_of_twice_the_cosine_distance_and_has_a_gradient_where_it_is_perfect():
+    student, teacher = some(n=1, seed=2), some(n=1, seed=3)
+    l2, cosine = distillation(student, teacher, kind="l2").item(), distillation(student, teacher).item()
+    assert l2**2 == pytest.approx(2 * cosine, rel=1e-5)
+    same = teacher.clone().requires_grad_()
+    distillation(same, teacher, kind="l2").backward()
+    assert torch.isfinite(same.grad).all()
 
 
-def test_a_part_of_weight_zero_is_left_out():
-    teacher, rows = some(), torch.arange(3)
-    loss = DistillationLoss(Lookup(some()), lambda index: teacher.numpy()[index], TrainConfig(alignment=0))
-    assert loss([{"rows": rows}], rows).keys() == {"distillation"}
+def test_contrastive_by_hand():
+    # Anchor 0 has cosine 1 to its positive and 0 to the other; anchor 1 has 0 to its own and 1 to the other.
+    anchors, positives = unit([1, 0], [1, 0]), unit([1, 0], [0, 1])
+    own = math.exp(1 / 0.5)
+    expected = (-math.log(own / (own + 1)) - math.log(1 / (own + 1))) / 2
+    assert contrastive(anchors, positives, temperature=0.5).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_every_part_teaches():
-    teacher, rows = some(seed=3), torch.arange(6)
-    for config in (TrainConfig(alignment=0), TrainConfig(distillation=0)):
-        student = Lookup(some(seed=2))
-        loss = DistillationLoss(student, lambda index: teacher.numpy()[index], config)
-        sum(loss([{"rows": rows}], rows).values()).backward()
-        assert student.table.grad.abs().sum() > 0
+def test_contrastive_is_log_of_the_pairs_when_nothing_is_told_apart_and_near_zero_when_all_is():
+    same = unit(*[[1, 0]] * 4)
+    assert contrastive(same, same, temperature=0.1).item() == pytest.approx(math.log(4), abs=1e-6)
+    apart = torch.eye(4)
+    assert contrastive(apart, apart, temperature=0.02).item() == pytest.approx(0, abs=1e-6)
+    assert contrastive(same[:1], same[:1], temperature=0.02).item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("side", ["student", "teacher"])
-def test_nan_raises_and_names_the_loss_and_the_rows(side):
-    student, teacher = some(), some().numpy()
-    if side == "student":
-        student[1, 0] = math.nan
-    else:
-        teacher = np.where(np.arange(6)[:, None] == 1, np.float32("nan"), teacher)
-    loss = DistillationLoss(Lookup(student), lambda index: teacher[index], TrainConfig())
-    with pytest.raises(NonFiniteError, match=r"distillation loss is nan on rows \[0, 1, 2\]"):
-        loss([{"rows": torch.arange(3)}], torch.arange(3))
+def test_triplet_by_hand():
+    # Distances to the positive and the negative: 0 and 1 (won by more than the margin), then 1 and 0.5.
+    anchors, positives = unit([1, 0], [1, 0]), unit([1, 0], [0, 1])
+    negatives = unit([0, 1], [0.5, math.sqrt(0.75)])
+    assert triplet(anchors, positives, negatives, margin=0.2).item() == pytest.approx((0 + 1 - 0.5 + 0.2) / 2, abs=1e-6)
+
+
+def test_triplet_wants_the_margin_and_no_more():
+    anchor, positive, negative = unit([1, 0]), unit([1, 0]), unit([1, 0])
+    assert triplet(anchor, positive, negative, margin=0.3).item() == pytest.approx(0.3, abs=1e-6)
+    assert triplet(anchor, positive, unit([0.7, math.sqrt(0.51)]), margin=0.3).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_cut_vectors_are_unit_again():
+    assert torch.allclose(cut(unit([3, 4, 12]), 2), torch.tensor([[0.6, 0.8]]))

@@ -145,7 +145,13 @@ def sample_manifest(*, drop: Sequence[str] = (), **changes: Any) -> dict[str, An
         },
         "training": {
             "steps": 4000,
+            "planned_steps": 4000,
             "best_step": 3500,
+            "best_metric": "dev",
+            "texts": 384000,
+            "tokens": 6912000,
+            "averaged": {"steps": [3500, 4000], "value": 0.7981, "best": 0.8012, "kept": False},
+            "targets": [{"name": "validation_alignment", "limit": 1.0, "value": 0.3417, "reached": True}],
             "seconds": 5123.4,
             "precision": "bf16",
             "history": _history(4000),
@@ -196,7 +202,8 @@ def _history(steps: int) -> list[dict[str, Any]]:
         if step % 500 == 0:
             score = 0.8 - 0.4 * float(np.exp(-step / 900)) - (0.006 if step == steps else 0)
             tasks = {"sts/stsb_multi_mt.dev": score + 0.03, "agreement": score - 0.03}
-            history.append({"step": step, "dev": score, "dev_tasks": tasks})
+            validation = {"loss": distillation + 0.11 * alignment, "distillation": distillation, "alignment": alignment}
+            history.append({"step": step, "dev": score, "dev_tasks": tasks, "validation": validation})
     return history
 
 

@@ -1,37 +1,33 @@
-"""What the student is trained to do, each objective a function of unit vectors.
+"""What the student is trained to do: each objective a function of unit vectors, unweighted.
 
-Shapes: B = batch, D = dim. ``student_BD`` and ``teacher_BD`` are unit vectors of the same texts in the same order.
+``objectives.py`` decides which of them apply to a batch, and weighs them. Shapes: B = batch, P = pairs, T = triplets,
+D = dim. ``student_BD`` and ``teacher_BD`` are unit vectors of the same texts in the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from leafembed.errors import NonFiniteError
-from leafembed.recipe_learn import TrainConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-    from sentence_transformers import SentenceTransformer
-
-__all__ = ["DistillationLoss", "alignment", "distillation"]
+__all__ = ["alignment", "contrastive", "cut", "distillation", "triplet"]
 
 
-def distillation(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """Mean of ``1 - cos(student, teacher)``.
+def distillation(student_BD: Tensor, teacher_BD: Tensor, *, kind: Literal["cosine", "l2"] = "cosine") -> Tensor:
+    """Mean distance between the student's and the teacher's vector of a text.
 
-    Range 0 to 2; 0 is perfect, 1 means unrelated directions. For unit vectors it is half the squared distance, so it
-    orders students as the L2 loss of LEAF does (arXiv 2509.12539). Alone it says nothing about how texts relate to
-    each other; :func:`alignment` does.
+    ``cosine``: ``1 - cos(s, t)``, range 0 to 2; 0 is perfect, 1 means unrelated directions. ``l2``: ``|s - t|``, range
+    0 to 2; 0 is perfect, 1.414 means unrelated directions. For unit vectors ``|s - t|² = 2 (1 - cos)``, so both order
+    students alike; l2 pulls as hard on near vectors as on far ones, cosine pulls less the nearer they are.
+
+    Regression onto teacher vectors: Reimers & Gurevych 2020 (arXiv 2004.09813, section 2); l2 as in LEAF (arXiv
+    2509.12539). Says nothing about how texts relate to each other; :func:`alignment` does.
     """
+    if kind == "l2":
+        distances: Tensor = torch.linalg.vector_norm(student_BD - teacher_BD, dim=-1)
+        return distances.mean()
     return (1 - functional.cosine_similarity(student_BD, teacher_BD, dim=-1)).mean()
 
 
@@ -53,49 +49,39 @@ def alignment(student_BD: Tensor, teacher_BD: Tensor, *, temperature: float) -> 
     return functional.kl_div(student_BB, teacher_BB, reduction="batchmean", log_target=True)
 
 
-class DistillationLoss(nn.Module):
-    """The weighted sum that the trainer minimises, its parts returned by name so that each is logged.
+def contrastive(anchor_PD: Tensor, positive_PD: Tensor, *, temperature: float, gather: bool = False) -> Tensor:
+    """InfoNCE over pairs, in nats: ``-log softmax_j(cos(a_i, p_j) / temperature)`` at j = i, mean over i.
 
-    The label of a text is its row number; the teacher's vector is looked up when the batch is there, so that the
-    data set holds no vectors.
+    Range 0 upwards; 0 when each anchor is infinitely nearer to its own positive than to the others, ``log P`` when
+    it cannot tell them apart. van den Oord et al. 2018 (arXiv 1807.03748, eq. 4) with in-batch negatives as in
+    Henderson et al. 2017 (arXiv 1705.00652, section 4.4). Needs no teacher.
 
     Args:
-        model: The student.
-        targets: Gives the teacher vectors ``(B, D)`` of row numbers ``(B,)``.
-        config: Weights and temperature.
+        anchor_PD: One text of each pair.
+        positive_PD: The other, in the same order.
+        temperature: Above 0.
+        gather: Whether positives of all processes are candidates; each must then bring as many pairs.
     """
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        targets: Callable[[NDArray[np.int64]], NDArray[np.float32]],
-        config: TrainConfig,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.targets = targets
-        self.config = config
+    loss = MultipleNegativesRankingLoss(model=None, scale=1 / temperature, gather_across_devices=gather)
+    value: Tensor = loss.compute_loss_from_embeddings([anchor_PD, positive_PD], torch.empty(0))
+    return value
 
-    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> dict[str, Tensor]:
-        """Return the weighted objectives of one batch; their sum is the loss.
 
-        Raises:
-            NonFiniteError: If an objective is NaN or infinite; names the rows of the batch.
-        """
-        (features,) = sentence_features
-        output = self.model(features)["sentence_embedding"]
-        # In fp32 whatever autocast says: similarities divided by a temperature need the digits.
-        with torch.autocast(output.device.type, enabled=False):
-            student_BD = functional.normalize(output.float(), dim=-1)
-            teacher_BD = torch.from_numpy(self.targets(labels.cpu().numpy())).to(student_BD.device)
-            parts: dict[str, Tensor] = {}
-            if self.config.distillation:
-                parts["distillation"] = self.config.distillation * distillation(student_BD, teacher_BD)
-            if self.config.alignment:
-                value = alignment(student_BD, teacher_BD, temperature=self.config.alignment_temperature)
-                parts["alignment"] = self.config.alignment * value
-        for name, value in parts.items():
-            if not torch.isfinite(value):
-                rows = labels.tolist()
-                raise NonFiniteError(f"the {name} loss is {value.item()} on rows {rows[:8]} (batch of {len(rows)})")
-        return parts
+def triplet(anchor_TD: Tensor, positive_TD: Tensor, negative_TD: Tensor, *, margin: float) -> Tensor:
+    """Mean of ``max(0, d(a, p) - d(a, n) + margin)`` with the cosine distance ``d = 1 - cos``.
+
+    Range 0 to 2 + margin; 0 when each anchor is nearer to its positive than to its negative by the margin. Reimers &
+    Gurevych 2019 (arXiv 1908.10084, section 3, "Triplet Objective Function"), with cosines for the norms.
+    """
+    from sentence_transformers.sentence_transformer.losses import TripletDistanceMetric, TripletLoss
+
+    loss = TripletLoss(model=None, distance_metric=TripletDistanceMetric.COSINE, triplet_margin=margin)
+    value: Tensor = loss.compute_loss_from_embeddings([anchor_TD, positive_TD, negative_TD], torch.empty(0))
+    return value
+
+
+def cut(vectors: Tensor, dim: int) -> Tensor:
+    """The leading ``dim`` values of each vector, of unit length again (Matryoshka, arXiv 2205.13147, section 3)."""
+    return functional.normalize(vectors[..., :dim], dim=-1)

@@ -169,11 +169,15 @@ def _finish(folder: Path, manifest: Mapping[str, Any], *, kept: Mapping[str, Any
     """Write notice, plot, card and manifest into a folder; ``kept``: entries of files that are elsewhere."""
     if kept is None and (notice := gemma_notice(manifest)):
         (folder / NOTICE).write_text(notice + "\n", encoding="utf-8")
-    plot_curves(manifest, folder / PLOT)
+    _plot(manifest, folder)
     files = dict(sorted({**(kept or {}), **{file.name: _entry(file) for file in folder.iterdir()}}.items()))
     card, text = _fixed_point({**manifest, "format": FORMAT}, files)
     (folder / CARD).write_bytes(card)
     _write_durably(folder / MANIFEST, text)
+
+
+def _plot(manifest: Mapping[str, Any], folder: Path) -> None:
+    plot_curves(manifest["training"]["history"], manifest["training"]["best_step"], folder / PLOT)
 
 
 def _fixed_point(manifest: Mapping[str, Any], files: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -257,7 +261,7 @@ def write_refusal(target: Path, manifest: Mapping[str, Any]) -> Path:
     """Write the card and manifest of a student that was refused before INT8, so that the reasons can be read."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    plot_curves(manifest, target / PLOT)
+    _plot(manifest, target)
     (target / CARD).write_text(render_card({**manifest, "format": FORMAT}), encoding="utf-8")
     text = json.dumps({**manifest, "format": FORMAT}, indent=2, ensure_ascii=False)
     _write_durably(target / MANIFEST, text.encode())

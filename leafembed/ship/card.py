@@ -210,14 +210,7 @@ def _body(manifest: _Manifest) -> dict[str, Any]:
         if files
         else "",
         "total_mb": fixed(total / 1e6, 2) if total else "",
-        "training": bullets(
-            {
-                "steps": count(training["steps"]),
-                "best step, by dev score": count(training["best_step"]),
-                "time": f"{fixed(training['seconds'], 0)} s",
-                "precision": training["precision"],
-            }
-        ),
+        "training": bullets(_training(training)),
         "has_plot": has_curves(training["history"]),
         "corpus": bullets(
             {
@@ -232,6 +225,28 @@ def _body(manifest: _Manifest) -> dict[str, Any]:
         "provenance": _provenance(manifest),
         "vocabulary": vocabulary_section(manifest["vocabulary"]) if "vocabulary" in manifest else None,
     }
+
+
+def _training(training: Mapping[str, Any]) -> dict[str, object]:
+    planned = training.get("planned_steps", training["steps"])
+    early = f" of {count(planned)} planned" if planned != training["steps"] else ""
+    metric = training.get("best_metric", "dev")
+    facts: dict[str, object] = {
+        "steps": count(training["steps"]) + early,
+        f"best step, by {'dev score' if metric == 'dev' else metric}": count(training["best_step"]),
+        "texts seen": count(training["texts"]) if "texts" in training else None,
+        "tokens seen": count(training["tokens"]) if "tokens" in training else None,
+        "time": f"{fixed(training['seconds'], 0)} s",
+        "precision": training["precision"],
+    }
+    if averaged := training.get("averaged"):
+        name = f"mean of the checkpoints of steps {', '.join(count(step) for step in averaged['steps'])}"
+        values = f"{fixed(averaged['value'], 4)} against {fixed(averaged['best'], 4)}"
+        facts[name] = f"{'kept' if averaged['kept'] else 'not kept'}, {values}"
+    for target in training.get("targets", []):
+        outcome = "reached" if target["reached"] else "NOT REACHED"
+        facts[f"target {target['name']}"] = f"{fixed(target['value'], 4)}, at most {target['limit']:g}: {outcome}"
+    return facts
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Draws the training history: loss and its components, and the dev score that chose the checkpoint."""
+"""Draws the training history: the objectives with their weighted sum, and the dev scores."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from leafembed.errors import MissingExtraError
 
 __all__ = ["has_curves", "plot_curves"]
 
-_LOSSES = {"loss": "weighted sum", "distillation": "distillation, weighted", "alignment": "alignment, weighted"}
+_LOSSES = {
+    "loss": "weighted sum",
+    "distillation": "distillation",
+    "alignment": "alignment",
+    "exit_alignment": "exit alignment",
+    "contrastive": "contrastive",
+    "triplet": "triplet",
+}
 _INK, _GREY, _ACCENT = "#1f2933", "#9aa5b1", "#c2410c"
-_COLOURS = (_INK, "#0f766e", "#7c3aed")
+_COLOURS = (_INK, "#0f766e", "#7c3aed", "#0369a1", "#b45309", "#be185d")
 _MOST_TASKS = 6
 _Series = tuple[list[int], list[float]]
 
@@ -22,14 +29,18 @@ def has_curves(history: Sequence[Mapping[str, Any]]) -> bool:
     return any(key in entry for entry in history for key in (*_LOSSES, "dev"))
 
 
-def plot_curves(manifest: Mapping[str, Any], path: Path) -> bool:
+def plot_curves(history: Sequence[Mapping[str, Any]], best_step: int, path: Path) -> bool:
     """Write the plot as PNG, about 1000 x 400 pixels; return whether there was anything to draw.
+
+    Args:
+        history: One entry a step, as training reports it; its losses are not weighted but for ``loss``, their sum.
+        best_step: Step of the checkpoint that became the student; 0 while there is none.
+        path: File to write.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    training = manifest["training"]
-    if not has_curves(training["history"]):
+    if not has_curves(history):
         return False
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,11 +50,11 @@ def plot_curves(manifest: Mapping[str, Any], path: Path) -> bool:
     figure = Figure(figsize=(9.1, 3.64), dpi=110, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)  # not pyplot: no global state, no display
     losses, dev = figure.subplots(1, 2, sharex=True)
-    _draw_losses(losses, training["history"])
-    _draw_dev(dev, training["history"], training["best_step"])
+    _draw_losses(losses, history)
+    _draw_dev(dev, history, best_step)
     for axes in (losses, dev):
         _style(axes)
-    figure.savefig(path, metadata={"Software": None})  # so that equal manifests give equal files
+    figure.savefig(path, metadata={"Software": None})  # so that equal histories give equal files
     return True
 
 

@@ -1,0 +1,151 @@
+"""What happens at the steps of a run besides learning: log, plot, checkpoints, early stopping, SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from leafembed.learn.checkpoints import complete, rotate, seal, step_of, writing
+from leafembed.learn.history import best_evaluation, evaluations_without_gain, history
+from leafembed.progress import say
+from leafembed.recipe_learn import TrainConfig
+
+__all__ = ["Checkpoints", "EarlyStop", "History", "OnHistory", "Termination"]
+
+OnHistory = Callable[[Sequence[dict[str, Any]], int], None]
+"""Called after each evaluation with the history so far and its best step; draws it, for example."""
+
+
+class History(TrainerCallback):
+    """Writes every log line to ``history.jsonl``, from the state's own record, so that a resume repeats nothing.
+
+    Args:
+        path: The file.
+        best_metric: The recipe's ``train.best_metric``.
+        on_history: Called after each evaluation; ``None``: nothing is.
+    """
+
+    def __init__(self, path: Path, best_metric: str, on_history: OnHistory | None) -> None:
+        self.path = path
+        self.best_metric = best_metric
+        self.on_history = on_history
+        self.written = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the file anew with what a resumed run knows."""
+        self.written = 0
+        self._write(state.log_history, "w")
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Append what is new."""
+        self._write(state.log_history, "a")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Say the scores, append what other callbacks found, and hand the history on."""
+        dev, loss = metrics["eval_dev_mean"], metrics["eval_validation_loss"]
+        say(f"step {state.global_step}: dev {dev:.4f}, validation loss {loss:.4f}")
+        self._write(state.log_history, "a")
+        if self.on_history is not None:
+            best = best_evaluation(state.log_history, self.best_metric)
+            with writing(self.path.parent, "the plot of the run"):
+                self.on_history(history(state.log_history), int(best["step"]) if best else 0)
+
+    def _write(self, log: Sequence[dict[str, Any]], mode: str) -> None:
+        with writing(self.path.parent, self.path.name), self.path.open(mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in log[self.written :])
+        self.written = len(log)
+
+
+class EarlyStop(TrainerCallback):
+    """Ends training after ``stop_patience`` evaluations without a better ``stop_metric``.
+
+    Counted in the log, which every checkpoint holds, so that a resumed run counts on.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.metric = config.stop_metric
+        self.patience = config.stop_patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop when patience is at its end."""
+        waited = evaluations_without_gain(state.log_history, self.metric)
+        if self.patience is not None and waited >= self.patience:
+            say(f"step {state.global_step}: {self.metric} has not improved for {waited} evaluations, training ends")
+            control.should_training_stop = True
+
+
+class Termination(TrainerCallback):
+    """Lets a run that is told to terminate finish its step and write a checkpoint first."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle SIGTERM meanwhile; only the main thread of a process may."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop after the step in which the signal came."""
+        if self.received:
+            control.should_save = control.should_training_stop = True
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = True
+
+
+class Checkpoints(TrainerCallback):
+    """Seals a checkpoint once the trainer has written all of it, and only then drops older ones.
+
+    Kept are the two newest, the best, and as many as are averaged at the end.
+
+    Args:
+        before: Seconds of training in earlier sittings.
+        keep: Newest checkpoints to keep.
+        termination: Tells a run that is over from one that was told to terminate.
+    """
+
+    def __init__(self, before: float, keep: int, termination: Termination) -> None:
+        self.start = time.perf_counter() - before
+        self.keep = max(2, keep)
+        self.termination = termination
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training over all sittings that led here."""
+        return time.perf_counter() - self.start
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Judge and keep the last step too, and log at every checkpoint.
+
+        The rate has decayed to 0 at the last step, so it is usually the best. A log at each checkpoint makes the means
+        of a resumed run cover the same steps as those of an uninterrupted one.
+        """
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+        if control.should_save:
+            control.should_log = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal the new checkpoint, then rotate."""
+        work_dir = Path(args.output_dir)
+        over = bool(control.should_training_stop) and not self.termination.received
+        with writing(work_dir, f"the seal of the checkpoint of step {state.global_step}"):
+            seal(work_dir / f"checkpoint-{state.global_step}", {"seconds": self.seconds, "over": over})
+        newest = [step_of(checkpoint) for checkpoint in complete(work_dir)][-self.keep :]
+        rotate(work_dir, {*newest, int(state.best_global_step or 0)})

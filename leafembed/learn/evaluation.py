@@ -1,0 +1,98 @@
+"""What a student is measured by while it learns: dev scores, and the objectives on text it is not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from leafembed.errors import NonFiniteError, RecipeError
+from leafembed.learn.batches import plan_pass
+from leafembed.learn.feed import Collator, Texts
+from leafembed.learn.history import metric_key
+from leafembed.learn.objectives import Objectives
+from leafembed.recipe_learn import TrainConfig
+
+__all__ = ["Evaluation"]
+
+Score = Callable[[SentenceTransformer], Mapping[str, float]]
+"""Dev scores of a student by name; ``mean`` among them."""
+
+
+class Evaluation(BaseEvaluator):
+    """Scores a student on dev tasks and computes its validation losses; the trainer calls it.
+
+    Args:
+        score: The dev scores.
+        objectives: Computes every objective that validation text allows.
+        texts: The corpus.
+        lengths: Tokens of each row, validation rows last.
+        limit: Tokens that validation texts are cut to: the longest phase's, so that losses compare over the run.
+    """
+
+    def __init__(self, score: Score, objectives: Objectives, texts: Texts, *, lengths: Any, limit: int) -> None:
+        super().__init__()
+        self.score = score
+        self.objectives = objectives
+        self.config: TrainConfig = objectives.config
+        self.texts = texts
+        first = len(texts.corpus.train)
+        self.batches = [[(first + i, limit) for i in batch] for batch in plan_pass(lengths[first:], limit, self.config)]
+        self.collate = Collator(objectives.model)
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Metrics ``dev_...`` and ``validation_...``; the trainer puts ``eval_`` before their names.
+
+        Raises:
+            NonFiniteError: If one is NaN or infinite.
+            RecipeError: If the recipe watches a metric that is not among them.
+        """
+        training = model.training
+        model.eval()
+        metrics = {f"dev_{name}": float(value) for name, value in self.score(model).items()}
+        metrics |= {f"validation_{name}": value for name, value in self.losses().items()}
+        model.train(training)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"{name} is {value} at step {steps}; lower train.learning_rate")
+        self._check_names(metrics)
+        return metrics
+
+    def losses(self) -> dict[str, float]:
+        """Unweighted objectives, means over the validation rows, and ``loss``, their weighted sum."""
+        device = self.objectives.model.device
+        totals: dict[str, float] = {}
+        for batch in self.batches:
+            inputs = self.collate([self.texts[visit] for visit in batch])
+            features = {
+                name.removeprefix("sentence_"): value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in inputs.items()
+            }
+            with torch.no_grad():
+                _, parts = self.objectives([features], features.pop("label"))
+            for name, value in parts.items():
+                totals[name] = totals.get(name, 0.0) + value.item() * len(batch)
+        rows = sum(len(batch) for batch in self.batches)
+        means = {name: total / rows for name, total in totals.items()}
+        return {"loss": float(np.sum([self.objectives.weights[n] * v for n, v in means.items()])), **means}
+
+    def _check_names(self, metrics: Mapping[str, float]) -> None:
+        config = self.config
+        watched: list[tuple[str, str]] = [("train.best_metric", config.best_metric)]
+        if config.stop_patience is not None:
+            watched.append(("train.stop_metric", config.stop_metric))
+        watched += [("train.targets", name) for name in config.targets]
+        for key, name in watched:
+            if metric_key(name).removeprefix("eval_") not in metrics:
+                raise RecipeError(f"{key}: got {name!r}, expected dev or one of {_names(metrics)}")
+
+
+def _names(metrics: Mapping[str, float]) -> str:
+    return ", ".join(sorted(name.removeprefix("dev_") for name in metrics if name != "dev_mean"))

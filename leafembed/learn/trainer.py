@@ -1,0 +1,143 @@
+"""sentence-transformers' trainer on a planned run: its batches, its unweighted log, its refusal of NaN."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformerTrainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+
+from leafembed.errors import NonFiniteError
+from leafembed.learn.batches import Plan
+from leafembed.learn.checkpoints import writing
+from leafembed.learn.feed import Collator, PlannedBatches, Texts
+from leafembed.learn.objectives import OBJECTIVES, Objectives
+
+__all__ = ["EVIDENCE", "StudentTrainer"]
+
+EVIDENCE = "non-finite"
+"""Folder below the checkpoints with the first batch that gave NaN or infinity."""
+
+
+class StudentTrainer(SentenceTransformerTrainer):
+    """The stock trainer with our plan for its batches; one pass over the plan is the whole run.
+
+    Args:
+        plan: Every forward pass.
+        texts: Where the plan's rows are read.
+        objectives: What is minimised.
+        options: What the stock trainer takes.
+    """
+
+    def __init__(self, *, plan: Plan, texts: Texts, objectives: Objectives, **options: Any) -> None:
+        self.loss: Any = objectives
+        self.plan = plan
+        self.texts = texts
+        self.sums = torch.zeros(len(OBJECTIVES), 2, dtype=torch.float64)
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        super().__init__(loss=objectives, data_collator=Collator(options["model"]), **options)
+        self.add_callback(_Gradients(self))
+
+    def add_model_card_callback(self, default_args_dict: Any) -> None:
+        """Leave the model card out: ours is rendered from measurements."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The plan from its first batch; the trainer skips what a resumed run has seen."""
+        self.accelerator.even_batches = False
+        loader: DataLoader[Any] = DataLoader(
+            self.texts,
+            batch_sampler=PlannedBatches(self.plan, self.args.train_batch_size),
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),  # or each pass would draw from the generator that dropout uses
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted sum; the unweighted objectives are kept for the log.
+
+        Raises:
+            NonFiniteError: If an objective is NaN or infinite.
+        """
+        if model is self.model_wrapped and self.loss.model is not model:  # wrapped for several processes
+            self.loss = self.override_model_in_loss(self.loss, model)
+        features, labels = self.collect_features(inputs)
+        self.seen.append((labels, features[0]["input_ids"]))
+        total, parts = self.loss(features, labels)
+        values = torch.stack([value.detach().double() for value in parts.values()]).cpu() if parts else torch.zeros(0)
+        for name, value in zip(parts, values.tolist(), strict=True):
+            if not np.isfinite(value):
+                self.refuse(f"the {name} loss is {value}", self.seen[-1:])
+            self.sums[OBJECTIVES.index(name)] += torch.tensor([value, 1.0], dtype=torch.float64)
+        return (total, {}) if return_outputs else total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with each objective's mean since the last training log."""
+        if "loss" in logs:
+            sums = self.accelerator.reduce(self.sums.to(self.args.device), "sum").cpu()
+            self.sums.zero_()
+            means = {name: float(s / n) for name, (s, n) in zip(OBJECTIVES, sums.tolist(), strict=True) if n}
+            logs = {**logs, **means}
+        super().log(logs, start_time)
+
+    def refuse(self, what: str, batches: list[tuple[Tensor, Tensor]]) -> None:
+        """Keep the offending batches and raise.
+
+        Raises:
+            NonFiniteError: Always; names step, rows and where the batches lie.
+        """
+        step = int(self.state.global_step) + 1
+        rows = np.concatenate([labels.cpu().numpy() for labels, _ in batches])
+        folder = Path(self.args.output_dir) / EVIDENCE
+        facts = {
+            "step": step,
+            "what": what,
+            "rows": rows.tolist(),
+            "texts": [self.texts.text(i) for i in rows.tolist()],
+        }
+        ids = {f"input_ids_{i}": ids.cpu().numpy() for i, (_, ids) in enumerate(batches)}
+        _keep(folder, facts, {**ids, "teacher": self.loss.targets(rows)})
+        raise NonFiniteError(
+            f"{what} at step {step} on rows {rows[:8].tolist()} (batch of {len(rows)}), kept in {folder}: look at its "
+            "teacher vectors, or lower train.learning_rate"
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Weights and tokenizer, without the pickled arguments that the stock trainer adds."""
+        self.model.save_pretrained(str(output_dir or self.args.output_dir), create_model_card=False)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(Path(self.args.output_dir), f"the checkpoint of step {self.state.global_step}", anything=True):
+            super()._save_checkpoint(model, trial)
+
+
+class _Gradients(TrainerCallback):
+    """Raises before a step whose gradient is NaN or infinite; clipping has made NaN of either."""
+
+    def __init__(self, trainer: StudentTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not np.isfinite(norm):
+            self.trainer.refuse(f"the gradient norm is {norm}", self.trainer.seen)
+        self.trainer.seen.clear()
+
+
+def _keep(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write the evidence; the first of a run stays."""
+    if (folder / "batch.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "batch.npz", **arrays)  # numbers only: nothing is pickled
+    (folder / "batch.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,92 @@
+"""Trains a tiny student in processes that can be killed: ``python killable.py ROOT [SECONDS ...]``.
+
+Everything is imported once; each sitting is a fork, so that a kill costs no import. A sitting is killed after each of
+the given numbers of seconds of training; the last one runs to the end. Prints a JSON line a sitting: the newest sealed
+checkpoint when it began, and the steps that it lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from families import bert, toy_texts
+
+from leafembed.learn.checkpoints import complete, step_of
+from leafembed.learn.models import load_sentence_transformer
+from leafembed.learn.student import Sample, init_student
+from leafembed.learn.train import train
+from leafembed.recipe_learn import Phase, StudentConfig, TrainConfig
+from leafembed.types import Corpus, Row
+
+TRAIN, VALIDATION = 96, 16
+CONFIG = TrainConfig(
+    max_steps=24,
+    batch_size=8,
+    gradient_accumulation=2,
+    curriculum=(Phase(tokens=8, share=0.5), Phase(tokens=64, share=0.5)),
+    eval_steps=3,
+    warmup_steps=2,
+    learning_rate=3e-3,
+    contrastive=0.1,
+    precision="fp32",
+)
+
+
+def prepare(root: Path) -> None:
+    """Write the untrained student and the teacher's vectors."""
+    teacher = load_sentence_transformer(bert(root / "teacher", hidden_dropout_prob=0.1))
+    texts = toy_texts(TRAIN + VALIDATION, words=(2, 14))
+    vectors = teacher.encode(texts)
+    np.save(root / "vectors.npy", vectors)
+    init_student(StudentConfig(layers=(0, 1)), teacher, Sample(texts, vectors), root / "untrained")
+
+
+def sit(root: Path, work: Path, config: TrainConfig = CONFIG, **options):
+    """One sitting; returns the facts when it comes to its end."""
+    texts = toy_texts(TRAIN + VALIDATION, words=(2, 14))
+    rows = tuple(Row(text, text[:2], pair=i - 1 if i % 4 == 1 else None) for i, text in enumerate(texts))
+    vectors = np.load(root / "vectors.npy")
+
+    def score(model):
+        held_out = model.encode(texts[TRAIN:])
+        return {"mean": float(np.sum(held_out * vectors[TRAIN:], axis=1).mean())}
+
+    work.mkdir(parents=True, exist_ok=True)
+    return train(root / "untrained", Corpus(rows[:TRAIN], rows[TRAIN:], {}, "f"), lambda index: vectors[index], score,
+                 config=config, seed=3, work_dir=work, target=work.parent / "student", exits=(1,), dims=(16,),
+                 **options)  # fmt: skip
+
+
+def newest(work: Path) -> int:
+    return max(map(step_of, complete(work)), default=0)
+
+
+def main() -> None:
+    root, waits = Path(sys.argv[1]), [float(value) for value in sys.argv[2:]]
+    work = root / "killed" / "work"
+    for wait in [*waits, None]:
+        began = newest(work)
+        child = os.fork()
+        if child == 0:
+            facts = sit(root, work)
+            (root / "killed" / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+            os._exit(0)
+        if wait is not None:
+            time.sleep(wait)
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        sys.stdout.write(json.dumps({"began": began, "left": newest(work), "killed": os.WIFSIGNALED(status)}) + "\n")
+        sys.stdout.flush()
+        if not os.WIFSIGNALED(status):
+            assert status == 0
+            break
+
+
+if __name__ == "__main__":
+    main()
