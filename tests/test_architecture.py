@@ -33,6 +33,8 @@ ALLOWED = {
     "learn.student": {"learn.models"},  # finds the encoder to start from
     "learn.plan": {"learn.models", "learn.student"},  # prices the config that the student would get
     "learn.train": {"learn.batches", "learn.losses", "learn.models"},  # trains a loaded model by a loss
+    "learn.fused": {"learn.halves", "learn.kernels"},  # swaps a layer for its two halves
+    "learn.halves": {"learn.kernels"},  # runs kernels between its matrix products
     # Outside the three floors.
     "recipe_io": set(),
 }
