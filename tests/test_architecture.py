@@ -47,6 +47,8 @@ ALLOWED = {
     # Prices the config that the student would get, and the memory of its training; asks a server for its dim.
     "learn.plan": {"learn.memory", "learn.models", "learn.remote", "learn.shapes"},
     "learn.watch": {"learn.alarms", "learn.token_rows"},  # rings alarms on what it measures
+    "learn.fused": {"learn.halves", "learn.kernels"},  # swaps a layer for its two halves
+    "learn.halves": {"learn.kernels"},  # runs kernels between its matrix products
     # Training: what is minimised, on planned batches, by a trainer that is watched, kept and shown.
     "learn.batches": {"learn.links"},
     "learn.objectives": {"learn.exits", "learn.links", "learn.losses"},
@@ -58,8 +60,16 @@ ALLOWED = {
     "learn.live": {"learn.batches", "learn.history"},
     "learn.trainer": {"learn.batches", "learn.checkpoints", "learn.feed", "learn.objectives"},
     "learn.train": {
-        *("learn.batches", "learn.callbacks", "learn.checkpoints", "learn.evaluation", "learn.feed", "learn.history"),
-        *("learn.links", "learn.live", "learn.models", "learn.objectives", "learn.trackers", "learn.trainer"),
+        *("learn.batches", "learn.callbacks", "learn.checkpoints", "learn.evaluation", "learn.feed", "learn.fused"),
+        *(
+            "learn.history",
+            "learn.links",
+            "learn.live",
+            "learn.models",
+            "learn.objectives",
+            "learn.trackers",
+            "learn.trainer",
+        ),
     },
     # Outside the three floors.
     "recipe_io": set(),

@@ -21,6 +21,7 @@ from leafembed.learn.callbacks import Checkpoints, EarlyStop, History, OnHistory
 from leafembed.learn.checkpoints import average, complete, newest_checkpoint, read_seal, step_of, writing
 from leafembed.learn.evaluation import Evaluation
 from leafembed.learn.feed import Texts, count_tokens
+from leafembed.learn.fused import fused
 from leafembed.learn.history import best_evaluation, history, less_is_better, metric_key
 from leafembed.learn.links import Links
 from leafembed.learn.live import LiveView
@@ -100,7 +101,7 @@ def train(  # noqa: PLR0913 - the one door into training
     log = History(work_dir / "history.jsonl", config.best_metric, on_history)
     trainer = _trainer(setup, [EarlyStop(config), *callbacks, log, termination, checkpoints, view])
     try:
-        with termination.installed():
+        with termination.installed(), fused(setup.model, config.fused) as route:
             state = _train_from(checkpoint, trainer)
     finally:
         view.close()
@@ -110,7 +111,7 @@ def train(  # noqa: PLR0913 - the one door into training
     chosen, choice = _choose(setup, state, work_dir, config)
     with writing(target, "the student", anything=True):
         chosen.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
-    return _facts(setup, state, config) | choice | {"seconds": checkpoints.seconds}
+    return _facts(setup, state, config) | choice | {"seconds": checkpoints.seconds, "fused": route}
 
 
 def _prepare(
