@@ -31,7 +31,7 @@ ALLOWED = {
     "judge.evaluate": {"judge.tasks"},  # what it scores
     "judge.tasks": {"judge.formats", "judge.metrics"},  # a task is rows of a format and a metric
     # A teacher is a loaded model, or a server that is asked, behind a cache.
-    "learn.teacher": {"learn.cache", "learn.models", "learn.remote"},
+    "learn.teacher": {"learn.cache", "learn.fused", "learn.models", "learn.remote"},
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
     "learn.data": {"learn.draw", "learn.named", "learn.rows", "learn.sources"},  # reads, draws, writes
     "learn.negatives": {"learn.rows", "learn.sources"},  # columns of rows; when two texts are the same

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Arithmetic", "CachedTeacher", "TorchEncoder", "load_teacher"]
+__all__ = ["FUSED_TEXTS", "Arithmetic", "CachedTeacher", "TorchEncoder", "load_teacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,12 @@ class Arithmetic:
 
 
 _CHUNK_ROWS = 131_072  # texts in memory at once; within a chunk they are sorted by length
+
+FUSED_TEXTS = 4_096
+"""Texts from which on layers run fused (``fused.py``), whose kernels take a minute to compile at first.
+
+Both ways are bf16: on 96 sentences, EmbeddingGemma's mean cosine to fp32 was 0.99997 with stock layers and 0.99996 fused.
+"""
 
 
 class TorchEncoder:
@@ -87,10 +93,14 @@ class TorchEncoder:
         """Yield (indices into ``texts``, their vectors), longest texts first."""
         import torch
 
+        from leafembed.learn.fused import fused
+
         prompt = self.ref.prompts.get(prompt_name or "", "")
         device = self.model.device.type
         autocast = torch.autocast(device, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with torch.inference_mode(), autocast:
+        # In fp32 never: that is the reference which all else is compared with.
+        mode: Literal["auto", "off"] = "auto" if self.precision == "bf16" and len(texts) >= FUSED_TEXTS else "off"
+        with torch.inference_mode(), autocast, fused(self.model, mode):
             for index in self._plan(texts, prompt):
                 yield index, self._forward([texts[i] for i in index], prompt)
 
