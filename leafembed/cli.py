@@ -53,7 +53,7 @@ def _refuse(error: Exception, *, status: int) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from leafembed.pipeline import run
+    from leafembed.pipeline import run, train
     from leafembed.results import print_results
 
     recipe = _recipe(args)
@@ -62,6 +62,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.fresh:
         _remove_run(run_dir, args.recipe)
     try:
+        if args.until == "train":
+            facts = train(recipe, run_dir)
+            _print_json({"student": str(run_dir / "student"), "steps": facts["steps"], "best_step": facts["best_step"]})
+            return 0
         outcome = run(recipe, run_dir, allow_failed=args.allow_failed)
     except (GateFailedError, StoppedError):
         refused = run_dir / "refused"
@@ -225,7 +229,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 def _remove_run(run_dir: Path, recipe: Path) -> None:
     import shutil
 
-    from leafembed.pipeline import RESOLVED
+    from leafembed.steps import RESOLVED
 
     if not run_dir.is_dir() or not any(run_dir.iterdir()):
         return

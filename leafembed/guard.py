@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 
 from leafembed.errors import StoppedError
 from leafembed.learn.alarms import BELOW_FLOOR, check_languages
-from leafembed.learn.plan import parts_of
 from leafembed.prepare import Material
 from leafembed.progress import say
 from leafembed.recipe import Recipe
@@ -22,7 +20,6 @@ from leafembed.ship.bundle import write_refusal
 from leafembed.text import normalise_lang
 
 if TYPE_CHECKING:
-    from leafembed.learn.teacher import TorchEncoder
     from leafembed.learn.watch import Watched
 
 __all__ = ["LANGUAGE_TEXTS", "WATCHED_TEXTS", "refuse_stopped", "set_aside", "watched"]
@@ -64,8 +61,7 @@ def watched(recipe: Recipe, learned: Material, floor: float) -> Watched:
 def refuse_stopped(
     error: StoppedError,
     run_dir: Path,
-    facts: Callable[..., Mapping[str, Any]],
-    untrained: TorchEncoder,
+    facts: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     reports: Mapping[str, EvalReport],
 ) -> Path:
     """Write the card of a run that stopped itself to ``run_dir/refused`` and return that folder.
@@ -73,15 +69,10 @@ def refuse_stopped(
     Args:
         error: Why it stopped.
         run_dir: Folder of the run.
-        facts: What makes the manifest's facts of ``student``, ``parts`` and ``training``.
-        untrained: The student before training.
+        facts: Makes the manifest's facts of what training reported.
         reports: Scores of teacher and floors.
     """
-    content = facts(
-        student=untrained.ref,
-        parts=[dataclasses.asdict(part) for part in parts_of(untrained.model)],
-        training={**error.training, "diagnosis": str(error)},
-    )
+    content = facts({**error.training, "diagnosis": str(error)})
     fatal = [alarm for alarm in error.alarms if alarm.name == BELOW_FLOOR][-1]
     verdict = GateResult((Check("dev score against the static floor", fatal.facts["dev"], fatal.facts["floor"]),))
     set_aside(run_dir / "bundle")

@@ -66,6 +66,7 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         sub.add_argument("recipe", type=Path, help="recipe file (TOML)")
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     run.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME_OF_THE_RECIPE_FILE)")
+    run.add_argument("--until", choices=["train"], help="stop after training; the same call without it goes on")
     run.add_argument("--fresh", action="store_true", help="remove what an earlier run left in the folder first")
     run.add_argument(
         "--allow-failed", action="store_true", help="go on after a refusal; the bundle says that it failed"

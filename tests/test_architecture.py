@@ -24,8 +24,10 @@ HELPERS = {"text", "progress", "stages"}
 ALLOWED = {
     # A bundle is a model folder with card and plot, and opens as an encoder.
     "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder"},
-    "ship.card": {"ship.curves", "ship.markdown", "ship.vocabulary"},  # whether there is a plot to show; tables
-    "ship.vocabulary": {"ship.markdown"},  # a section of the card
+    # Whether there is a plot to show; tables and sections.
+    "ship.card": {"ship.curves", "ship.markdown", "ship.scores", "ship.vocabulary"},
+    "ship.scores": {"ship.markdown"},
+    "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
     "judge.evaluate": {"judge.tasks"},  # what it scores
@@ -74,7 +76,7 @@ ALLOWED = {
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "guard", "pipeline", "single", "race", "record", "results", "planning"}
+COMPOSING = {"prepare", "guard", "steps", "pipeline", "single", "race", "record", "results", "planning"}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 

@@ -14,9 +14,9 @@ from itertools import islice
 from typing import Any
 
 from leafembed.errors import MissingExtraError
-from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.curves import has_curves
-from leafembed.ship.markdown import bullets, count, fixed, line, table, to_toml
+from leafembed.ship.markdown import bullets, count, fixed, line, ratio, table, to_toml
+from leafembed.ship.scores import score_tables
 from leafembed.ship.vocabulary import vocabulary_section
 
 __all__ = ["CARD", "MANIFEST", "PLOT", "gemma_notice", "render_card"]
@@ -25,11 +25,8 @@ CARD, PLOT, MANIFEST = "README.md", "curves.png", "manifest.json"
 """Files of a bundle that are not the model's."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FLOOR = "floor: "
 _UNKNOWN = "und"
 _TOP_LANGUAGES = 20
-_SHIPPED = {"int8": "INT8", "student": "student"}
-"""Reports that retention may be of, the last of the line first."""
 
 _Manifest = Mapping[str, Any]
 
@@ -51,7 +48,7 @@ def render_card(manifest: _Manifest) -> str:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     environment.filters.update(fixed=fixed, line=line)
     source = resources.files("leafembed.ship").joinpath("card.md.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(**_head(manifest), **_alarms(manifest), **_scores(manifest),
+    text = environment.from_string(source).render(**_head(manifest), **_alarms(manifest), **score_tables(manifest),
                                                    **_body(manifest))  # fmt: skip
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -118,78 +115,6 @@ def _alarms(manifest: _Manifest) -> dict[str, Any]:
         "diagnosis": training.get("diagnosis", ""),
         "alarms": table(["alarm", "step", "what and why"], rows, words=3) if rows else "",
     }
-
-
-def _scores(manifest: _Manifest) -> dict[str, Any]:
-    """The tables of scores and the verdict."""
-    reports = {name: EvalReport.from_dict(report) for name, report in manifest["reports"].items()}
-    verdict = GateResult.from_dict(manifest["verdict"])
-    by_task = _results_by_task(reports)
-    int8 = manifest.get("int8")
-    return {
-        "stage": manifest["verdict"]["stage"],
-        "checks": verdict.checks,
-        "failed": verdict.failed,
-        "shipped": next((word for name, word in _SHIPPED.items() if name in reports), ""),
-        "results": _results(reports),
-        "results_by_task": table(["task", "language", "metric", "items", *_columns(reports)], by_task, words=3),
-        "result_rows": len(by_task),
-        "int8": int8,
-        "int8_drop": _int8_drop(reports) if "int8" in reports else "",
-        "gate": table(
-            ["check", "value", "limit", "outcome"],
-            [
-                [c.name, fixed(c.value, 4), f"{'≥' if c.at_least else '≤'} {c.limit:.4f}", _outcome(c.passed)]
-                for c in sorted(verdict.checks, key=lambda check: check.passed)
-            ],
-        ),
-    }
-
-
-def _outcome(passed: bool) -> str:
-    return "pass" if passed else "FAIL"
-
-
-def _columns(reports: Mapping[str, EvalReport]) -> list[str]:
-    """Reports in reading order: teacher, floors, student, INT8."""
-    floors = [name for name in reports if name.startswith(_FLOOR)]
-    return [name for name in ["teacher", *floors, "student", "int8"] if name in reports]
-
-
-def _ratio(value: float | None, reference: float | None) -> str:
-    return fixed(value / reference if value is not None and reference else None, 3)
-
-
-def _results(reports: Mapping[str, EvalReport]) -> str:
-    names = _columns(reports)
-    types = {name: reports[name].by_type() for name in names}
-    teacher = types["teacher"]
-    rows = [[kind, *(fixed(types[name].get(kind), 4) for name in names)] for kind in teacher]
-    rows.append(["mean", *(fixed(reports[name].mean, 4) for name in names)])
-    last = names[-1]
-    if last not in _SHIPPED:  # training stopped: nothing to compare with the teacher
-        return table(["task type", *names], rows)
-    ratios = [types[last][kind] / teacher[kind] for kind in teacher if kind in types[last] and teacher[kind]]
-    retention = [_ratio(types[last].get(kind), teacher[kind]) for kind in teacher]
-    retention.append(fixed(sum(ratios) / len(ratios) if ratios else None, 3))
-    rows = [[*row, ratio] for row, ratio in zip(rows, retention, strict=True)]
-    return table(["task type", *names, "retention"], rows)
-
-
-def _results_by_task(reports: Mapping[str, EvalReport]) -> list[list[str]]:
-    names = _columns(reports)
-    return [
-        [r.task, r.lang, r.metric, count(r.n), *(fixed(reports[name].score(r.task, r.lang), 4) for name in names)]
-        for r in reports["teacher"].results
-    ]
-
-
-def _int8_drop(reports: Mapping[str, EvalReport]) -> str:
-    student, int8 = reports["student"].by_type(), reports["int8"].by_type()
-    rows = [
-        [kind, fixed(student[kind], 4), fixed(int8[kind], 4), f"{student[kind] - int8[kind]:+.4f}"] for kind in int8
-    ]
-    return table(["task type", "student", "int8", "drop"], rows)
 
 
 def _body(manifest: _Manifest) -> dict[str, Any]:
@@ -262,7 +187,7 @@ def _speed(entries: Sequence[Mapping[str, Any]]) -> str:
             e["name"],
             fixed(e["texts_per_second"], 1),
             f"{fixed(e['spread'][0], 1)} to {fixed(e['spread'][1], 1)}",
-            *(_ratio(e["texts_per_second"], t["texts_per_second"]) for t in teachers),
+            *(ratio(e["texts_per_second"], t["texts_per_second"]) for t in teachers),
             fixed(e["tokens_per_text"] or None, 1),
             e["threads"],
             e["batch_size"],

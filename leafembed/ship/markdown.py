@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["NOTHING", "bullets", "count", "fixed", "line", "table", "to_toml"]
+__all__ = ["NOTHING", "bullets", "count", "fixed", "line", "ratio", "table", "to_toml"]
 
 NOTHING = "n/a"
 """Stands for a value that the manifest does not hold."""
@@ -25,6 +25,11 @@ def fixed(value: float | None, digits: int) -> str:
 def count(value: int | None) -> str:
     """Return a whole number with a comma at each thousand; ``n/a`` for ``None``."""
     return NOTHING if value is None else f"{value:,d}"
+
+
+def ratio(value: float | None, reference: float | None) -> str:
+    """Return ``value / reference`` with three decimals; ``n/a`` where one is missing or the reference is 0."""
+    return fixed(value / reference if value is not None and reference else None, 3)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, words: int = 1) -> str:

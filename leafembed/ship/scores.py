@@ -1,0 +1,83 @@
+"""The card's tables of scores: by task type, by task and language, INT8 beside fp32, and the gate's checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from leafembed.reports import EvalReport, GateResult
+from leafembed.ship.markdown import count, fixed, ratio, table
+
+__all__ = ["score_tables"]
+
+_FLOOR = "floor: "
+_SHIPPED = {"int8": "INT8", "student": "student"}
+"""Reports that retention may be of, the last of the line first."""
+
+
+def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of scores and the verdict, by the name that the card's template knows them by."""
+    reports = {name: EvalReport.from_dict(report) for name, report in manifest["reports"].items()}
+    verdict = GateResult.from_dict(manifest["verdict"])
+    by_task = _results_by_task(reports)
+    int8 = manifest.get("int8")
+    return {
+        "stage": manifest["verdict"]["stage"],
+        "checks": verdict.checks,
+        "failed": verdict.failed,
+        "shipped": next((word for name, word in _SHIPPED.items() if name in reports), ""),
+        "results": _results(reports),
+        "results_by_task": table(["task", "language", "metric", "items", *_columns(reports)], by_task, words=3),
+        "result_rows": len(by_task),
+        "int8": int8,
+        "int8_drop": _int8_drop(reports) if "int8" in reports else "",
+        "gate": table(
+            ["check", "value", "limit", "outcome"],
+            [
+                [c.name, fixed(c.value, 4), f"{'≥' if c.at_least else '≤'} {c.limit:.4f}", _outcome(c.passed)]
+                for c in sorted(verdict.checks, key=lambda check: check.passed)
+            ],
+        ),
+    }
+
+
+def _outcome(passed: bool) -> str:
+    return "pass" if passed else "FAIL"
+
+
+def _columns(reports: Mapping[str, EvalReport]) -> list[str]:
+    """Reports in reading order: teacher, floors, student, INT8."""
+    floors = [name for name in reports if name.startswith(_FLOOR)]
+    return [name for name in ["teacher", *floors, "student", "int8"] if name in reports]
+
+
+def _results(reports: Mapping[str, EvalReport]) -> str:
+    names = _columns(reports)
+    types = {name: reports[name].by_type() for name in names}
+    teacher = types["teacher"]
+    rows = [[kind, *(fixed(types[name].get(kind), 4) for name in names)] for kind in teacher]
+    rows.append(["mean", *(fixed(reports[name].mean, 4) for name in names)])
+    last = names[-1]
+    if last not in _SHIPPED:  # training stopped: nothing to compare with the teacher
+        return table(["task type", *names], rows)
+    ratios = [types[last][kind] / teacher[kind] for kind in teacher if kind in types[last] and teacher[kind]]
+    retention = [ratio(types[last].get(kind), teacher[kind]) for kind in teacher]
+    retention.append(fixed(sum(ratios) / len(ratios) if ratios else None, 3))
+    rows = [[*row, kept] for row, kept in zip(rows, retention, strict=True)]
+    return table(["task type", *names, "retention"], rows)
+
+
+def _results_by_task(reports: Mapping[str, EvalReport]) -> list[list[str]]:
+    names = _columns(reports)
+    return [
+        [r.task, r.lang, r.metric, count(r.n), *(fixed(reports[name].score(r.task, r.lang), 4) for name in names)]
+        for r in reports["teacher"].results
+    ]
+
+
+def _int8_drop(reports: Mapping[str, EvalReport]) -> str:
+    student, int8 = reports["student"].by_type(), reports["int8"].by_type()
+    rows = [
+        [kind, fixed(student[kind], 4), fixed(int8[kind], 4), f"{student[kind] - int8[kind]:+.4f}"] for kind in int8
+    ]
+    return table(["task type", "student", "int8", "drop"], rows)

@@ -1,0 +1,279 @@
+"""The steps of a run, each done once: what it made lies in the run's folder and is found there the next time.
+
+``pipeline.py`` knows their order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leafembed.guard import watched
+from leafembed.judge.evaluate import evaluate
+from leafembed.judge.floors import RandomEncoder
+from leafembed.learn.factors import carry_factors, read_factors
+from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
+from leafembed.learn.plan import parts_of
+from leafembed.learn.student import Sample, init_student, stand_in
+from leafembed.learn.teacher import TorchEncoder
+from leafembed.learn.vocabulary import REPORT, read_report
+from leafembed.prepare import Material, embed
+from leafembed.progress import say
+from leafembed.race import Entry, race
+from leafembed.recipe import Recipe
+from leafembed.recipe_learn import StudentConfig
+from leafembed.record import PACKAGES, run_facts
+from leafembed.reports import EvalReport
+from leafembed.ship.card import PLOT
+from leafembed.ship.curves import plot_curves
+from leafembed.ship.encoder import BundleEncoder
+from leafembed.ship.machine import versions
+from leafembed.ship.markdown import to_toml
+from leafembed.ship.quantize import quantize
+from leafembed.stages import fingerprint, once
+from leafembed.types import Encoder, Factors, Speed
+
+__all__ = [
+    "FIT_TEXTS",
+    "RESOLVED",
+    "TABLE",
+    "UNTRAINED",
+    "Line",
+    "begin",
+    "build_floors",
+    "facts_of",
+    "fidelity",
+    "open_student",
+    "quantized",
+    "scored",
+    "timed",
+    "train_student",
+]
+
+RESOLVED = "resolved.toml"
+"""File in a run's folder with the recipe as it was understood, every default filled in."""
+
+FIT_TEXTS = 20_000
+"""Most texts that a linear start is fitted on."""
+
+UNTRAINED, TABLE = "untrained student", "static table"
+"""Floors that are models; reports call them ``floor: NAME``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What every step of a run needs.
+
+    Attributes:
+        recipe: What to do.
+        folder: Folder of the run.
+        learned: Tasks, corpus, and the teacher behind its vectors.
+    """
+
+    recipe: Recipe
+    folder: Path
+    learned: Material
+
+
+def begin(recipe: Recipe, folder: Path) -> Line:
+    """Read tasks and corpus, fill the teacher's cache, and note the recipe as it was understood."""
+    folder.mkdir(parents=True, exist_ok=True)
+    learned = embed(recipe)
+    (folder / RESOLVED).write_text(to_toml(recipe.to_dict()), encoding="utf-8")
+    return Line(recipe, folder, learned)
+
+
+def build_floors(line: Line) -> dict[str, Encoder]:
+    """What a student must beat: random vectors, itself untrained, and a static table."""
+    recipe, learned = line.recipe, line.learned
+    static = StudentConfig(init="static")
+    if learned.teacher.torch is None:  # there is no table of the teacher's: that of the student's encoder
+        static = dataclasses.replace(static, model=recipe.student.model, revision=recipe.student.revision)
+    configs = {UNTRAINED: recipe.student, TABLE: static}
+    texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
+    held_out = [(row.text, row.lang) for row in learned.corpus.validation]
+    sample = Sample(texts, learned.targets(np.arange(len(texts))), [row.text for row in learned.corpus.train], held_out)
+    encoders: dict[str, Encoder] = {"floor: random": RandomEncoder(learned.teacher.ref.dim, recipe.seed)}
+    for name, config in configs.items():
+        folder = line.folder / name.replace(" ", "-")
+        body = fingerprint_folder(resolve(config.model, config.revision)) if _has_encoder(config, learned) else ""
+        seed = recipe.seed if config.init == "random" else 0
+        key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id, seed)
+
+        def build(target: Path, config: StudentConfig = config) -> None:
+            teacher = learned.teacher.torch
+            source = teacher.model if teacher else stand_in(config, learned.teacher.ref)
+            init_student(config, source, sample, target, seed=recipe.seed)
+
+        once(folder, key, build)
+        encoders[f"floor: {name}"] = _torch_encoder(line, folder, f"floor: {name}", config)
+    return encoders
+
+
+def _has_encoder(config: StudentConfig, learned: Material) -> bool:
+    """Whether a student takes weights from the encoder at ``config.model``, and not from its teacher."""
+    return config.init == "encoder" or learned.teacher.torch is None
+
+
+def train_student(line: Line, floor: float) -> dict[str, Any]:
+    """Train the untrained student into the run's ``student`` folder; return what training reported.
+
+    Args:
+        line: The run.
+        floor: Dev score of the static table, which alarms hold the student against.
+
+    Raises:
+        StoppedError: If an alarm says that training cannot succeed and ``alarms.stop`` is set.
+    """
+    recipe, learned, untrained = line.recipe, line.learned, _student_folder(line, trained=False)
+
+    def score(model: Any) -> dict[str, float]:
+        ref = dataclasses.replace(learned.teacher.ref, name=recipe.name, prompts=dict(model.prompts))
+        report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.arithmetic.precision), learned.dev)
+        return {"mean": report.mean, **report.by_type()}
+
+    dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
+    shape = {"exits": recipe.student.exits, "dims": recipe.student.dims}
+    how = (recipe.to_dict()["train"], shape, recipe.seed, versions(PACKAGES))
+    key = fingerprint(fingerprint_folder(untrained), learned.corpus.fingerprint, learned.targets_id, how, dev)
+    work_dir = line.folder / f"checkpoints-{key}"
+
+    def draw(history: Sequence[Mapping[str, Any]], best_step: int) -> None:
+        plot_curves(history, best_step, line.folder / PLOT)
+
+    def build(target: Path) -> dict[str, Any]:
+        from leafembed.learn.train import train
+        from leafembed.learn.watch import Watch
+
+        work_dir.mkdir(parents=True, exist_ok=True)
+        watch = Watch(recipe.alarms, watched(recipe, learned, floor), work_dir)
+        facts = train(
+            untrained,
+            learned.corpus,
+            learned.targets,
+            score,
+            config=recipe.train,
+            seed=recipe.seed,
+            work_dir=work_dir,
+            target=target,
+            callbacks=[watch],
+            on_history=draw,
+            **shape,
+        )
+        if (untrained / REPORT).is_file():
+            shutil.copy(untrained / REPORT, target)
+        carry_factors(untrained, target)
+        return {**facts, **watch.facts(), "floor": floor}
+
+    return once(line.folder / "student", key, build)
+
+
+def open_student(line: Line, *, trained: bool = True) -> TorchEncoder:
+    """The student after training, or as it starts."""
+    return _torch_encoder(line, _student_folder(line, trained), line.recipe.name, line.recipe.student)
+
+
+def _student_folder(line: Line, trained: bool) -> Path:
+    return line.folder / ("student" if trained else UNTRAINED.replace(" ", "-"))
+
+
+def _torch_encoder(line: Line, folder: Path, name: str, config: StudentConfig) -> TorchEncoder:
+    """A student in torch, in the teacher's precision, so that both are judged alike.
+
+    It carries the licence of everything that its weights come from.
+    """
+    learned = line.learned
+    how = learned.teacher.arithmetic
+    licences = [learned.teacher.ref.licence or "not stated"]
+    if _has_encoder(config, learned):
+        licences.append(stated_licence(resolve(config.model, config.revision)) or "not stated")
+    model = load_sentence_transformer(folder, device=how.device)
+    ref = describe(model, folder, name=name, licence=" and ".join(dict.fromkeys(licences)))
+    return TorchEncoder(model, ref, precision=how.precision, batch_tokens=how.batch_tokens)
+
+
+def scored(line: Line, name: str, encoder: Encoder, *, dev: bool = False, how: Sequence[object] = ()) -> EvalReport:
+    """Score an encoder, or read what an interrupted run scored of the same encoder on the same data.
+
+    Args:
+        line: The run.
+        name: Name of the report.
+        encoder: What to score.
+        dev: Whether to score it on the dev tasks, and not on those that the gate judges by.
+        how: What its vectors depend on besides the teacher's arithmetic: batch size, the bytes of a quantised model.
+    """
+    learned = line.learned
+    tasks = learned.dev if dev else learned.test
+    data = [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
+    base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed)
+    about = dataclasses.asdict(encoder.ref)
+    key = fingerprint(about, data, *base, how, versions((*PACKAGES, "scikit-learn", "scipy")))
+
+    def build(_: Path) -> dict[str, Any]:
+        return evaluate(encoder, tasks, on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}")).to_dict()
+
+    folder = f"{name} on dev" if dev else name
+    return EvalReport.from_dict(once(line.folder / "reports" / folder.replace(" ", "-").replace(":", ""), key, build))
+
+
+def facts_of(line: Line, student: TorchEncoder, training: Mapping[str, Any], *, trained: bool = True) -> dict[str, Any]:
+    """What the manifest says of a run before its models are judged, of the student after training or as it starts."""
+    folder, arithmetic = _student_folder(line, trained), line.learned.teacher.arithmetic
+    return run_facts(
+        line.recipe,
+        line.learned.corpus,
+        teacher=line.learned.teacher.ref,
+        student=student.ref,
+        parts=[dataclasses.asdict(part) for part in parts_of(student.model, read_factors(folder))],
+        training=training,
+        vocabulary=read_report(folder),
+        scored_in={"precision": arithmetic.precision, "device": arithmetic.device},
+    )
+
+
+def quantized(line: Line, student: TorchEncoder) -> BundleEncoder:
+    """The student as INT8, loaded back from its own files."""
+    folder, how = line.folder / "int8", line.recipe.benchmark
+    _quantized(student, folder, line.recipe.quantize.group_size, read_factors(line.folder / "student"))
+    return BundleEncoder(folder, threads=how.threads, batch_size=how.batch_size)
+
+
+def _quantized(encoder: TorchEncoder, target: Path, group_size: int, factors: Factors | None = None) -> Path:
+    key = fingerprint(encoder.ref.fingerprint, encoder.ref.max_seq_length, group_size, versions(PACKAGES))
+
+    def build(folder: Path) -> None:
+        say(f"exporting {encoder.ref.name} to INT8")
+        quantize(encoder.model, folder, ref=encoder.ref, group_size=group_size, factors=factors)
+
+    once(target, key, build)
+    return target
+
+
+def fidelity(line: Line, student: TorchEncoder, int8: Encoder) -> dict[str, Any]:
+    """Cosine between the INT8 model and its student in fp32, on held-out texts."""
+    texts, prompt_name = line.learned.validation(line.recipe.quantize.check_texts), line.recipe.teacher.prompt_name
+    fp32 = TorchEncoder(student.model, student.ref, precision="fp32")
+    exact, rounded = (encoder.encode(texts, prompt_name=prompt_name) for encoder in (fp32, int8))
+    cosines = np.sum(exact * rounded, axis=1)
+    return {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min()), "texts": len(texts)}
+
+
+def timed(line: Line, student: TorchEncoder, int8: BundleEncoder) -> tuple[Speed, ...]:
+    """Time teacher and student, in torch and as INT8, in turn."""
+    recipe, learned = line.recipe, line.learned
+    prompt_name = recipe.teacher.prompt_name
+    entries = [Entry("student", student, line.folder / "student", int8, line.folder / "int8", prompt_name)]
+    teacher = learned.teacher.torch
+    if teacher is not None and learned.teacher_dir is not None:  # one at a URL does not run on this machine
+        limit, group_size = teacher.ref.max_seq_length or "unlimited", recipe.quantize.group_size
+        folder = recipe.cache_dir / "int8" / f"{teacher.ref.fingerprint}-{limit}-group{group_size}"
+        _quantized(teacher, folder, group_size)
+        teacher_int8 = BundleEncoder(folder, threads=int8.threads, batch_size=int8.batch_size)
+        entries.insert(0, Entry("teacher", teacher, learned.teacher_dir, teacher_int8, folder, prompt_name))
+    return race(entries, learned.validation(recipe.benchmark.texts), config=recipe.benchmark)
