@@ -9,7 +9,7 @@ RECIPE ?= recipes/quick.toml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install run test test-slow check fix clean
+.PHONY: install run test test-slow bench-training check fix clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,11 @@ test: check ## everything CI runs
 
 test-slow: install ## real models
 	$(BIN)/pytest -q -m slow --timeout 3600
+
+TEACHER ?= ~/.cache/leafembed/teachers/embeddinggemma-300m
+TEXTS ?= data/train/common_voice_sentences.jsonl.gz
+bench-training: install ## a training step with stock and with fused layers, in turn; TEACHER and TEXTS say on what
+	OMP_NUM_THREADS=2 $(BIN)/python tools/bench_training.py --teacher $(TEACHER) --texts $(TEXTS)
 
 fix: install ## format and fix what can be fixed
 	$(BIN)/ruff format leafembed tests tools

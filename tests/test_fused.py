@@ -128,14 +128,15 @@ def test_a_model_saved_within_the_block_is_a_stock_model(student, tmp_path):
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(student, reentrant, bf16):
+def test_gradient_checkpointing_changes_nothing(student, reentrant, bf16, monkeypatch):
     with fused(student, "on", compiled=False):
         vectors, gradients = _step(student, bf16=bf16)
-        student[0].auto_model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        calls = []
-        layer = student[0].auto_model.layers[0]
-        layer.mlp.gate_proj.register_forward_hook(lambda *_: calls.append(1))  # not called: weights are used directly
+        student[0].auto_model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        runs = []
+        run = fused_module._run
+        monkeypatch.setattr(fused_module, "_run", lambda *inputs: runs.append(1) or run(*inputs))
         again, again_gradients = _step(student, bf16=bf16)
+    assert len(runs) == 2 * len(student[0].auto_model.layers)  # once more in the backward pass
     assert torch.equal(again, vectors)
     assert _error(again_gradients, gradients) < 1e-6
 
