@@ -100,8 +100,9 @@ def train(  # noqa: PLR0913 - the one door into training
     view = LiveView(setup.plan)
     log = History(work_dir / "history.jsonl", config.best_metric, on_history)
     trainer = _trainer(setup, [EarlyStop(config), *callbacks, log, termination, checkpoints, view])
+    tokens = setup.plan.tokens_until(setup.plan.steps)
     try:
-        with termination.installed(), fused(setup.model, config.fused) as route:
+        with termination.installed(), fused(setup.model, config.fused, tokens=tokens) as route:
             state = _train_from(checkpoint, trainer)
     finally:
         view.close()
