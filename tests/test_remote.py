@@ -298,7 +298,7 @@ def test_the_student_starts_from_its_encoder_and_the_static_floor_is_made_of_its
     assert static.prompts == start.prompts
     assert start.prompts.keys() >= PROMPTS.keys()
     assert not any(start.prompts.values())
-    assert line.planned == parts_of(start)
+    assert list(line.planned.parts) == parts_of(start)
 
 
 def test_each_text_was_asked_for_once_and_a_second_run_asks_for_the_probe_alone(line):
