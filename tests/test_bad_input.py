@@ -92,7 +92,7 @@ def _run(work):
         ("techer.model=x", "unknown key techer in the recipe: did you mean teacher?"),
         ("train.batch_size=1", "train.batch_size: got 1, expected at least 2"),
         ("train.batch_size=many", "train.batch_size: got 'many', expected a whole number, 0 or more"),
-        ("student.init=random", "student.init: got 'random', expected one of layers, encoder, static"),
+        ("student.init=best", "student.init: got 'best', expected one of layers, encoder, static, random"),
         ("student.layers=[2,1]", "student.layers: got [2, 1], expected layer numbers from 0, ascending"),
         ("train.epochs=nan", "train.epochs: got nan, expected a finite number"),
         ("seed", "--set 'seed': expected KEY=VALUE, e.g. --set train.learning_rate=1e-4"),
@@ -114,7 +114,7 @@ def test_a_recipe_that_is_missing_or_not_toml(work, refusal):
 
 def test_a_recipe_without_what_it_needs(work, refusal):
     (work / "recipe.toml").write_text(RECIPE.replace('model = "./teacher"', ""), encoding="utf-8")
-    assert refusal(*_run(work)) == ("leaf: teacher.model: got '', expected a folder, a hub id or package:NAME")
+    assert refusal(*_run(work)) == ("leaf: teacher.model: got '', expected a folder, a hub id, package:NAME or a URL")
 
 
 def test_an_empty_corpus(work, refusal):
