@@ -19,25 +19,31 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from leafembed.errors import ModelError
 from leafembed.learn.halves import AttentionWeights, GatedWeights, Layout, Settings, attention_half, gated_half
-from leafembed.learn.kernels import Activation, Kernels, compiled_kernels, has_compiler
+from leafembed.learn.kernels import Activation, Kernels, can_compile, compiled_kernels
 
-__all__ = ["Route", "fused"]
+__all__ = ["COMPILE_FROM", "Route", "fused"]
 
 Route = Literal["off", "plain", "compiled"]
 """How layers run: as they came, by plain tensor operations, or with compiled kernels between products."""
+
+COMPILE_FROM = 500
+"""Steps from which compiling, a minute on two cores, pays: it then takes about a sixth off a step."""
 
 _ACTIVATIONS: dict[str, Activation] = {"gelu_pytorch_tanh": "tanh", "silu": "silu"}
 
 
 @contextmanager
-def fused(model: nn.Module, mode: Literal["auto", "on", "off"], *, compiled: bool | None = None) -> Iterator[Route]:
+def fused(
+    model: nn.Module, mode: Literal["auto", "on", "off"], *, steps: int = 0, compiled: bool | None = None
+) -> Iterator[Route]:
     """Run a model's layers fused within the block; yields how they run.
 
     Args:
         model: A sentence-transformers model or a transformer on its own. Its layers change their class for the time;
             parameters, hooks and modules stay.
         mode: The recipe's ``train.fused``: ``auto`` leaves alone what is unknown or not on a CPU.
-        compiled: Whether to compile the kernels, about a minute at the first steps; ``None``: if there is a compiler.
+        steps: Forward and backward passes to come, as far as known.
+        compiled: Whether to compile the kernels; ``None``: if it works here and pays over that many steps.
 
     Raises:
         ModelError: If ``mode`` is ``on`` and a layer is of an unknown kind.
@@ -49,7 +55,7 @@ def fused(model: nn.Module, mode: Literal["auto", "on", "off"], *, compiled: boo
     if mode == "off" or reason or (mode == "auto" and any(p.device.type != "cpu" for p in layers[0].parameters())):
         yield "off"
         return
-    compiled = has_compiler() if compiled is None else compiled
+    compiled = steps >= COMPILE_FROM and can_compile() if compiled is None else compiled
     kernels = compiled_kernels() if compiled else Kernels()
     before = [type(layer) for layer in layers]
     try:
