@@ -10,7 +10,8 @@ from families import bert, gemma, modernbert, qwen, toy_texts
 
 from leafembed.errors import ModelError
 from leafembed.learn import fused as fused_module
-from leafembed.learn.fused import fused
+from leafembed.learn.fused import COMPILE_FROM, fused
+from leafembed.learn.kernels import can_compile
 from leafembed.learn.models import load_sentence_transformer
 
 BUILDERS = {"gemma": gemma, "qwen": qwen}
@@ -205,8 +206,30 @@ def test_off_is_off(student):
         assert not any(type(module).__module__.startswith("leafembed") for module in student.modules())
 
 
+def test_a_short_run_compiles_nothing(student, monkeypatch):
+    monkeypatch.setattr(fused_module, "can_compile", lambda: pytest.fail("asked"))
+    with fused(student, "auto", tokens=COMPILE_FROM - 1) as route:
+        assert route == "plain"
+
+
 def test_without_a_compiler_the_kernels_are_plain(student, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with fused(student, "auto") as route:
+    with fused(student, "on", tokens=COMPILE_FROM) as route:
         assert route == "plain"
         _step(student)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_it_is_the_same_model_and_not_compiled_again_for_each_length(student):
+    if not can_compile():
+        pytest.skip("nothing to compile with")
+    batches = [toy_texts(n, seed=n, words=(1, n)) for n in (3, 5, 8, 13)]
+    expected = [_step(student, texts) for texts in batches]
+    with fused(student, "on", tokens=COMPILE_FROM) as route:
+        assert route == "compiled"
+        for i, (texts, (vectors, gradients)) in enumerate(zip(batches, expected, strict=True)):
+            with torch._dynamo.config.patch(error_on_recompile=i > 1):
+                ours, our_gradients = _step(student, texts)
+            assert torch.allclose(ours, vectors, atol=1e-5)
+            assert _error(our_gradients, gradients) < 1e-5

@@ -9,7 +9,6 @@ Shapes: T = tokens of a batch without padding, H = hidden size, N = heads, D = s
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
 import sysconfig
@@ -21,7 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Activation", "Kernels", "compiled_kernels", "has_compiler"]
+from leafembed.progress import say
+
+__all__ = ["Activation", "Kernels", "can_compile", "compiled_kernels"]
 
 Activation = Literal["tanh", "silu"]
 """GELU in its tanh form (Hendrycks & Gimpel, arXiv 1606.08415, section 2), or SiLU."""
@@ -146,8 +147,17 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def has_compiler() -> bool:
-    """Whether torch can compile for this CPU: it needs a C++ compiler and Python's headers."""
+def can_compile() -> bool:
+    """Whether torch can compile for this CPU: it needs a C++ compiler and Python's headers, and a trial must work."""
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    found = any(shutil.which(name) for name in ("g++", "clang++"))
-    return found and headers.is_file() and importlib.util.find_spec("torch._inductor") is not None
+    if not headers.is_file() or not any(shutil.which(name) for name in ("g++", "clang++")):
+        return False
+    try:
+        return bool(torch.compile(_trial, fullgraph=True)(torch.ones(16))[0] == 2)
+    except RuntimeError as error:  # whatever a compiler may lack; torch's own errors are of this class
+        say(f"kernels are not compiled: {str(error).splitlines()[0]}")
+        return False
+
+
+def _trial(x: Tensor) -> Tensor:
+    return x + 1

@@ -87,7 +87,7 @@ class TorchEncoder:
         """Yield (indices into ``texts``, their vectors), longest texts first."""
         import torch
 
-        from leafembed.learn.fused import COMPILE_TOKENS, fused
+        from leafembed.learn.fused import COMPILE_FROM, fused
 
         prompt = self.ref.prompts.get(prompt_name or "", "")
         device = self.model.device.type
@@ -95,7 +95,7 @@ class TorchEncoder:
         lengths = self._token_counts(texts, prompt)
         # In bf16 fused layers are as near to fp32 as stock ones: mean cosine 0.99996 and 0.99997 for EmbeddingGemma on
         # 96 sentences. fp32 itself stays as it is, since it is what all else is compared with.
-        much = self.precision == "bf16" and int(lengths.sum()) >= COMPILE_TOKENS
+        much = self.precision == "bf16" and int(lengths.sum()) >= COMPILE_FROM
         mode: Literal["auto", "off"] = "auto" if much else "off"
         with torch.inference_mode(), autocast, fused(self.model, mode, tokens=int(lengths.sum())):
             for index in self._plan(lengths):
