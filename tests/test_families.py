@@ -51,8 +51,9 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     root = tmp_path_factory.mktemp(request.param)
     teacher = family.build(root / "teacher")
     prompt = {"prompt_name": family.prompt_name} if family.prompt_name else {}
-    plain = toy_recipe(root, teacher, eval_data, teacher=prompt, student={"layers": list(family.layers)},
-                       cache_dir=cache)  # fmt: skip
+    exits = [1] if len(family.layers) > 1 else []
+    student = {"layers": list(family.layers), "exits": exits, "dims": [16]}
+    plain = toy_recipe(root, teacher, eval_data, teacher=prompt, student=student, cache_dir=cache)
     recipe = recipe_from_dict(plain)
     gc.disable()  # tracing makes millions of objects; looking through them takes a fifth of the time
     try:
@@ -121,6 +122,9 @@ def test_training_was_scored_from_its_first_step(line):
     assert scored == [0, 6, 12]
     assert training["steps"] == 12
     assert training["best_step"] in (6, 12)
+    trained = {"distillation", "alignment"} | ({"exit_alignment"} if len(line.family.layers) > 1 else set())
+    assert training["history"][-1]["validation"].keys() == {"loss", *trained}
+    assert (line.run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_text_keeps_its_vector_beside_a_much_longer_one(line):

@@ -141,3 +141,27 @@ def test_exits_are_aligned_to_the_same_teacher_vectors(tmp_path):
     layers = model[0].auto_model.encoder.layer
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in layers[0].named_parameters() if "weight" in n)
     assert all(p.grad is None for p in layers[2].parameters())
+
+
+def _process(rank, address, results):
+    """One of two processes that bring two pairs and one."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+    only = TrainConfig(distillation=0, alignment=0, contrastive=1.0, contrastive_temperature=0.2)
+    loss = objectives(only, links=Links.of(ROWS))
+    loss.model.device = torch.device("cpu")
+    total, _ = run(loss, [0, 1, 3, 4] if rank == 0 else [3, 4])
+    total.backward()
+    np.save(f"{results}/{rank}.npy", np.array([total.item(), loss.model.table.grad.abs().sum().item()]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_positives_of_all_processes_are_candidates(tmp_path):
+    torch.multiprocessing.spawn(_process, args=(tmp_path / "meet", tmp_path), nprocs=2)
+    student = some(2)
+    for rank, (anchor, own, other) in enumerate([(0, 1, 4), (3, 4, 1)]):  # as many pairs from each: the first
+        scores = student[anchor] @ student[[own, other]].T / 0.2
+        value, gradient = np.load(tmp_path / f"{rank}.npy")
+        assert value == pytest.approx(-scores.log_softmax(0)[0].item(), rel=1e-4)
+        assert gradient > 0

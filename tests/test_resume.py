@@ -167,9 +167,7 @@ def test_a_limit_on_file_size_is_met_by_the_real_writers(root, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(
-            CheckpointError, match=r"write the checkpoint of step 3: .*there is no checkpoint yet"
-        ):
+        with pytest.raises(CheckpointError, match=r"write the checkpoint of step 3: .*there is no checkpoint yet"):
             killable.sit(root, tmp_path / "work")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from families import bert, toy_texts
+from transformers import TrainerCallback
 
-from leafembed.errors import NonFiniteError
+from leafembed.errors import MissingExtraError, NonFiniteError, RecipeError
 from leafembed.learn.checkpoints import MARKER, newest_checkpoint
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
@@ -38,7 +43,7 @@ def start(tmp_path_factory):
     return root / "student", Corpus(rows[:TRAIN], rows[TRAIN:], {}, "f" * 16), vectors
 
 
-def go(start, root, *, stop_at=None, config=CONFIG, vectors=None):
+def go(start, root, *, stop_at=None, config=CONFIG, vectors=None, **options):
     """Train below ``root``; raise ``Stop`` at the dev evaluation of that number."""
     initial, corpus, targets = start
     targets = targets if vectors is None else vectors
@@ -55,7 +60,7 @@ def go(start, root, *, stop_at=None, config=CONFIG, vectors=None):
     (root / "work").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(root / "student", ignore_errors=True)
     facts = train(initial, corpus, lambda rows: targets[rows], score, config=config, seed=1, work_dir=root / "work",
-                  target=root / "student")  # fmt: skip
+                  target=root / "student", **options)  # fmt: skip
     return facts, len(evaluations)
 
 
@@ -162,27 +167,213 @@ def test_finished_training_is_not_repeated(start, whole, tmp_path):
     assert all(np.array_equal(value, expected[name]) for name, value in weights(tmp_path / "student").items())
 
 
-def test_only_checkpoints_with_a_marker_count_and_the_others_go(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    for step in (500, 1000, 1500):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (500, 1000):
-        (tmp_path / f"checkpoint-{step}" / MARKER).write_text("{}", encoding="utf-8")
-    assert newest_checkpoint(tmp_path).name == "checkpoint-1000"
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-500", "checkpoint-1000"}
+def changed(**settings):
+    return dataclasses.replace(CONFIG, **settings)
 
 
-def test_nan_in_a_teacher_vector_stops_training(start, tmp_path):
+def scored(start, root, scores, *, config=CONFIG, **options):
+    """Train with dev scores given one by one, each a number or a dict."""
+    initial, corpus, targets = start
+    values = iter(scores)
+
+    def score(_):
+        value = next(values)
+        return value if isinstance(value, dict) else {"mean": value}
+
+    (root / "work").mkdir(parents=True, exist_ok=True)
+    return train(initial, corpus, lambda rows: targets[rows], score, config=config, seed=1, work_dir=root / "work",
+                 target=root / "student", **options)  # fmt: skip
+
+
+def test_the_offending_batch_is_kept(start, tmp_path):
     bad = start[2].copy()
-    bad[:TRAIN] = np.nan
-    with pytest.raises(NonFiniteError, match="distillation loss is nan on rows"):
+    bad[17, 3] = np.nan
+    with pytest.raises(NonFiniteError, match=r"distillation loss is nan at step \d+ on rows .* kept in .*non-finite"):
         go(start, tmp_path, vectors=bad)
+    folder = tmp_path / "work" / "non-finite"
+    facts = json.loads((folder / "batch.json").read_text(encoding="utf-8"))
+    assert 17 in facts["rows"]
+    assert 1 <= facts["step"] <= 5
+    assert facts["texts"] == [start[1].train[row].text for row in facts["rows"]]
+    with np.load(folder / "batch.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["teacher"], bad[facts["rows"]], equal_nan=True)
+        assert arrays["input_ids_0"].shape[0] == len(facts["rows"])
 
 
-def test_an_absurd_learning_rate_is_an_error_and_not_a_student(start, tmp_path):
-    config = TrainConfig(
-        max_steps=12, batch_size=16, eval_steps=3, warmup_steps=0, learning_rate=1e38, precision="fp32"
-    )
+def test_an_infinite_learning_rate_is_refused_with_the_batch(start, tmp_path):
     with pytest.raises(NonFiniteError):
-        go(start, tmp_path, config=config)
+        go(start, tmp_path, config=changed(learning_rate=math.inf, warmup_steps=0))
+    assert (tmp_path / "work" / "non-finite" / "batch.json").is_file()
     assert not (tmp_path / "student").exists()
+
+
+class SpoilGradient(TrainerCallback):
+    """Puts NaN into one gradient at the second step."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        layer = next(p for n, p in model.named_parameters() if p.requires_grad and n.endswith("query.weight"))
+        calls = []
+
+        def spoil(gradient):
+            calls.append(1)
+            return gradient if len(calls) < 2 else gradient.masked_fill(torch.ones_like(gradient, dtype=bool), math.nan)
+
+        layer.register_hook(spoil)
+
+
+def test_nan_in_a_gradient_stops_before_the_step(start, tmp_path):
+    with pytest.raises(NonFiniteError, match="the gradient norm is nan at step 2 on rows"):
+        go(start, tmp_path, callbacks=[SpoilGradient()])
+    facts = json.loads((tmp_path / "work" / "non-finite" / "batch.json").read_text(encoding="utf-8"))
+    assert facts["step"] == 2
+
+
+def test_a_dev_score_of_nan_stops(start, tmp_path):
+    with pytest.raises(NonFiniteError, match="dev_mean is nan at step 3"):
+        scored(start, tmp_path, [0.1, math.nan])
+
+
+def test_gradient_checkpointing_changes_no_number(start, tmp_path):
+    config = changed(max_steps=3)
+    plain = go(start, tmp_path / "a", config=config)[0]
+    saved = go(start, tmp_path / "b", config=changed(max_steps=3, gradient_checkpointing=True))[0]
+    assert losses(saved) == pytest.approx(losses(plain), abs=1e-6)
+
+
+def test_a_token_table_has_no_activations_to_save(start, tmp_path):
+    teacher = load_sentence_transformer(bert(tmp_path / "teacher"))
+    sample = Sample([row.text for row in start[1].train], start[2][:TRAIN])
+    init_student(StudentConfig(init="static"), teacher, sample, tmp_path / "static")
+    static = (tmp_path / "static", *start[1:])
+    with pytest.raises(RecipeError, match=r"train.gradient_checkpointing"):
+        go(static, tmp_path, config=changed(gradient_checkpointing=True))
+    assert go(static, tmp_path / "run")[0]["steps"] == 12
+
+
+def test_bf16_trains(start, tmp_path):
+    facts, _ = go(start, tmp_path, config=changed(max_steps=2, precision="bf16"))
+    assert facts["precision"] == "bf16"
+
+
+def test_the_metric_of_the_recipe_chooses(start, tmp_path):
+    scores = [{"mean": m, "STS": s} for m, s in [(0.1, 0.1), (0.9, 0.2), (0.2, 0.8), (0.3, 0.3), (0.4, 0.4)]]
+    facts = scored(start, tmp_path / "a", scores, config=changed(best_metric="STS"))
+    assert (facts["best_step"], facts["best_metric"]) == (6, "STS")
+    # The validation loss falls to the end, whatever the scores.
+    assert scored(start, tmp_path / "b", scores, config=changed(best_metric="validation_loss"))["best_step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"best_metric": "Retrieval"}, "train.best_metric: got 'Retrieval'"),
+        ({"stop_metric": "validation_triplet", "stop_patience": 2}, "train.stop_metric: got 'validation_triplet'"),
+        ({"targets": {"validation_loos": 1.0}}, "train.targets: got 'validation_loos'"),
+    ],
+)
+def test_a_metric_that_is_not_measured_is_refused_before_the_first_step(start, tmp_path, settings, key):
+    with pytest.raises(RecipeError, match=key):
+        go(start, tmp_path, config=changed(**settings))
+    assert not list((tmp_path / "work").glob("checkpoint-*"))
+
+
+def test_training_ends_when_patience_does_and_stays_ended(start, tmp_path):
+    config = changed(stop_metric="dev", stop_patience=2)
+    facts = scored(start, tmp_path, [0.1, 0.5, 0.4, 0.5, 0.9], config=config)
+    assert (facts["steps"], facts["planned_steps"], facts["best_step"]) == (9, 12, 3)
+    again = scored(start, tmp_path, [], config=config)
+    assert (again["steps"], again["best_step"]) == (9, 3)
+
+
+def test_patience_survives_a_resume(start, tmp_path):
+    config = changed(stop_metric="dev", stop_patience=2)
+    with pytest.raises(StopIteration):
+        scored(start, tmp_path, [0.1, 0.5, 0.4], config=config)
+    facts = scored(start, tmp_path, [0.3, 0.9], config=config)
+    assert facts["steps"] == 9
+
+
+def test_targets_are_reported_reached_or_not(start, tmp_path):
+    facts, _ = go(start, tmp_path, config=changed(targets={"validation_distillation": 2.0, "validation_alignment": 0}))
+    reached, missed = facts["targets"]
+    last = facts["history"][-1]["validation"]
+    assert reached == {
+        "name": "validation_distillation", "limit": 2.0, "value": last["distillation"], "reached": True
+    }  # fmt: skip
+    assert (missed["value"], missed["reached"]) == (last["alignment"], False)
+
+
+@pytest.mark.parametrize(("score", "kept"), [(0.95, True), (0.6, False)])
+def test_the_mean_of_the_last_checkpoints_is_kept_if_it_is_better(start, tmp_path, score, kept):
+    facts = scored(start, tmp_path, [0.1, 0.2, 0.9, 0.3, 0.4, score], config=changed(average_checkpoints=3))
+    assert facts["averaged"] == {"steps": [6, 9, 12], "value": score, "best": 0.9, "kept": kept}
+    work, ours = tmp_path / "work", weights(tmp_path / "student")
+    parts = [weights(work / f"checkpoint-{step}") for step in (6, 9, 12)]
+    for name, value in ours.items():
+        expected = np.mean([part[name] for part in parts], axis=0) if kept else parts[0][name]
+        assert np.allclose(value, expected, atol=1e-6), name
+
+
+def test_without_averaging_two_checkpoints_and_the_best_are_kept(start, tmp_path):
+    facts = scored(start, tmp_path, [0.1, 0.9, 0.2, 0.3, 0.4])
+    assert facts["averaged"] is None
+    assert {path.name for path in (tmp_path / "work").glob("checkpoint-*")} == {
+        "checkpoint-3",
+        "checkpoint-9",
+        "checkpoint-12",
+    }
+
+
+class Watch(TrainerCallback):
+    """Sees every evaluation, and sounds an alarm at step 3."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
+        self.seen[state.global_step] = dict(metrics)
+        assert model.get_embedding_dimension() == 32
+        if state.global_step == 3:
+            state.log_history.append({"step": 3, "alarm": "all vectors are alike"})
+
+
+def test_callbacks_get_every_metric_and_their_alarms_are_kept(start, tmp_path):
+    watch, drawn = Watch(), []
+    facts, _ = go(start, tmp_path, callbacks=[watch], on_history=lambda history, best: drawn.append((history, best)))
+    assert list(watch.seen) == [0, 3, 6, 9, 12]
+    names = {"eval_dev_mean", "eval_dev_STS", "eval_validation_distillation", "eval_validation_alignment"}
+    assert all(names <= metrics.keys() for metrics in watch.seen.values())
+    assert [entry["alarms"] for entry in facts["history"] if "alarms" in entry] == [["all vectors are alike"]]
+    assert "all vectors are alike" in (tmp_path / "work" / "history.jsonl").read_text(encoding="utf-8")
+    assert len(drawn) == 5
+    assert drawn[0][1] == 0
+    assert drawn[-1] == (facts["history"], facts["best_step"])
+
+
+def test_a_callback_can_end_training_for_good(start, tmp_path):
+    class Enough(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 6
+
+    facts, _ = go(start, tmp_path, callbacks=[Enough()])
+    assert (facts["steps"], facts["planned_steps"]) == (6, 12)
+    assert go(start, tmp_path)[1] == 0
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_before_training(start, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else found(name, *rest)
+    )
+    with pytest.raises(MissingExtraError, match=r"pip install wandb$"):
+        go(start, tmp_path, config=changed(report_to=("wandb",)))
+
+
+def test_the_student_reads_as_much_as_before_whatever_it_was_trained_on(start, tmp_path):
+    go(start, tmp_path, config=changed(max_steps=2, max_seq_length=8))
+    before, after = (load_sentence_transformer(folder).max_seq_length for folder in (start[0], tmp_path / "student"))
+    assert before == after
+
+
+def test_nothing_in_a_checkpoint_is_a_pickled_object_of_ours(whole):
+    assert not list((whole[0] / "work").rglob("training_args.bin"))

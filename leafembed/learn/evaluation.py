@@ -18,7 +18,7 @@ from leafembed.learn.history import metric_key
 from leafembed.learn.objectives import Objectives
 from leafembed.recipe_learn import TrainConfig
 
-__all__ = ["Evaluation"]
+__all__ = ["Evaluation", "Score"]
 
 Score = Callable[[SentenceTransformer], Mapping[str, float]]
 """Dev scores of a student by name; ``mean`` among them."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Collator", "PlannedBatches", "Texts", "count_tokens"]
+__all__ = ["Collator", "PlannedBatches", "Texts", "Visit", "count_tokens"]
 
 _CHUNK = 1024
 """Texts tokenised at once while counting."""

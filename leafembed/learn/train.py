@@ -6,7 +6,7 @@ it starts (``batches.py``), so that one that was killed goes on from its newest 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from leafembed.errors import CheckpointError, RecipeError
 from leafembed.learn.batches import Plan, plan_batches
 from leafembed.learn.callbacks import Checkpoints, EarlyStop, History, OnHistory, Termination
 from leafembed.learn.checkpoints import average, complete, newest_checkpoint, read_seal, step_of, writing
-from leafembed.learn.evaluation import Evaluation
+from leafembed.learn.evaluation import Evaluation, Score
 from leafembed.learn.feed import Texts, count_tokens
 from leafembed.learn.history import best_evaluation, history, less_is_better, metric_key
 from leafembed.learn.links import Links
@@ -54,7 +54,7 @@ def train(  # noqa: PLR0913 - the one door into training
     initial: Path,
     corpus: Corpus,
     targets: Targets,
-    score: Callable[[SentenceTransformer], Mapping[str, float]],
+    score: Score,
     *,
     config: TrainConfig,
     seed: int,
@@ -117,7 +117,7 @@ def _prepare(
     initial: Path,
     corpus: Corpus,
     targets: Targets,
-    score: Callable[[SentenceTransformer], Mapping[str, float]],
+    score: Score,
     *,
     config: TrainConfig,
     seed: int,
