@@ -15,7 +15,7 @@ from families import bert, toy_recipe, toy_texts
 import leafembed
 from leafembed.ship.markdown import to_toml
 
-SHARD_ROWS, EVAL_STEPS, MAX_STEPS = 64, 10, 200
+SHARD_ROWS, EVAL_STEPS, MAX_STEPS = 64, 20, 200
 
 
 @pytest.fixture
