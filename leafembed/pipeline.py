@@ -89,7 +89,6 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors={n: reports[n] for n in floors})
     verdict = judge(reports["student"])
     facts = facts_of(line, student, training)
-    shutil.rmtree(run_dir / "refused", ignore_errors=True)
     if not verdict.passed and not allow_failed:
         set_aside(run_dir / "bundle")
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
@@ -111,7 +110,7 @@ def _trained(line: Line, floors: Mapping[str, Encoder]) -> dict[str, Any]:
     """Train, held against the static table on dev; a run that stops itself leaves a card that says why."""
     floor = scored(line, f"floor: {TABLE}", floors[f"floor: {TABLE}"], dev=True).mean
     try:
-        return train_student(line, floor)
+        training = train_student(line, floor)
     except StoppedError as error:
         refuse_stopped(
             error,
@@ -120,6 +119,8 @@ def _trained(line: Line, floors: Mapping[str, Encoder]) -> dict[str, Any]:
             _references(line, floors),
         )
         raise
+    shutil.rmtree(line.folder / "refused", ignore_errors=True)  # of an earlier recipe
+    return training
 
 
 def _references(line: Line, floors: Mapping[str, Encoder]) -> dict[str, EvalReport]:

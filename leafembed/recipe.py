@@ -141,6 +141,10 @@ class Recipe:
         require(bool(self.eval.dev), "eval.dev", "nothing", "at least one task to choose the checkpoint by")
         shared = sorted(set(self.eval.dev) & set(self.eval.test))
         require(not shared, "eval.dev", shared, "tasks that are not in eval.test too")
+        roles = [source.roles for source in self.data.sources if source.roles]
+        same = self.student.prompts == "none"
+        require(not (roles and same), "data.sources.roles", roles, "none, or student.prompts = 'teacher': a bare text "
+                "cannot have several targets")  # fmt: skip
         _require_shape(self.student, frozen=self.train.freeze_token_table)
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,15 +186,14 @@ def _is_plain(url: str) -> bool:
 
 
 def _require_shape(student: StudentConfig, *, frozen: bool) -> None:
-    """A key that the kind of start does not read would quietly do nothing."""
+    """Shapes that a start cannot have. Keys that only another start reads, as ``layers``, wait for that start."""
     random, layers = student.init == "random", student.init == "layers"
     require(student.width == 1 or layers or random, "student.width", student.width, f"1 for init = {student.init!r}")
-    for key in ("num_layers", "num_heads"):
-        value = getattr(student, key)
-        require(value is None or random, f"student.{key}", value, "nothing unless student.init is 'random'")
     rank = student.table_rank
     require(rank is None or layers, "student.table_rank", rank, "nothing unless student.init is 'layers'")
     require(rank is None or frozen, "student.table_rank", rank, "train.freeze_token_table, so that the factors hold")
+    learns = not (random and frozen)
+    require(learns, "train.freeze_token_table", frozen, "false with student.init = 'random': no row would ever learn")
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -273,6 +273,12 @@ class TrainConfig:
         require_at_least("train", self, max_seq_length=8, batch_tokens=8, gradient_accumulation=1, stop_patience=1)
         shares = sum(phase.share for phase in self.curriculum)
         require(not self.curriculum or abs(shares - 1) < 1e-6, "train.curriculum", shares, "shares that add up to 1")
+        wrong = [name for name in self.targets if not name.startswith("validation_")]
+        require(
+            not wrong, "train.targets", wrong, "validation losses, such as validation_alignment, where less is better"
+        )
+        lengths = [phase.tokens for phase in self.curriculum]
+        require(lengths == sorted(lengths), "train.curriculum", lengths, "phases of growing text length")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What judging gives: a score for each task, a report for each encoder, and the gate's verdict on it.
 
-Beside them what pruning a vocabulary changed, which the card shows too.
+What pruning a vocabulary changed stands beside them, since the card shows it too.
 
 All are frozen and check themselves when built, as the nouns of ``types.py`` do. They go through JSON and back, since
 the manifest stores them. Nothing here imports torch.
@@ -70,6 +70,14 @@ class EvalReport:
         for result in self.results:
             types.setdefault(result.type, {}).setdefault(result.task, []).append(result.main_score)
         return {kind: _mean(_mean(scores) for scores in tasks.values()) for kind, tasks in types.items()}
+
+    def by_task(self) -> dict[str, float]:
+        """Mean main score of each task over its languages, where a type has several tasks; else nothing."""
+        tasks: dict[tuple[str, str], list[float]] = {}
+        for result in self.results:
+            tasks.setdefault((result.type, result.task), []).append(result.main_score)
+        several = {kind for kind, _ in tasks if len([1 for other, _ in tasks if other == kind]) > 1}
+        return {task: _mean(scores) for (kind, task), scores in tasks.items() if kind in several}
 
     @property
     def mean(self) -> float:

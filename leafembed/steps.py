@@ -98,13 +98,15 @@ def build_floors(line: Line) -> dict[str, Encoder]:
     configs = {UNTRAINED: recipe.student, TABLE: static}
     texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
     held_out = [(row.text, row.lang) for row in learned.corpus.validation]
-    sample = Sample(texts, learned.targets(np.arange(len(texts))), [row.text for row in learned.corpus.train], held_out)
+    every = (row.text for row in learned.corpus.train)  # read once at most, and never held
+    sample = Sample(texts, learned.targets(np.arange(len(texts))), every, held_out)
     encoders: dict[str, Encoder] = {"floor: random": RandomEncoder(learned.teacher.ref.dim, recipe.seed)}
+    made = versions(PACKAGES)
     for name, config in configs.items():
         folder = line.folder / name.replace(" ", "-")
         body = fingerprint_folder(resolve(config.model, config.revision)) if _has_encoder(config, learned) else ""
         seed = recipe.seed if config.init == "random" else 0
-        key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id, seed)
+        key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id, seed, made)
 
         def build(target: Path, config: StudentConfig = config) -> None:
             teacher = learned.teacher.torch
@@ -136,7 +138,7 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
     def score(model: Any) -> dict[str, float]:
         ref = dataclasses.replace(learned.teacher.ref, name=recipe.name, prompts=dict(model.prompts))
         report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.arithmetic.precision), learned.dev)
-        return {"mean": report.mean, **report.by_type()}
+        return {"mean": report.mean, **report.by_type(), **report.by_task()}
 
     dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
     shape = {"exits": recipe.student.exits, "dims": recipe.student.dims}

@@ -1,7 +1,8 @@
-"""Trains a tiny student in processes that can be killed: ``python killable.py ROOT [SECONDS ...]``.
+"""Trains a tiny student in processes that can be killed: ``python killable.py ROOT PAUSE [SECONDS ...]``.
 
 Everything is imported once; each sitting is a fork, so that a kill costs no import. A sitting is killed after each of
-the given numbers of seconds of training; the last one runs to the end. Prints a JSON line a sitting: the newest sealed
+the given numbers of seconds of training; the last one runs to the end. Each dev evaluation takes PAUSE seconds more, so
+that no machine is fast enough to end before it is killed. Prints a JSON line a sitting: the newest sealed
 checkpoint when it began, and the steps that it lost.
 """
 
@@ -47,13 +48,14 @@ def prepare(root: Path) -> None:
     init_student(StudentConfig(layers=(0, 1)), teacher, Sample(texts, vectors), root / "untrained")
 
 
-def sit(root: Path, work: Path, config: TrainConfig = CONFIG, **options):
+def sit(root: Path, work: Path, config: TrainConfig = CONFIG, *, pause: float = 0, **options):
     """One sitting; returns the facts when it comes to its end."""
     texts = toy_texts(TRAIN + VALIDATION, words=(2, 14))
     rows = tuple(Row(text, text[:2], pair=i - 1 if i % 4 == 1 else None) for i, text in enumerate(texts))
     vectors = np.load(root / "vectors.npy")
 
     def score(model):
+        time.sleep(pause)
         held_out = model.encode(texts[TRAIN:])
         return {"mean": float(np.sum(held_out * vectors[TRAIN:], axis=1).mean())}
 
@@ -68,13 +70,13 @@ def newest(work: Path) -> int:
 
 
 def main() -> None:
-    root, waits = Path(sys.argv[1]), [float(value) for value in sys.argv[2:]]
+    root, (pause, *waits) = Path(sys.argv[1]), [float(value) for value in sys.argv[2:]]
     work = root / "killed" / "work"
     for wait in [*waits, None]:
         began = newest(work)
         child = os.fork()
         if child == 0:
-            facts = sit(root, work)
+            facts = sit(root, work, pause=pause)
             (root / "killed" / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
             os._exit(0)
         if wait is not None:

@@ -52,6 +52,7 @@ ALLOWED = {
     "learn.fused": {"learn.halves", "learn.kernels"},  # swaps a layer for its two halves
     "learn.halves": {"learn.kernels"},  # runs kernels between its matrix products
     # Training: what is minimised, on planned batches, by a trainer that is watched, kept and shown.
+    "learn.links": {"learn.rows"},  # pointers as columns
     "learn.batches": {"learn.links"},
     "learn.objectives": {"learn.exits", "learn.links", "learn.losses"},
     "learn.feed": {"learn.batches"},
@@ -165,7 +166,8 @@ print(*sorted({HEAVY!r} & set(sys.modules)), sep="", end="|")
 
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_short(module):
-    over_the_aim: set[str] = set()  # 300 lines are the aim, 350 the limit; name here what must be between, and why
+    # 300 lines are the aim, 350 the limit; name here what must be between, and why.
+    over_the_aim = {"recipe_learn"}  # a key and its meaning are two lines each
     lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
     assert lines <= (350 if module in over_the_aim else 300)
 

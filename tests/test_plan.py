@@ -36,6 +36,7 @@ def folders(tmp_path_factory):
 
 
 def recipe(teacher, student, **train):
+    train.setdefault("freeze_token_table", student.init != "random")
     return Recipe(
         teacher=TeacherConfig(model=str(teacher)),
         student=student,

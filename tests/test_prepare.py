@@ -26,7 +26,10 @@ def recipe(tmp_path, teacher_dir, eval_data):
 
     def recipe(source=(), **data):
         source = {"path": "pairs.jsonl", "positive": "other", "prompt_name": "query", **dict(source)}
-        return recipe_from_dict(toy_recipe(tmp_path, teacher_dir, eval_data, data={"sources": [source], **data}))
+        plain = toy_recipe(tmp_path, teacher_dir, eval_data, data={"sources": [source], **data})
+        if source.get("roles"):  # a bare text could not have several targets
+            plain["student"] = {"init": "static", "prompts": "teacher"}
+        return recipe_from_dict(plain)
 
     return recipe
 
@@ -100,3 +103,9 @@ def test_mined_negatives_are_the_hardest_below_the_margin_and_part_of_what_train
     assert mined.corpus.fingerprint != plain.corpus.fingerprint
     assert embed(recipe(mine_negatives=1, negative_margin=0.05)).corpus == mined.corpus
     assert embed(recipe(mine_negatives=1, negative_margin=0.3)).corpus.fingerprint != mined.corpus.fingerprint
+
+
+def test_roles_need_a_student_that_is_told_them(recipe, tmp_path, teacher_dir, eval_data):
+    source = {"path": "pairs.jsonl", "prompt_name": "query", "roles": ["document"]}
+    with pytest.raises(RecipeError, match=r"data\.sources\.roles: .*student\.prompts = 'teacher'"):
+        recipe_from_dict(toy_recipe(tmp_path, teacher_dir, eval_data, data={"sources": [source]}))

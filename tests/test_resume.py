@@ -174,10 +174,10 @@ def test_a_limit_on_file_size_is_met_by_the_real_writers(root, tmp_path):
     assert newest_checkpoint(tmp_path / "work") is None
 
 
-def kill_at(root, waits):
+def kill_at(root, waits, *, pause):
     """Run ``killable.py``; return what each sitting began with and left, and the facts of the last."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(killable.__file__)), str(root), *(f"{wait:.3f}" for wait in waits)]
+    command = [sys.executable, str(Path(killable.__file__)), str(root), str(pause), *(f"{wait:.3f}" for wait in waits)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     facts = json.loads((root / "killed" / "facts.json").read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ def test_two_kills_lose_only_the_steps_since_the_last_checkpoint(root, whole, tm
     killable_root.mkdir()
     for name in ("untrained", "vectors.npy"):
         (killable_root / name).symlink_to(root / name)
-    sittings, goes_on, facts = kill_at(killable_root, [2.0, 1.5])
+    sittings, goes_on, facts = kill_at(killable_root, [1.2, 1.0], pause=0.5)
     assert_nothing_lost(sittings, goes_on, 2)
     assert_same(facts, whole)
 
@@ -212,7 +212,7 @@ def test_twenty_kills_lose_only_the_steps_since_the_last_checkpoint(root, whole,
     for name in ("untrained", "vectors.npy"):
         (tmp_path / name).symlink_to(root / name)
     rng = random.Random(5)
-    sittings, goes_on, facts = kill_at(tmp_path, [rng.uniform(0.3, 2.5) for _ in range(20)])
+    sittings, goes_on, facts = kill_at(tmp_path, [rng.uniform(0.3, 2.5) for _ in range(20)], pause=2.0)
     assert np.sum([sitting["killed"] for sitting in sittings]) == 20
     assert_nothing_lost(sittings, goes_on, 20)
     assert_same(facts, whole)

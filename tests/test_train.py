@@ -377,3 +377,23 @@ def test_the_student_reads_as_much_as_before_whatever_it_was_trained_on(start, t
 
 def test_nothing_in_a_checkpoint_is_a_pickled_object_of_ours(whole):
     assert not list((whole[0] / "work").rglob("training_args.bin"))
+
+
+def test_a_damaged_best_checkpoint_does_not_become_the_student(start, tmp_path, capsys):
+    work = tmp_path / "work"
+
+    def score(_):
+        best = work / "checkpoint-6" / "model.safetensors"
+        if scores and scores[0] == 0.3 and best.is_file():  # step 9: the best one is there, sealed
+            whole = bytearray(best.read_bytes())
+            whole[-3] ^= 1
+            best.write_bytes(whole)
+        return {"mean": scores.pop(0)}
+
+    scores = [0.1, 0.2, 0.9, 0.3, 0.4]
+    work.mkdir()
+    initial, corpus, targets = start
+    facts = train(initial, corpus, lambda rows: targets[rows], score, config=CONFIG, seed=1, work_dir=work,
+                  target=tmp_path / "student")  # fmt: skip
+    assert facts["best_step"] != 6
+    assert "checkpoint-6 is damaged" in capsys.readouterr().err

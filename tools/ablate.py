@@ -55,6 +55,7 @@ def train(recipe: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
         "floor": facts["floor"],
         "alarms": [alarm["message"] for alarm in facts["alarms"]],
         "steps": facts["steps"],
+        "texts": facts["texts"],
         "best_step": best["step"],
         "seconds": facts["seconds"],
     }
@@ -70,11 +71,13 @@ def write(folder: Path, plan: dict[str, Any], results: list[dict[str, Any]]) -> 
         [
             *(str(number), result["name"]),
             *(fixed(result["dev"].get(name), 3) for name in columns),
-            *(fixed(result["floor"], 3), fixed(result["seconds"], 0)),
+            *(fixed(result["floor"], 3), f"{result['texts']:,}", fixed(result["seconds"], 0)),
         ]
         for number, result in enumerate(results)
     ]
-    text = table(["", "change, on top of those above", *columns, "static floor, mean", "seconds"], rows, words=2)
+    text = table(
+        ["", "change, on top of those above", *columns, "static floor, mean", "text visits", "seconds"], rows, words=2
+    )
     (folder / "README.md").write_text(text + "\n\n![dev score by change](plot.png)\n", encoding="utf-8")
     plot(folder / "plot.png", results)
 

@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-__all__ = ["MARKER", "average", "complete", "newest_checkpoint", "read_seal", "rotate", "seal", "step_of", "writing"]
+__all__ = [
+    "MARKER",
+    "average",
+    "complete",
+    "newest_checkpoint",
+    "read_seal",
+    "rotate",
+    "seal",
+    "step_of",
+    "verified",
+    "writing",
+]
 
 MARKER = "complete.json"
 """File that makes a checkpoint count; written after all others."""
@@ -70,15 +81,22 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
     sealed = complete(work_dir)
     for path in set(work_dir.glob("checkpoint-*")) - set(sealed):
         shutil.rmtree(path)
-    for checkpoint in reversed(sealed):
-        problem = _problem(checkpoint)
-        if problem is None:
-            return checkpoint
+    return next((checkpoint for checkpoint in reversed(sealed) if _is_good(checkpoint)), None)
+
+
+def verified(work_dir: Path) -> list[Path]:
+    """Checkpoints that verify, oldest first; the others are set aside, with a line each."""
+    return [checkpoint for checkpoint in complete(work_dir) if _is_good(checkpoint)]
+
+
+def _is_good(checkpoint: Path) -> bool:
+    problem = _problem(checkpoint)
+    if problem is not None:
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
         say(f"{checkpoint.name} is damaged ({problem}): set aside as {aside.name}, the one before it is used")
-    return None
+    return problem is None
 
 
 def rotate(work_dir: Path, keep: Collection[int]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from leafembed.learn.rows import Rows
 from leafembed.types import Row
 
 if TYPE_CHECKING:
@@ -36,12 +37,8 @@ class Links:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        n = len(rows)
-        pair, negative = np.full(n, -1, dtype=np.int64), np.full(n, -1, dtype=np.int64)
-        for i in range(n):
-            row = rows[i]
-            pair[i] = -1 if row.pair is None else row.pair
-            negative[i] = -1 if row.negative is None else row.negative
+        n, columns = len(rows), Rows.of(rows)
+        pair, negative = columns.column("pair"), columns.column("negative")
         linked = np.flatnonzero(pair >= 0)
         edges = coo_array((np.ones(len(linked), dtype=np.int8), (linked, pair[linked])), shape=(n, n))
         return cls(pair, negative, connected_components(edges, directed=False)[1].astype(np.int64))

@@ -7,7 +7,7 @@ attempt fail (`docs/method.md`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ class Sample:
 
     texts: Sequence[str]
     vectors: FloatArray
-    all_texts: Sequence[str] = ()
+    all_texts: Iterable[str] = ()
     held_out: Sequence[tuple[str, str]] = ()
 
 

@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from leafembed.errors import CheckpointError, RecipeError
 from leafembed.learn.batches import Plan, plan_batches
 from leafembed.learn.callbacks import Checkpoints, EarlyStop, History, OnHistory, Termination
-from leafembed.learn.checkpoints import average, complete, newest_checkpoint, read_seal, step_of, writing
+from leafembed.learn.checkpoints import average, newest_checkpoint, read_seal, step_of, verified, writing
 from leafembed.learn.evaluation import Evaluation, Score
 from leafembed.learn.feed import Texts, count_tokens
 from leafembed.learn.fused import fused
@@ -110,7 +110,7 @@ def train(  # noqa: PLR0913 - the one door into training
         say(f"stopped by SIGTERM after step {state.global_step}, checkpoint written: the same command goes on from it")
         raise SystemExit(TERMINATED)
     chosen, choice = _choose(setup, state, work_dir, config)
-    with writing(target, "the student", anything=True):
+    with writing(work_dir, "the student", anything=True):
         chosen.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
     return _facts(setup, state, config) | choice | {"seconds": checkpoints.seconds, "fused": route}
 
@@ -184,7 +184,7 @@ def _choose(
     setup: _Setup, state: TrainerState, work_dir: Path, config: TrainConfig
 ) -> tuple[SentenceTransformer, dict[str, Any]]:
     """The best checkpoint, or the mean of the last ones if that is better, and what the choice rests on."""
-    kept = {step_of(path): path for path in complete(work_dir)}
+    kept = {step_of(path): path for path in verified(work_dir)}
     best = best_evaluation([entry for entry in state.log_history if entry["step"] in kept], config.best_metric)
     if best is None:
         raise CheckpointError(f"{work_dir}: no checkpoint was kept; expected one every {config.eval_steps} steps")

@@ -107,7 +107,7 @@ class Watch(TrainerCallback):
         self.path.write_text("".join(json.dumps(alarm.to_dict()) + "\n" for alarm in self.alarms), encoding="utf-8")
         if kept is None:
             for alarm in self.watched.known:
-                self._ring(alarm)
+                self._ring(alarm, state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Measure, ring, and stop if the run cannot succeed."""
@@ -118,7 +118,7 @@ class Watch(TrainerCallback):
         found = self._found(step, now)
         for alarm in found:
             if (alarm.name, alarm.fatal) not in self._ringing:
-                self._ring(alarm)
+                self._ring(alarm, state)
         self._ringing = {(alarm.name, alarm.fatal) for alarm in found}
         state.stateful_callbacks[_STATE] = {"args": {}, "attributes": self._kept()}
         if self.config.stop and step < state.max_steps and any(alarm.fatal for alarm in found):
@@ -165,8 +165,9 @@ class Watch(TrainerCallback):
             found.append(stall(dev, losses, step=step, evaluations=config.stall_evaluations))
         return [alarm for alarm in found if alarm is not None]
 
-    def _ring(self, alarm: Alarm) -> None:
+    def _ring(self, alarm: Alarm, state: Any) -> None:
         self.alarms.append(alarm)
+        state.log_history.append({"step": alarm.step, "alarm": str(alarm)})  # for the view, the log and trackers
         say(f"ALARM: {alarm}")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(alarm.to_dict()) + "\n")
@@ -192,7 +193,7 @@ class Watch(TrainerCallback):
         self._rows.restore(kept["rows"])
 
     def _training(self, step: int) -> dict[str, Any]:
-        """What ``train`` would have returned, as far as it came."""
+        """What the card needs of training that stopped: a part of what ``train`` returns."""
         best = max(self.history, key=lambda entry: entry.get("dev", -np.inf))
         facts = {"steps": step, "best_step": best["step"], "seconds": self._seconds, "precision": self._precision}
         return {**facts, "history": list(self.history), **self.facts()}
@@ -212,4 +213,10 @@ def _encode(model: Any, texts: Sequence[str], *, bf16: bool) -> FloatArray:
 
 def _read(path: Path) -> list[Alarm]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [Alarm(**json.loads(line)) for line in lines]
+    alarms = []
+    for line in lines:
+        try:
+            alarms.append(Alarm(**json.loads(line)))
+        except ValueError:  # a kill or a full disk tore the last line; the checkpoint has it whole
+            break
+    return alarms
