@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(root, whole, 
 def test_sigterm_writes_a_checkpoint_and_leaves_with_143(root, whole, tmp_path, capsys):
     work, before = tmp_path / "work", signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as left:
-        killable.sit(root, work, callbacks=[AtStep(8, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+        killable.sit(root, work, callbacks=[AtStep(8, lambda: signal.raise_signal(signal.SIGTERM))])
     assert left.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert step_of(newest_checkpoint(work)) in (8, 9)  # Python runs a handler between two instructions
