@@ -125,6 +125,16 @@ def test_pairs_and_triplets_are_found_by_row_number_one_pair_of_a_group():
     assert pairs_in([40, 0], links) == ([], [])  # a validation row
 
 
+def test_a_second_pair_of_the_same_text_is_no_in_batch_negative():
+    rows = rows_of(6, pairs=[(0, 1), (2, 3), (4, 5)])
+    rows[2] = Row(" T0", "en")  # the English side again, for another translation
+    links = Links.of(rows)
+    assert pairs_in([0, 1, 2, 3, 4, 5], links) == ([0, 4], [1, 5])
+    assert links.group[0] != links.group[2]  # they need not share a batch
+    assert len(set(links.meaning[:4])) == 1
+    assert links.meaning[4] not in links.meaning[:4]
+
+
 def test_rows_that_mean_the_same_share_a_batch_with_their_hard_negatives():
     links = Links.of(LINKED)
     for found in (batches(plan(LENGTHS[:40], links, seed=seed)) for seed in range(5)):

@@ -68,6 +68,13 @@ def test_equal_texts_are_no_negatives():
     assert name(rows, mine(rows, angles=angles | {"positive": 0}, margin=-1.0)) == "near"
 
 
+def test_another_translation_of_the_same_text_is_no_negative():
+    # "farther" translates a text that stands in the corpus twice, once as our query.
+    rows = Rows.of([*pool(farther=Row("farther", "en", "document", pair=8)), Row("QUERY", "en", "query")])
+    assert name(rows, mine(rows, margin=0.2)) == "opposite"
+    assert name(pool(), mine(pool(), margin=0.2)) == "farther"
+
+
 def test_a_given_negative_stays_and_every_pair_gets_its_own():
     rows = pool(query=Row("query", "en", "query", negative=5))
     assert mine(rows).tolist() == [5, *[-1] * 7]

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from leafembed.learn.links import first_of_text, meanings
 from leafembed.learn.rows import Rows
-from leafembed.learn.sources import text_hash
-from leafembed.text import normalise_text
 from leafembed.types import FloatArray
 
 __all__ = ["MAX_POOL", "mine_negatives"]
@@ -30,9 +29,10 @@ def mine_negatives(
 ) -> NDArray[np.int64]:
     """Return the ``negative`` of each row ``(n,)``, -1 for none: those that rows have already, and mined ones.
 
-    A text with a positive and no negative gets one. Candidates have the language and the prompt of the positive, are no
-    text of the pair, and have a cosine to the text of at most that of the positive, less ``margin`` of its magnitude.
-    Of the ``hardest`` such candidates one is drawn. Where there is none, the text has no negative.
+    A text with a positive and no negative gets one. Candidates have the language and the prompt of the positive, do not
+    mean the same (:func:`~leafembed.learn.links.meanings`), and have a cosine to the text of at most that of the
+    positive, less ``margin`` of its magnitude. Of the ``hardest`` such candidates one is drawn. Where there is none,
+    the text has no negative.
 
     Args:
         rows: Training rows.
@@ -47,14 +47,15 @@ def mine_negatives(
     roles: dict[tuple[str, str | None], int] = {}
     of_rows = zip(rows.column("lang"), rows.column("prompt_name"), strict=True)
     codes = np.fromiter((roles.setdefault(role, len(roles)) for role in of_rows), dtype=np.int64, count=len(rows))
-    hashes = np.fromiter((text_hash(normalise_text(row.text)) for row in rows), dtype=np.uint64, count=len(rows))
+    first = first_of_text(rows)
+    meaning = meanings(pair, first)
     for role, code in roles.items():
         wanting = positives[codes[positives] == code]
         if not len(wanting):
             continue
         rng = np.random.default_rng([seed, *repr(role).encode()])
         pool = np.flatnonzero(codes == code)
-        pool = pool[np.sort(np.unique(hashes[pool], return_index=True)[1])]
+        pool = pool[np.sort(np.unique(first[pool], return_index=True)[1])]
         if len(pool) > MAX_POOL:
             pool = np.sort(rng.choice(pool, MAX_POOL, replace=False))
         candidates = vectors(pool)
@@ -64,7 +65,7 @@ def mine_negatives(
             limits = np.sum(anchors * vectors(block), axis=1)
             limits = limits - np.abs(limits) * np.float32(margin)
             cosines = anchors @ candidates.T
-            same = (hashes[block][:, None] == hashes[pool]) | (hashes[texts][:, None] == hashes[pool])
+            same = meaning[texts][:, None] == meaning[pool]
             cosines[same | (cosines > limits[:, None])] = -np.inf
             negative[texts] = _drawn(cosines, pool, hardest, rng)
     return negative
