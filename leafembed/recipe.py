@@ -45,6 +45,8 @@ class EvalConfig:
     """Languages to score; empty: all in the data."""
     drop_shared: bool = False
     """Whether dev items that test holds too are left out of dev; otherwise an overlap is an error."""
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    """Targets of a plan that cannot be measured here, each with the reason; the card lists them."""
     max_dev_rows: int = 1_000
     """Most items of one dev task in one language, so that evaluation stays cheap beside training."""
 

@@ -53,6 +53,13 @@ def test_a_model_refused_before_int8_has_a_card_without_int8():
     assert all(heading not in card for heading in ("## Speed", "### INT8", "## Use", "| int8 |"))
 
 
+def test_targets_that_were_not_measured_are_listed_with_the_reason(manifest):
+    assert "### Not measured" not in render_card(manifest)
+    manifest["recipe"].setdefault("eval", {})["unmeasured"] = {"STS22 of 0.50": "no data | here"}
+    card = render_card(manifest)
+    assert "- STS22 of 0.50: no data" in card[card.index("### Not measured") : card.index("## Training")]
+
+
 ALARM = {"name": "stall", "step": 1500, "message": "the loss fell | the score did not", "fatal": False, "facts": {}}
 
 

@@ -277,6 +277,12 @@ def test_a_metric_that_is_not_measured_is_refused_before_the_first_step(start, t
     assert not list((tmp_path / "work").glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize("key", ["contrastive", "triplet"])
+def test_an_objective_that_no_row_could_teach_is_refused_before_the_first_step(start, tmp_path, key):
+    with pytest.raises(RecipeError, match=rf"train\.{key}: got 0\.5, expected 0, or text with positives"):
+        go(start, tmp_path, config=changed(**{key: 0.5}), stop_at=0)
+
+
 def test_training_ends_when_patience_does_and_stays_ended(start, tmp_path):
     config = changed(stop_metric="dev", stop_patience=2)
     facts = scored(start, tmp_path, [0.1, 0.5, 0.4, 0.5, 0.9], config=config)

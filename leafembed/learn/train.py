@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from leafembed.errors import CheckpointError, RecipeError
+from leafembed.errors import CheckpointError, RecipeError, require
 from leafembed.learn.batches import Plan, plan_batches
 from leafembed.learn.callbacks import Checkpoints, EarlyStop, History, OnHistory, Termination
 from leafembed.learn.checkpoints import average, newest_checkpoint, read_seal, step_of, verified, writing
@@ -135,6 +136,8 @@ def _prepare(
     lengths = count_tokens(texts, model, work_dir / "tokens.npy")
     linked = config.contrastive > 0 or config.triplet > 0
     links = Links.of(corpus.train) if linked else None
+    if links is not None:
+        _require_linked(links, config)
     arguments = _arguments(config, seed=seed, work_dir=work_dir, device=device)
     reads = model.max_seq_length if isinstance(model.max_seq_length, int) else None
     plan = plan_batches(lengths[: len(corpus.train)], links, config=config, limit=reads, seed=seed,
@@ -262,6 +265,16 @@ def _arguments(config: TrainConfig, *, seed: int, work_dir: Path, device: str) -
         report_to=require_trackers(config.report_to) or "none",
         disable_tqdm=True,
     )
+
+
+def _require_linked(links: Links, config: TrainConfig) -> None:
+    """An objective that no row could ever teach is a mistake of the recipe."""
+    anchors = links.pair[links.pair >= 0]
+    require(config.contrastive == 0 or len(anchors) > 0, "train.contrastive", config.contrastive,
+            "0, or text with positives: no training row has one")  # fmt: skip
+    triplets = np.count_nonzero(links.negative[anchors] >= 0)
+    require(config.triplet == 0 or triplets > 0, "train.triplet", config.triplet,
+            "0, or text with positives and hard negatives, given or from data.mine_negatives: no training row has both")  # fmt: skip
 
 
 def _freeze(model: Any, config: TrainConfig) -> None:

@@ -149,6 +149,7 @@ def _body(manifest: _Manifest) -> dict[str, Any]:
         "count_rows": len(corpus["counts"]),
         "provenance": _provenance(manifest),
         "vocabulary": vocabulary_section(manifest["vocabulary"]) if "vocabulary" in manifest else None,
+        "unmeasured": bullets(manifest["recipe"].get("eval", {}).get("unmeasured", {})),
     }
 
 
