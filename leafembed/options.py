@@ -57,8 +57,9 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                "With --layers it runs the teacher on texts of the corpus.\n\n"
                "  leaf plan recipes/quick.toml --set student.layers=[0,5] --memory-gb 16\n"
                "  leaf plan recipes/quick.toml --layers 3")  # fmt: skip
-    plan.add_argument("--memory-gb", type=_amount, help="say whether training fits into this many GB (10^9 bytes)")
-    plan.add_argument("--layers", type=_positive, nargs="?", const=0, metavar="N",
+    either = plan.add_mutually_exclusive_group()
+    either.add_argument("--memory-gb", type=_amount, help="say whether training fits into this many GB (10^9 bytes)")
+    either.add_argument("--layers", type=_positive, nargs="?", const=0, metavar="N",
                       help="rank the teacher's layers and suggest N of them (default: as in the recipe)")  # fmt: skip
     embed = add("embed", "fill the teacher's cache and stop; a killed run repeats at most one shard",
                 "  leaf embed recipes/quick.toml", json_flag=False)  # fmt: skip
@@ -66,9 +67,10 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         sub.add_argument("recipe", type=Path, help="recipe file (TOML)")
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     run.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME_OF_THE_RECIPE_FILE)")
-    run.add_argument("--until", choices=["train"], help="stop after training; the same call without it goes on")
     run.add_argument("--fresh", action="store_true", help="remove what an earlier run left in the folder first")
-    run.add_argument(
+    either = run.add_mutually_exclusive_group()
+    either.add_argument("--until", choices=["train"], help="stop after training; the same call without it goes on")
+    either.add_argument(
         "--allow-failed", action="store_true", help="go on after a refusal; the bundle says that it failed"
     )
 

@@ -62,8 +62,7 @@ def train(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
     Raises:
         StoppedError: If an alarm says that training cannot succeed and ``alarms.stop`` is set.
     """
-    line = begin(recipe, run_dir)
-    return _trained(line, build_floors(line))
+    return _trained(begin(recipe, run_dir))
 
 
 def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome:
@@ -81,9 +80,9 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         StoppedError: If an alarm says that training cannot succeed and ``alarms.stop`` is set.
     """
     line = begin(recipe, run_dir)
-    floors = build_floors(line)
-    training = _trained(line, floors)
+    training = _trained(line)
 
+    floors = build_floors(line)
     student = open_student(line)
     reports = _references(line, floors) | {"student": scored(line, "student", student)}
     judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors={n: reports[n] for n in floors})
@@ -106,9 +105,12 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     return Outcome(folder, read_manifest(folder), verdict)
 
 
-def _trained(line: Line, floors: Mapping[str, Encoder]) -> dict[str, Any]:
-    """Train, held against the static table on dev; a run that stops itself leaves a card that says why."""
-    floor = scored(line, f"floor: {TABLE}", floors[f"floor: {TABLE}"], dev=True).mean
+def _trained(line: Line) -> dict[str, Any]:
+    """Train, held against the static table on dev; a run that stops itself leaves a card that says why.
+
+    Floors are opened when they are scored, here and after it, so that training does not pay for their memory.
+    """
+    floor = scored(line, f"floor: {TABLE}", build_floors(line)[f"floor: {TABLE}"], dev=True).mean
     try:
         training = train_student(line, floor)
     except StoppedError as error:
@@ -116,7 +118,7 @@ def _trained(line: Line, floors: Mapping[str, Encoder]) -> dict[str, Any]:
             error,
             line.folder,
             partial(facts_of, line, open_student(line, trained=False), trained=False),
-            _references(line, floors),
+            _references(line, build_floors(line)),
         )
         raise
     shutil.rmtree(line.folder / "refused", ignore_errors=True)  # of an earlier recipe

@@ -7,6 +7,7 @@ A damaged line is an error that names file and line, never a line silently skipp
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import re
@@ -18,7 +19,16 @@ from typing import IO, Any, cast
 
 from leafembed.errors import DataError
 
-__all__ = ["clean_text", "decode_lines", "normalise_lang", "normalise_text", "read_lines", "read_objects", "read_rows"]
+__all__ = [
+    "clean_text",
+    "decode_lines",
+    "normalise_lang",
+    "normalise_text",
+    "read_lines",
+    "read_objects",
+    "read_rows",
+    "text_hash",
+]
 
 # ISO 639-1 code, then what else means it: ISO 639-3, the bibliographic code of ISO 639-2, the largest member of a
 # macrolanguage as the FLORES and Tatoeba sets name it, and codes that are withdrawn or merely common.
@@ -54,6 +64,11 @@ def normalise_text(text: str) -> str:
     """Return the form in which two texts count as the same: cleaned and case folded."""
     # Folding can undo the composition (and the reverse), hence NFC on both sides of it.
     return clean_text(unicodedata.normalize("NFC", text).casefold())
+
+
+def text_hash(normalised: str) -> int:
+    """A number of 64 bits for a normalised text; among 10 million texts two share one with a chance of 3e-6."""
+    return int.from_bytes(hashlib.blake2b(normalised.encode(), digest_size=8).digest(), "little")
 
 
 def normalise_lang(tag: str | None) -> str:

@@ -36,7 +36,7 @@ ALLOWED = {
     "learn.teacher": {"learn.cache", "learn.fused", "learn.models", "learn.remote"},
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
     "learn.data": {"learn.draw", "learn.named", "learn.rows", "learn.sources"},  # reads, draws, writes
-    "learn.negatives": {"learn.rows", "learn.sources"},  # columns of rows; when two texts are the same
+    "learn.negatives": {"learn.links", "learn.rows"},  # which rows mean the same; their columns
     # A student is built from kept layers or at random, narrowed, pruned, factorised; an encoder has to be found.
     "learn.student": {
         *("learn.factors", "learn.models", "learn.random_start", "learn.shapes", "learn.vocabulary", "learn.width")

@@ -87,6 +87,8 @@ def test_the_overview_names_every_command_and_the_exit_statuses(leaf):
         ("distil",),
         ("encode",),
         ("run", "recipe.toml", "--untill", "gate"),
+        ("run", "recipe.toml", "--until", "train", "--allow-failed"),
+        ("plan", "recipe.toml", "--layers", "3", "--memory-gb", "6"),
         ("encode", "bundle", "--truncate-dim", "0"),
         ("encode", "bundle", "--threads", "two"),
         ("quantize", "student", "out", "--group-size", "-1"),

@@ -83,6 +83,8 @@ def test_a_pruned_vocabulary_is_priced_by_its_tokens(folders):
     assert pruned.parts[0].parameters == 50 * 32
     assert pruned.active == whole.active
     assert whole.total - pruned.total == whole.parts[0].parameters - 50 * 32
+    for kind in ({"init": "static"}, {"init": "encoder", "model": str(folders["bert"])}):
+        assert plan(recipe(folders["gemma"], StudentConfig(vocab_size=50, **kind))).parts[0].parameters == 50 * 32
 
 
 def test_a_factorised_table_leaves_its_second_matrix_to_the_body(folders):

@@ -233,6 +233,17 @@ def test_a_dev_score_of_nan_stops(start, tmp_path):
         scored(start, tmp_path, [0.1, math.nan])
 
 
+def test_nan_vectors_in_a_dev_evaluation_stop_with_the_step(start, tmp_path):
+    def score(model):
+        raise NonFiniteError("the student gives NaN")
+
+    initial, corpus, targets = start
+    (tmp_path / "work").mkdir()
+    with pytest.raises(NonFiniteError, match="dev evaluation at step 0: the student gives NaN"):
+        train(initial, corpus, lambda rows: targets[rows], score, config=CONFIG, seed=0, work_dir=tmp_path / "work",
+              target=tmp_path / "student")  # fmt: skip
+
+
 def test_gradient_checkpointing_changes_no_number(start, tmp_path):
     config = changed(max_steps=3)
     plain = go(start, tmp_path / "a", config=config)[0]

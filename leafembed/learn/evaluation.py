@@ -51,12 +51,15 @@ class Evaluation(BaseEvaluator):
         """Metrics ``dev_...`` and ``validation_...``; the trainer puts ``eval_`` before their names.
 
         Raises:
-            NonFiniteError: If one is NaN or infinite.
+            NonFiniteError: If one, or a vector behind it, is NaN or infinite; names the step.
             RecipeError: If the recipe watches a metric that is not among them.
         """
         training = model.training
         model.eval()
-        metrics = {f"dev_{name}": float(value) for name, value in self.score(model).items()}
+        try:
+            metrics = {f"dev_{name}": float(value) for name, value in self.score(model).items()}
+        except NonFiniteError as error:
+            raise NonFiniteError(f"dev evaluation at step {steps}: {error}; lower train.learning_rate") from error
         metrics |= {f"validation_{name}": value for name, value in self.losses().items()}
         model.train(training)
         for name, value in metrics.items():

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leafembed.learn.rows import Rows
-from leafembed.learn.sources import text_hash
-from leafembed.text import normalise_text
+from leafembed.text import normalise_text, text_hash
 from leafembed.types import Row
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.memory import Memory, Weights, training_memory
 from leafembed.learn.models import has_bf16, pick_device, resolve
 from leafembed.learn.remote import connect
-from leafembed.learn.shapes import LAYER_NAME, student_config
+from leafembed.learn.shapes import LAYER_NAME, cut_vocabulary, student_config
 from leafembed.recipe import Recipe, is_url
 from leafembed.recipe_learn import StudentConfig, TeacherConfig
 from leafembed.types import Factors
@@ -94,7 +94,8 @@ def plan(recipe: Recipe) -> Plan:
     config, heads = _student(recipe.student, teacher, heads, dim)
     if config is None:
         assert teacher is not None  # a table is made of the teacher's
-        body: list[tuple[str, tuple[int, ...]]] = [("", (int(teacher.vocab_size), dim))]
+        tokens = min(recipe.student.vocab_size or teacher.vocab_size, teacher.vocab_size)
+        body: list[tuple[str, tuple[int, ...]]] = [("", (int(tokens), dim))]
         table = body[0][1]
     else:
         body, table = _weights(config)
@@ -146,6 +147,7 @@ def _student(student: StudentConfig, teacher: Any, heads: list[_Head], dim: int)
         return None, []
     if student.init == "encoder":
         config = _read_config(resolve(student.model, student.revision))
+        cut_vocabulary(config, student.vocab_size)
         return config, [_Head(int(config.hidden_size), dim, biased=False, linear=True)]
     config = student_config(teacher, student)
     hidden = int(config.hidden_size)

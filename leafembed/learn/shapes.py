@@ -14,7 +14,7 @@ from typing import Any
 from leafembed.errors import RecipeError
 from leafembed.recipe_learn import StudentConfig
 
-__all__ = ["LAYER_NAME", "kept_config", "legal_width", "random_config", "student_config"]
+__all__ = ["LAYER_NAME", "cut_vocabulary", "kept_config", "legal_width", "random_config", "student_config"]
 
 LAYER_NAME = re.compile(r"(?:^|(?<=\.))(layers?)\.(\d+)\.")
 """Finds the number of a layer in the name of a weight."""
@@ -34,11 +34,16 @@ def student_config(config: Any, student: StudentConfig) -> Any:
     else:
         result = kept_config(config, student.layers)
         result.hidden_size = legal_width(int(config.hidden_size), student.width)
-    if student.vocab_size is not None and student.vocab_size < result.vocab_size:
-        result.vocab_size = student.vocab_size
-        if result.pad_token_id is not None:  # pruning gives it a new number within the smaller table
-            result.pad_token_id = min(int(result.pad_token_id), student.vocab_size - 1)
+    cut_vocabulary(result, student.vocab_size)
     return result
+
+
+def cut_vocabulary(config: Any, size: int | None) -> None:
+    """Make the table of a config as small as pruning will; ``None`` leaves it."""
+    if size is not None and size < config.vocab_size:
+        config.vocab_size = size
+        if config.pad_token_id is not None:  # pruning gives it a new number within the smaller table
+            config.pad_token_id = min(int(config.pad_token_id), size - 1)
 
 
 def kept_config(config: Any, layers: Sequence[int]) -> Any:

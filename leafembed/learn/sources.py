@@ -6,7 +6,6 @@ like differ between query and document, so each text of a record has its own.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +15,9 @@ from typing import Any
 
 from leafembed.errors import DataError, MissingExtraError
 from leafembed.recipe_learn import DataConfig, Source
-from leafembed.text import clean_text, normalise_lang, normalise_text, read_lines, read_objects
+from leafembed.text import clean_text, normalise_lang, normalise_text, read_lines, read_objects, text_hash
 
-__all__ = ["Record", "label", "read_source", "source_files", "text_hash"]
+__all__ = ["Record", "label", "read_source", "source_files"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -32,7 +31,7 @@ class Record:
         texts: One to three texts: text, positive, negative.
         langs: Language of each.
         prompt_names: Teacher prompt of each.
-        hashes: :func:`text_hash` of each.
+        hashes: :func:`~leafembed.text.text_hash` of each.
     """
 
     texts: tuple[str, ...]
@@ -44,11 +43,6 @@ class Record:
     def balance_lang(self) -> str:
         """Language it counts as when languages are balanced: of a pair, the positive's, which is the rarer one."""
         return self.langs[min(1, len(self.langs) - 1)]
-
-
-def text_hash(normalised: str) -> int:
-    """A number of 64 bits for a normalised text; among 10 million texts two share one with a chance of 3e-6."""
-    return int.from_bytes(hashlib.blake2b(normalised.encode(), digest_size=8).digest(), "little")
 
 
 def label(source: Source) -> str:

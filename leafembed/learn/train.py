@@ -272,9 +272,9 @@ def _require_linked(links: Links, config: TrainConfig) -> None:
     anchors = links.pair[links.pair >= 0]
     require(config.contrastive == 0 or len(anchors) > 0, "train.contrastive", config.contrastive,
             "0, or text with positives: no training row has one")  # fmt: skip
-    triplets = np.count_nonzero(links.negative[anchors] >= 0)
+    triplets = int(np.count_nonzero(links.negative[anchors] >= 0))
     require(config.triplet == 0 or triplets > 0, "train.triplet", config.triplet,
-            "0, or text with positives and hard negatives, given or from data.mine_negatives: no training row has both")  # fmt: skip
+            "0, or text with positives and hard negatives, their own or mined: no training row has both")  # fmt: skip
 
 
 def _freeze(model: Any, config: TrainConfig) -> None:
