@@ -57,7 +57,7 @@ ALLOWED = {
     "learn.objectives": {"learn.exits", "learn.links", "learn.losses"},
     "learn.feed": {"learn.batches"},
     "learn.history": {"learn.objectives"},
-    "learn.evaluation": {"learn.batches", "learn.feed", "learn.history", "learn.objectives"},
+    "learn.evaluation": {"learn.batches", "learn.feed", "learn.history", "learn.links", "learn.objectives"},
     "learn.checkpoints": {"learn.models"},
     "learn.callbacks": {"learn.checkpoints", "learn.history"},
     "learn.live": {"learn.batches", "learn.history"},

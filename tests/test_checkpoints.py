@@ -71,7 +71,7 @@ def test_a_full_disk_is_said_with_what_is_still_good(tmp_path):
         raise full
     checkpoint(tmp_path, 3)
     with (
-        pytest.raises(CheckpointError, match="checkpoint-3 is still good: free some space and run"),
+        pytest.raises(CheckpointError, match="checkpoint-3 is still good: see to it that the disk is not full"),
         writing(tmp_path, "x", anything=True),
     ):
         raise RuntimeError("unexpected pos 64 vs 0")

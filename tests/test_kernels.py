@@ -72,7 +72,7 @@ def test_a_gate_and_its_gradient(name, stock):
 def test_far_out_the_gate_is_finite():
     both = torch.tensor([[200.0, -200.0, 1.0, 1.0]])
     for name in ("tanh", "silu"):
-        assert torch.equal(Kernels().gate(both, name), torch.tensor([[200.0, 0.0]])) or name == "silu"
+        assert torch.equal(Kernels().gate(both, name), torch.tensor([[200.0, 0.0]]))
         assert torch.isfinite(Kernels().gate_grad(torch.ones(1, 2), both, name)).all()
 
 

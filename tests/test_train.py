@@ -382,8 +382,32 @@ def test_a_tracker_that_is_not_installed_is_an_error_before_training(start, tmp_
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else found(name, *rest)
     )
-    with pytest.raises(MissingExtraError, match=r"pip install wandb$"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'leafembed\[track\]'$"):
         go(start, tmp_path, config=changed(report_to=("wandb",)))
+
+
+def test_tensorboard_gets_every_number(start, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    go(start, tmp_path, config=changed(report_to=("tensorboard",)))
+    (events,) = (tmp_path / "work" / "runs").rglob("events.*")
+    found = EventAccumulator(str(events)).Reload()
+    assert {"train/loss", "train/distillation", "train/alignment", "eval/dev_mean", "eval/validation_loss"} <= set(
+        found.Tags()["scalars"]
+    )
+    assert [event.step for event in found.Scalars("eval/dev_mean")] == [0, 3, 6, 9, 12]
+
+
+def test_weights_and_biases_gets_every_number_without_a_network(start, tmp_path, monkeypatch):
+    import wandb
+
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    go(start, tmp_path, config=changed(report_to=("wandb",)))
+    wandb.finish()
+    (log,) = tmp_path.rglob("offline-run-*/*.wandb")
+    content = log.read_bytes()
+    assert all(name in content for name in (b"train/distillation", b"eval/dev_mean", b"eval/validation_alignment"))
 
 
 def test_the_student_reads_as_much_as_before_whatever_it_was_trained_on(start, tmp_path):

@@ -114,10 +114,15 @@ def plan_batches(
     )
 
 
-def plan_pass(lengths: NDArray[np.int32], limit: int, config: TrainConfig) -> list[list[int]]:
-    """Batches of every row once, sorted by length: what validation losses are computed on."""
-    pieces = [[int(i)] for i in np.argsort(lengths, kind="stable")]
-    return [_flat(batch) for batch in _pack(pieces, lengths.tolist(), limit, config)]
+def plan_pass(
+    lengths: NDArray[np.int32], limit: int, config: TrainConfig, links: Links | None = None
+) -> list[list[int]]:
+    """Batches of every row, sorted by length: what validation losses are computed on.
+
+    Each row is there once, but for hard negatives, which go with their anchors and with their own group.
+    """
+    sizes = lengths.tolist()
+    return [_flat(batch) for batch in _pack(_sorted(_pieces(len(sizes), links), sizes), sizes, limit, config)]
 
 
 def _steps(

@@ -109,7 +109,7 @@ def rotate(work_dir: Path, keep: Collection[int]) -> None:
 
 @contextmanager
 def writing(work_dir: Path, what: str, *, anything: bool = False) -> Iterator[None]:
-    """Turn the errors of a full disk into one that says what is still good and what to do.
+    """Turn the errors of a full or broken disk into one that says what is still good and what to do.
 
     Args:
         work_dir: Folder of the checkpoints.
@@ -129,7 +129,8 @@ def writing(work_dir: Path, what: str, *, anything: bool = False) -> Iterator[No
         kept = f"{last[-1].name} is still good" if last else "there is no checkpoint yet"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{work_dir}: cannot write {what}: {reason}; {kept}: free some space and run the same command again"
+            f"{work_dir}: cannot write {what}: {reason}; {kept}: see to it that the disk is not full and can be "
+            "written, and run the same command again"
         ) from error
 
 

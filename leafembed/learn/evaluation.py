@@ -15,6 +15,7 @@ from leafembed.errors import NonFiniteError, RecipeError
 from leafembed.learn.batches import plan_pass
 from leafembed.learn.feed import Collator, Texts
 from leafembed.learn.history import metric_key
+from leafembed.learn.links import Links
 from leafembed.learn.objectives import Objectives
 from leafembed.recipe_learn import TrainConfig
 
@@ -42,7 +43,10 @@ class Evaluation(BaseEvaluator):
         self.config: TrainConfig = objectives.config
         self.texts = texts
         first = len(texts.corpus.train)
-        self.batches = [[(first + i, limit) for i in batch] for batch in plan_pass(lengths[first:], limit, self.config)]
+        links = Links.of(texts.corpus.validation)
+        objectives.links = links.after(first)
+        planned = plan_pass(lengths[first:], limit, self.config, links)
+        self.batches = [[(first + i, limit) for i in batch] for batch in planned]
         self.collate = Collator(objectives.model)
 
     def __call__(
@@ -69,9 +73,13 @@ class Evaluation(BaseEvaluator):
         return metrics
 
     def losses(self) -> dict[str, float]:
-        """Unweighted objectives, means over the validation rows, and ``loss``, their weighted sum."""
+        """Unweighted objectives, means over the validation rows, and ``loss``, their weighted sum.
+
+        Contrastive and triplet losses are means over the batches that have pairs or triplets.
+        """
         device = self.objectives.model.device
         totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
         for batch in self.batches:
             inputs = self.collate([self.texts[visit] for visit in batch])
             features = {
@@ -82,8 +90,8 @@ class Evaluation(BaseEvaluator):
                 _, parts = self.objectives([features], features.pop("label"))
             for name, value in parts.items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch)
-        rows = sum(len(batch) for batch in self.batches)
-        means = {name: total / rows for name, total in totals.items()}
+                counts[name] = counts.get(name, 0) + len(batch)
+        means = {name: total / counts[name] for name, total in totals.items()}
         return {"loss": float(np.sum([self.objectives.weights[n] * v for n, v in means.items()])), **means}
 
     def _check_names(self, metrics: Mapping[str, float]) -> None:

@@ -44,6 +44,14 @@ class Links:
         return cls(pair, columns.column("negative"), group, meaning)
 
 
+    def after(self, n: int) -> Links:
+        """The same links of rows that follow ``n`` others, which have none."""
+        none, alone = np.full(n, -1), np.arange(n)
+        pair, negative = (np.where(column >= 0, column + n, -1) for column in (self.pair, self.negative))
+        group, meaning = (np.concatenate([alone, column + n]) for column in (self.group, self.meaning))
+        return Links(np.concatenate([none, pair]), np.concatenate([none, negative]), group, meaning)
+
+
 def first_of_text(rows: Rows) -> NDArray[np.int64]:
     """The first row that holds the same text as each row, ``(n,)``; case and white space do not count."""
     hashes = np.fromiter((text_hash(normalise_text(row.text)) for row in rows), dtype=np.uint64, count=len(rows))

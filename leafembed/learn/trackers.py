@@ -1,7 +1,7 @@
 """Trackers that get every number besides the run's own log: Weights & Biases and TensorBoard.
 
 The trainer's own integrations talk to them. Weights & Biases works without a network too: ``wandb offline`` before the
-run, ``wandb sync`` after it. TensorBoard's files lie in ``runs/`` below the checkpoints.
+run (or ``WANDB_MODE=offline``), ``wandb sync`` after it. TensorBoard's files lie in ``runs/`` below the checkpoints.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ def require_trackers(names: Sequence[str]) -> list[str]:
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(name)
+            raise MissingExtraError(name, "track")
     return list(names)

@@ -122,7 +122,9 @@ class Watch(TrainerCallback):
         self._ringing = {(alarm.name, alarm.fatal) for alarm in found}
         state.stateful_callbacks[_STATE] = {"args": {}, "attributes": self._kept()}
         if self.config.stop and step < state.max_steps and any(alarm.fatal for alarm in found):
-            raise StoppedError(diagnosis([*self.alarms, *found]), alarms=self.alarms, training=self._training(step))
+            # With those that rang before a resume and still hold: the card says what is so at this step.
+            alarms = [*self.alarms, *(alarm for alarm in found if alarm not in self.alarms)]
+            raise StoppedError(diagnosis(alarms), alarms=alarms, training=self._training(step))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let go of the model."""
