@@ -103,6 +103,14 @@ def test_validation_batches_hold_each_row_once_sorted_by_length():
     assert [LENGTHS[row] for batch in found for row in batch] == sorted(LENGTHS)
 
 
+def test_validation_pairs_share_a_batch():
+    links = Links.of(rows_of(100, pairs=[(3, 80), (40, 41)], negatives=[(3, 7)]))
+    found = plan_pass(LENGTHS, 16, TrainConfig(batch_size=8, batch_tokens=100), links)
+    assert sorted(row for batch in found for row in batch) == list(range(100))
+    assert any({3, 80, 7} <= set(batch) for batch in found)
+    assert any({40, 41} <= set(batch) for batch in found)
+
+
 def rows_of(n, pairs=(), negatives=()):
     rows = {i: {"text": f"t{i}", "lang": "en"} for i in range(n)}
     for anchor, positive in pairs:

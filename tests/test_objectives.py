@@ -78,10 +78,18 @@ def test_a_batch_without_pairs_leaves_those_objectives_out_and_still_has_a_gradi
     total.backward()
 
 
-def test_validation_rows_follow_the_training_rows_and_have_no_pairs():
-    teacher = some(3, n=8)
-    loss = objectives(ALL, student=some(2, n=8), teacher=teacher, links=Links.of(ROWS))
-    assert run(loss, [6, 7])[1].keys() == {"distillation", "alignment"}
+def test_validation_rows_follow_the_training_rows():
+    student, teacher = some(2, n=8), some(3, n=8)
+    loss = objectives(ALL, student=student, teacher=teacher, links=Links.of(ROWS))
+    assert run(loss, [6, 7])[1].keys() == {"distillation", "alignment"}  # the links are those of training rows
+    held_out = objectives(ALL, student=student, teacher=teacher, links=Links.of(ROWS).after(2))
+    parts = run(held_out, [2, 3, 4, 5, 6])[1]
+    assert parts["contrastive"].item() == pytest.approx(
+        contrastive(student[[2, 5]], student[[3, 6]], temperature=0.2).item(), rel=1e-5
+    )
+    assert parts["triplet"].item() == pytest.approx(
+        triplet(student[[2]], student[[3]], student[[4]], margin=1.0).item(), rel=1e-5
+    )
 
 
 def test_weights_of_zero_are_left_out_unless_every_objective_is_wanted():

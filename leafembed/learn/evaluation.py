@@ -32,19 +32,20 @@ class Evaluation(BaseEvaluator):
         score: The dev scores.
         objectives: Computes every objective that validation text allows.
         texts: The corpus.
+        links: Pairs and hard negatives of the validation rows, counted from the first of these.
         lengths: Tokens of each row, validation rows last.
         limit: Tokens that validation texts are cut to: the longest phase's, so that losses compare over the run.
     """
 
-    def __init__(self, score: Score, objectives: Objectives, texts: Texts, *, lengths: Any, limit: int) -> None:
+    def __init__(
+        self, score: Score, objectives: Objectives, texts: Texts, *, links: Links, lengths: Any, limit: int
+    ) -> None:
         super().__init__()
         self.score = score
         self.objectives = objectives
         self.config: TrainConfig = objectives.config
         self.texts = texts
         first = len(texts.corpus.train)
-        links = Links.of(texts.corpus.validation)
-        objectives.links = links.after(first)
         planned = plan_pass(lengths[first:], limit, self.config, links)
         self.batches = [[(first + i, limit) for i in batch] for batch in planned]
         self.collate = Collator(objectives.model)

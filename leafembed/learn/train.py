@@ -145,8 +145,10 @@ def _prepare(
     arguments.max_steps = plan.steps
     _say_plan(plan, config)
     objectives = Objectives(model, targets, config, links=links, exits=shape["exits"], dims=shape["dims"])
-    watched = Objectives(model, targets, config, every=True, exits=shape["exits"], dims=shape["dims"])
-    evaluation = Evaluation(score, watched, texts, lengths=lengths, limit=int(plan.limits.max()))
+    held_out = Links.of(corpus.validation)
+    watched = Objectives(model, targets, config, links=held_out.after(len(corpus.train)), every=True,
+                         exits=shape["exits"], dims=shape["dims"])  # fmt: skip
+    evaluation = Evaluation(score, watched, texts, links=held_out, lengths=lengths, limit=int(plan.limits.max()))
     return _Setup(model, texts, plan, objectives, evaluation, arguments)
 
 
