@@ -11,7 +11,7 @@ from typing import Any
 
 from leafembed.progress import say
 
-__all__ = ["MARKER", "fingerprint", "once"]
+__all__ = ["MARKER", "file_sha256", "fingerprint", "once"]
 
 MARKER = "stage.json"
 
@@ -19,6 +19,12 @@ MARKER = "stage.json"
 def fingerprint(*inputs: Any) -> str:
     """Hash of anything JSON can hold."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def once(folder: Path, inputs: str, build: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from leafembed.errors import Error
 from leafembed.guard import watched
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.floors import RandomEncoder
@@ -82,7 +83,15 @@ class Line:
 
 
 def begin(recipe: Recipe, folder: Path) -> Line:
-    """Read tasks and corpus, fill the teacher's cache, and note the recipe as it was understood."""
+    """Read tasks and corpus, fill the teacher's cache, and note the recipe as it was understood.
+
+    Raises:
+        Error: If a launcher started several processes, which would write the same files.
+    """
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        raise Error("got a start by torchrun or accelerate launch, expected leaf itself: a run is one process")
     folder.mkdir(parents=True, exist_ok=True)
     learned = embed(recipe)
     (folder / RESOLVED).write_text(to_toml(recipe.to_dict()), encoding="utf-8")

@@ -202,6 +202,11 @@ def test_a_bundle_whose_manifest_is_damaged(work, refusal):
     assert "not readable as JSON" in refusal("info", work / "run" / "bundle")
 
 
+def test_a_run_under_a_launcher(work, refusal, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert refusal(*_run(work)).endswith("expected leaf itself: a run is one process")
+
+
 def test_quantizing_onto_something(work, refusal):
     target = work / "text"
     assert "exists already" in refusal("quantize", work / "teacher", target)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafembed.errors import CacheError
+from leafembed.stages import file_sha256
 from leafembed.types import FloatArray, check_vectors
 
 __all__ = ["KEY_BYTES", "OPEN_SHARDS", "VectorStore"]
@@ -98,7 +99,7 @@ class VectorStore:
         with name.with_suffix(".keys").open("wb") as file:
             file.write(b"".join(keys))
             os.fsync(file.fileno())
-        marker = {"rows": len(keys), "dim": self.dim, "sha256": _sha256(name.with_suffix(".npy"))}
+        marker = {"rows": len(keys), "dim": self.dim, "sha256": file_sha256(name.with_suffix(".npy"))}
         temporary = name.with_suffix(".tmp")
         temporary.write_text(json.dumps(marker), encoding="utf-8")
         temporary.replace(name.with_suffix(".json"))
@@ -184,7 +185,7 @@ class VectorStore:
         shard = self._shards[index]
         path = shard.marker.with_suffix(".npy")
         try:
-            if not shard.checked and _sha256(path) != shard.sha256:
+            if not shard.checked and file_sha256(path) != shard.sha256:
                 raise CacheError(f"{shard.marker}: the vectors changed since they were written; {_REMEDY}")
             shard.checked = True
             vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -194,8 +195,3 @@ class VectorStore:
 
 
 _REMEDY = "delete the three files of that name and run again: only they are computed anew"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

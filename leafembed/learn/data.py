@@ -31,7 +31,7 @@ from leafembed.learn.named import expand
 from leafembed.learn.rows import Rows, write_rows
 from leafembed.learn.sources import Record, read_source, source_files
 from leafembed.recipe_learn import DataConfig, Source
-from leafembed.stages import fingerprint, once
+from leafembed.stages import file_sha256, fingerprint, once
 from leafembed.types import Corpus, Row
 
 __all__ = ["LAYOUT", "corpus_fingerprint", "prepare_corpus"]
@@ -250,11 +250,6 @@ def _key(
     plain = dataclasses.asdict(config)
     for name in ("root", "mixture", "mine_negatives", "negative_margin"):
         del plain[name]
-    contents = [[_sha256(path) for path in found] for found in files]
+    contents = [[file_sha256(path) for path in found] for found in files]
     excluded = hashlib.sha256("\0".join(sorted(forbidden)).encode("utf-8", "surrogatepass")).hexdigest()
     return fingerprint(LAYOUT, plain, contents, seed, prompt_name, excluded)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,7 +43,6 @@ class Links:
         group, meaning = _components(_linked(pair), len(rows)), meanings(pair, first_of_text(columns))
         return cls(pair, columns.column("negative"), group, meaning)
 
-
     def after(self, n: int) -> Links:
         """The same links of rows that follow ``n`` others, which have none."""
         none, alone = np.full(n, -1), np.arange(n)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from leafembed.errors import MissingExtraError, ModelError
-from leafembed.stages import MARKER
+from leafembed.stages import MARKER, file_sha256
 from leafembed.types import ModelRef
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def fingerprint_folder(folder: Path) -> str:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in _HASHED and path.name != MARKER:
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()[:16]
 
 

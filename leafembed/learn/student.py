@@ -19,7 +19,7 @@ from leafembed.learn.factors import factorise_table, write_factors
 from leafembed.learn.models import resolve
 from leafembed.learn.random_start import random_transformer
 from leafembed.learn.shapes import LAYER_NAME, kept_config, legal_width
-from leafembed.learn.vocabulary import prune_student, write_report
+from leafembed.learn.vocabulary import plain_tokenizer, prune_student, write_report
 from leafembed.learn.width import cut_width
 from leafembed.recipe_learn import StudentConfig
 from leafembed.types import FloatArray, ModelRef
@@ -173,7 +173,7 @@ def _static(config: StudentConfig, teacher: SentenceTransformer, sample: Sample)
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     transformer = _transformer_of(teacher)
-    tokenizer = _plain_tokenizer(transformer.tokenizer)
+    tokenizer = plain_tokenizer(transformer.tokenizer._tokenizer)
     table = transformer.auto_model.get_input_embeddings().weight.detach().float().cpu().numpy()
     ids = [encoding.ids for encoding in tokenizer.encode_batch(list(sample.texts), add_special_tokens=False)]
     frequency = np.bincount(np.concatenate([np.array(row, dtype=np.int64) for row in ids]), minlength=len(table))
@@ -277,16 +277,6 @@ def _transformer_of(teacher: Any) -> Any:
     if not isinstance(teacher[0], Transformer):
         raise ModelError(f"got a teacher that starts with {type(teacher[0]).__name__}, expected a Transformer")
     return teacher[0]
-
-
-def _plain_tokenizer(tokenizer: Any) -> Any:
-    """An independent copy of a fast tokenizer that neither truncates nor pads."""
-    from tokenizers import Tokenizer
-
-    plain = Tokenizer.from_str(tokenizer._tokenizer.to_str())
-    plain.no_truncation()
-    plain.no_padding()
-    return plain
 
 
 def _least_squares(inputs: Any, targets: FloatArray) -> Any:

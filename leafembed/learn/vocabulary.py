@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
-__all__ = ["REPORT", "compare", "count_tokens", "prune_student", "read_report", "write_report"]
+__all__ = ["REPORT", "compare", "count_tokens", "plain_tokenizer", "prune_student", "read_report", "write_report"]
 
 REPORT = "vocabulary.json"
 """File of a student's folder with what pruning changed."""
@@ -60,7 +60,7 @@ def prune_student(
 
     first = student[0]
     static = isinstance(first, StaticEmbedding)
-    before = _plain(first.tokenizer if static else first.tokenizer.backend_tokenizer)
+    before = plain_tokenizer(first.tokenizer if static else first.tokenizer.backend_tokenizer)
     content = json.loads(before.to_str())
     total = len(tokens_of(content))
     if size >= total:
@@ -163,8 +163,8 @@ def _loaded(content: Mapping[str, Any]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
 
 
-def _plain(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy that neither cuts nor pads: both are settings of the last call, and would distort the counts."""
+def plain_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """An independent copy that neither cuts nor pads; both are settings of the last call and would distort counts."""
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_str(tokenizer.to_str())

@@ -24,6 +24,7 @@ from leafembed.ship.card import CARD, MANIFEST, PLOT, gemma_notice, render_card
 from leafembed.ship.curves import plot_curves
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES
+from leafembed.stages import file_sha256
 
 __all__ = [
     "FORMAT",
@@ -246,8 +247,7 @@ def _copy_model(source: Path, target: Path) -> None:
 
 
 def _entry(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "bytes": file.stat().st_size}
+    return {"sha256": file_sha256(file), "bytes": file.stat().st_size}
 
 
 def _write_durably(file: Path, text: bytes) -> None:
