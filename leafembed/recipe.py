@@ -34,7 +34,8 @@ class EvalConfig:
     """Tasks: dev chooses the checkpoint, test decides at the gate."""
 
     data: Path = Path()
-    """Folder with ``sts/``, ``bitext/``, ``retrieval/`` and ``classification/``."""
+    """Folder with ``sts/``, ``bitext/``, ``classification/``, ``clustering/``, ``pair/``, ``reranking/`` and
+    ``retrieval/``, whichever there are."""
     dev: tuple[str, ...] = ()
     """Task ids or globs, e.g. ``sts/stsb_multi_mt.dev``; ``NAME@SPLIT`` scores another split of a task, and
     ``sts/NAME@cross`` an English sentence with its counterpart in each other language.

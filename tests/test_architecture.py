@@ -30,8 +30,13 @@ ALLOWED = {
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
-    "judge.evaluate": {"judge.tasks"},  # what it scores
-    "judge.tasks": {"judge.formats", "judge.metrics"},  # a task is rows of a format and a metric
+    # A task is rows of a format, scored as its kind says; agreement is one without a file.
+    "judge.evaluate": {"judge.kinds", "judge.tasks"},
+    "judge.tasks": {"judge.formats", "judge.kinds"},
+    "judge.agreement": {"judge.formats", "judge.kinds", "judge.metrics", "judge.tasks"},
+    "judge.kinds": {"judge.formats", "judge.metrics", "judge.probes"},
+    "judge.formats": {"judge.probes"},  # which documents are clustered
+    "judge.probes": {"judge.metrics"},  # arrays are refused for the same reasons
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.fused", "learn.models", "learn.remote"},
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
