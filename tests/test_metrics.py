@@ -130,7 +130,15 @@ def test_average_precision_of_pairs_by_hand() -> None:
 def test_the_better_of_two_distances_counts() -> None:
     # From 0 to 40 degrees is further than from 25 to 63, but 0.88 along the axes against 0.92.
     scores = pair_classification(unit(0, 25), unit(40, 63), [1, 0])
-    assert scores == pytest.approx({"max_ap": 1, "cosine_ap": 1 / 2, "manhattan_ap": 1})
+    assert scores == pytest.approx(
+        {"max_ap": 1, "cosine_ap": 1 / 2, "dot_ap": 1 / 2, "euclidean_ap": 1 / 2, "manhattan_ap": 1}
+    )
+
+
+def test_pairs_of_one_text_twice_are_a_tie() -> None:
+    same = random_unit(40, 64, 0)
+    scores = pair_classification(same, same, [1, 0] * 20)
+    assert scores["euclidean_ap"] == scores["manhattan_ap"] == scores["cosine_ap"] == 0.5
 
 
 def test_pairs_are_refused_without_both_labels() -> None:

@@ -1,7 +1,7 @@
 """Scores of what is fitted to embeddings: few-shot classification and k-means, as mteb fits, random draws included.
 
 Embeddings are ``(n, dim)`` float32 of unit length. The draws are of mteb's seed and in its order, since they belong to
-the definition of the scores: others move the accuracy of one model by half a point.
+the definition of the scores: others move an accuracy by one to four points (``docs/method.md``).
 """
 
 from __future__ import annotations

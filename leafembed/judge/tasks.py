@@ -31,7 +31,7 @@ from leafembed.judge.formats import Groups, Options
 from leafembed.judge.kinds import KINDS, Encode, Kind
 from leafembed.text import normalise_lang, normalise_text
 
-__all__ = ["AGREEMENT", "Part", "Task", "build_task", "check_disjoint", "load_tasks", "scored_items"]
+__all__ = ["AGREEMENT", "Part", "Task", "build_task", "check_disjoint", "find_tasks", "load_tasks", "scored_items"]
 
 AGREEMENT = "agreement"
 """Task id that :func:`load_tasks` skips: ``agreement.py`` makes it from a teacher's vectors."""
@@ -167,7 +167,12 @@ def scored_items(tasks: Sequence[Task]) -> frozenset[tuple[str, ...]]:
     return frozenset[tuple[str, ...]]().union(*(task.scored for task in tasks))
 
 
-def _discover(data: Path) -> dict[str, Path]:
+def find_tasks(data: Path, name: str) -> list[str]:
+    """Return the ids of the tasks below ``data`` that a name or glob means; empty: there is none, or no such folder."""
+    return [id for id in _files(data) if fnmatchcase(id, name.partition("@")[0])]
+
+
+def _files(data: Path) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for folder in KINDS:
         for path in sorted((data / folder).glob("*")):
@@ -178,6 +183,11 @@ def _discover(data: Path) -> dict[str, Path]:
                         f"{id}: got both {paths[id].name} and {path.name}; expected one, so remove the other"
                     )
                 paths[id] = path
+    return paths
+
+
+def _discover(data: Path) -> dict[str, Path]:
+    paths = _files(data)
     if not paths:
         raise DataError(f"{data}: holds no task; expected files in one of its folders {sorted(KINDS)}")
     return paths
