@@ -113,10 +113,14 @@ def _embed(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from leafembed.judging import Wanted, export_card, export_mteb, judge
+    from leafembed.recipe import is_url
     from leafembed.results import print_members, print_reports
 
     if args.suite and args.languages:
         raise Error(f"--languages: got {' '.join(args.languages)}, expected none beside --suite, which names its own")
+    served = [name for name in (args.model, args.reference) if name and is_url(name)]
+    if (args.served_model or args.api_key_file) and not served:
+        raise Error("--served-model, --api-key-file: expected a URL as MODEL or --reference, got none")
     wanted = Wanted(data=args.data, tasks=args.tasks, languages=args.languages, max_rows=args.max_rows, mteb=args.mteb,
                     suite=args.suite)  # fmt: skip
     judged = judge(_open_part(args), wanted)

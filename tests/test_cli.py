@@ -313,6 +313,9 @@ def test_a_model_at_a_url_needs_its_name_and_hides_no_key(leaf, eval_data):
     status, _, err = leaf("evaluate", "http://me:secret@127.0.0.1/v1", "--served-model", "a", *argv)
     assert status == 1
     assert "secret" not in err[0]
+    status, _, err = leaf("evaluate", "folder", "--served-model", "a", *argv)
+    assert (status, len(err)) == (1, 1)
+    assert "expected a URL as MODEL or --reference" in err[0]
 
 
 def test_an_unknown_task_is_an_error_that_names_near_ones(leaf, bundle, eval_data):
