@@ -105,10 +105,10 @@ def build_floors(line: Line) -> dict[str, Encoder]:
     if learned.teacher.torch is None:  # there is no table of the teacher's: that of the student's encoder
         static = dataclasses.replace(static, model=recipe.student.model, revision=recipe.student.revision)
     configs = {UNTRAINED: recipe.student, TABLE: static}
-    texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
+    rows = learned.corpus.train[:FIT_TEXTS]
+    vectors = learned.targets(np.arange(len(rows)))
     held_out = [(row.text, row.lang) for row in learned.corpus.validation]
     every = (row.text for row in learned.corpus.train)  # read once at most, and never held
-    sample = Sample(texts, learned.targets(np.arange(len(texts))), every, held_out)
     encoders: dict[str, Encoder] = {"floor: random": RandomEncoder(learned.teacher.ref.dim, recipe.seed)}
     made = versions(PACKAGES)
     for name, config in configs.items():
@@ -120,6 +120,9 @@ def build_floors(line: Line) -> dict[str, Encoder]:
         def build(target: Path, config: StudentConfig = config) -> None:
             teacher = learned.teacher.torch
             source = teacher.model if teacher else stand_in(config, learned.teacher.ref)
+            prompts = learned.teacher.ref.prompts if config.prompts == "teacher" else {}
+            texts = [prompts.get(row.prompt_name or "", "") + row.text for row in rows]
+            sample = Sample(texts, vectors, every, held_out)
             init_student(config, source, sample, target, seed=recipe.seed)
 
         once(folder, key, build)
