@@ -5,7 +5,8 @@ import pytest
 import torch
 from families import bert, gemma, toy_texts
 
-from leafembed.learn.head import fit_head, is_linear, least_squares
+from leafembed.learn import head
+from leafembed.learn.head import fit_head, is_linear, least_squares, pooled_vectors
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
 from leafembed.recipe_learn import StudentConfig
@@ -75,3 +76,17 @@ def test_a_model_without_a_linear_head_has_nothing_to_fit(teacher, vectors, tmp_
     student[2].activation_function = torch.nn.Tanh()
     assert not is_linear(student[2])
     assert fit_head(student, TEXTS, vectors) is None
+
+
+def test_pooled_vectors_are_in_the_order_of_the_texts(teacher):
+    texts = [text * (1 + place % 3) for place, text in enumerate(TEXTS[:300])]  # more than are encoded at once
+    assert pooled_vectors(teacher, texts) == pytest.approx(teacher.encode(texts), abs=1e-5)
+
+
+def test_long_texts_are_fewer(teacher, vectors, tmp_path, monkeypatch):
+    student = start(teacher, vectors, tmp_path / "student", layers=(0, 1, 2))
+    seen = []
+    monkeypatch.setattr(head, "pooled_vectors", lambda model, texts: seen.append(len(texts)) or model.encode(texts))
+    monkeypatch.setattr(head, "FIT_CHARACTERS", sum(map(len, TEXTS[:100])))
+    fit_head(student, TEXTS, vectors)
+    assert seen == [100]

@@ -1,7 +1,7 @@
 """Write what is generated, from what it is generated from.
 
 ``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, the results in ``README.md`` from the
-manifest in ``docs/results/quick``, and those in ``docs/why-v1-failed.md`` from the table that ``tools/ablate.py`` wrote.
+manifest in ``docs/results/quick``, those in ``docs/why-v1-failed.md`` from the table that ``tools/ablate.py`` wrote.
 ``tests/test_docs.py`` fails while a page and its source differ.
 """
 

@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leafembed.progress import progress
 from leafembed.types import FloatArray
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["FIT_TEXTS", "fit_head", "is_linear", "least_squares"]
+__all__ = ["FIT_TEXTS", "fit_head", "is_linear", "least_squares", "pooled_vectors"]
 
 FIT_TEXTS = 8_000
 """Most texts that a kept head is fitted on; with 4,000 the cosine above was 0.68, with 2,000 0.62."""
+
+FIT_CHARACTERS = 800_000
+"""Most characters of them together: long texts cost minutes, and say no more about the matrix than short ones."""
+
+_AT_ONCE = 256
 
 
 def fit_head(student: SentenceTransformer, texts: Sequence[str], vectors: FloatArray) -> tuple[float, float] | None:
@@ -31,7 +37,8 @@ def fit_head(student: SentenceTransformer, texts: Sequence[str], vectors: FloatA
 
     Args:
         student: Changed in place.
-        texts: As the student reads them, prompts included; at most :data:`FIT_TEXTS` are used.
+        texts: As the student reads them, prompts included; of these the first :data:`FIT_TEXTS` are used, fewer if
+            they have more than :data:`FIT_CHARACTERS`.
         vectors: The teacher's vectors of them, ``(n_texts, dim)``, unit length.
 
     Returns:
@@ -41,13 +48,15 @@ def fit_head(student: SentenceTransformer, texts: Sequence[str], vectors: FloatA
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense, Normalize
 
-    texts, vectors = list(texts[:FIT_TEXTS]), vectors[:FIT_TEXTS]
+    lengths = np.cumsum([len(text) for text in texts[:FIT_TEXTS]])
+    used = int(np.searchsorted(lengths, FIT_CHARACTERS, side="right"))
+    texts, vectors = list(texts[:used]), vectors[:used]
     modules = [module for module in student if not isinstance(module, Normalize)]
     head, first = modules[-1], len(texts) * 9 // 10
     if not isinstance(head, Dense) or isinstance(modules[-2], Dense) or not is_linear(head) or not first:
         return None
     pooled = SentenceTransformer(modules=modules[:-1], device="cpu").eval()
-    inputs = pooled.encode(texts, batch_size=32, show_progress_bar=False, convert_to_numpy=True)
+    inputs = pooled_vectors(pooled, texts)
     matrix = least_squares(np.asarray(inputs[:first], dtype=np.float64), vectors[:first])
     bias = 0.0 if head.linear.bias is None else head.linear.bias.detach().numpy()
     outputs = (inputs[first:] @ head.linear.weight.detach().numpy().T + bias, inputs[first:] @ matrix)
@@ -57,6 +66,21 @@ def fit_head(student: SentenceTransformer, texts: Sequence[str], vectors: FloatA
         if head.linear.bias is not None:
             head.linear.bias.data.zero_()
     return before, max(before, after)
+
+
+def pooled_vectors(model: SentenceTransformer, texts: Sequence[str]) -> FloatArray:
+    """Return what a head is fitted on, ``(n_texts, hidden)``, with a bar: thousands of long texts take minutes."""
+    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+    found: list[Any] = [None] * len(texts)
+    with progress("fitting the head", len(texts), "texts") as advance:
+        for start in range(0, len(order), _AT_ONCE):
+            places = order[start : start + _AT_ONCE]
+            chunk = [texts[place] for place in places]
+            vectors = model.encode(chunk, batch_size=32, show_progress_bar=False, convert_to_numpy=True)
+            for place, vector in zip(places, vectors, strict=True):
+                found[place] = vector
+            advance(len(places))
+    return np.stack(found)
 
 
 def _mean_cosine(outputs: Any, vectors: FloatArray) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 
 from leafembed.errors import ModelError
 from leafembed.learn.factors import factorise_table, write_factors
-from leafembed.learn.head import fit_head, is_linear, least_squares
+from leafembed.learn.head import fit_head, is_linear, least_squares, pooled_vectors
 from leafembed.learn.models import resolve
 from leafembed.learn.random_start import random_transformer
 from leafembed.learn.shapes import LAYER_NAME, kept_config, legal_width
@@ -143,8 +143,7 @@ def _from_encoder(config: StudentConfig, teacher: SentenceTransformer, sample: S
     pooled = _pooled(config)
     _limit_length(pooled, config, teacher)
     hidden = int(pooled.get_embedding_dimension() or 0)
-    vectors = pooled.encode(list(sample.texts), batch_size=32, show_progress_bar=False, convert_to_numpy=True)
-    matrix = least_squares(np.asarray(vectors, dtype=np.float64), sample.vectors)
+    matrix = least_squares(np.asarray(pooled_vectors(pooled, sample.texts), dtype=np.float64), sample.vectors)
     head = Dense(hidden, matrix.shape[1], bias=False, activation_function=torch.nn.Identity())
     head.linear.weight.data = torch.from_numpy(matrix.T.astype(np.float32)).contiguous()
     return SentenceTransformer(modules=[*pooled, head, Normalize()], device="cpu")
