@@ -14,6 +14,7 @@ from leafembed.errors import require
 from leafembed.judge.tasks import AGREEMENT, Task, agreement_task, check_disjoint, load_tasks, scored_items
 from leafembed.learn.data import prepare_corpus
 from leafembed.learn.negatives import MAX_POOL, mine_negatives
+from leafembed.learn.overlap import JudgedSet
 from leafembed.learn.rows import Rows
 from leafembed.learn.teacher import CachedTeacher, load_teacher
 from leafembed.progress import say
@@ -77,7 +78,7 @@ def embed(recipe: Recipe) -> Material:
         recipe.cache_dir / "corpora",
         seed=recipe.seed,
         prompt_name=recipe.teacher.prompt_name,
-        forbidden=frozenset[str]().union(*(task.texts for task in (*dev, *test))),
+        judged={task.id: JudgedSet(task.scored, task.texts) for task in (*dev, *test)},
     )
     say(
         f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "

@@ -52,6 +52,7 @@ def run_facts(
             "validation_rows": len(corpus.validation),
             "sources": [dict(source) for source in corpus.sources],
         },
+        "contamination": [dataclasses.asdict(entry) for entry in corpus.contamination],
         "training": dict(training),
         "sizes": {"parts": [dict(part) for part in parts]},
         "machine": {**machine_facts(), "scored_in": dict(scored_in)},

@@ -17,7 +17,7 @@ HEAVY = {
     *("sklearn", "scipy", "matplotlib", "jinja2"),
 }
 
-NOUNS = {"errors", "types", "reports", "recipe", "recipe_learn"}
+NOUNS = {"errors", "types", "evidence", "reports", "recipe", "recipe_learn"}
 HELPERS = {"text", "progress", "stages"}
 
 # Who may import what besides nouns and helpers. A stage that is not named here imports no other stage.
@@ -35,7 +35,9 @@ ALLOWED = {
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.fused", "learn.models", "learn.remote"},
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
-    "learn.data": {"learn.draw", "learn.named", "learn.rows", "learn.sources"},  # reads, draws, writes
+    # Reads, leaves out what is judged by, draws, writes.
+    "learn.data": {"learn.draw", "learn.named", "learn.overlap", "learn.rows", "learn.sources"},
+    "learn.sources": {"learn.overlap"},  # drops what overlaps as it reads
     "learn.negatives": {"learn.links", "learn.rows"},  # which rows mean the same; their columns
     # A student is built from kept layers or at random, narrowed, pruned, factorised; an encoder has to be found.
     "learn.student": {
