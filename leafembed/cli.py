@@ -22,8 +22,12 @@ from leafembed.progress import say
 
 if TYPE_CHECKING:
     from leafembed.recipe import Recipe
+    from leafembed.types import Encoder
 
 __all__ = ["COMMANDS", "main"]
+
+_SHOWN = 8
+"""Most lines about tasks that could not be scored."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,20 +112,37 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from leafembed.results import print_reports
-    from leafembed.single import open_encoder, score
+    from leafembed.judging import Wanted, export_card, export_mteb, judge
+    from leafembed.recipe import is_url
+    from leafembed.results import print_members, print_reports
 
-    reports = {"model": score(open_encoder(args.model, allow_failed=args.allow_failed), args.data, args.tasks)}
+    if args.suite and args.languages:
+        raise Error(f"--languages: got {' '.join(args.languages)}, expected none beside --suite, which names its own")
+    served = [name for name in (args.model, args.reference) if name and is_url(name)]
+    if (args.served_model or args.api_key_file) and not served:
+        raise Error("--served-model, --api-key-file: expected a URL as MODEL or --reference, got none")
+    wanted = Wanted(data=args.data, tasks=args.tasks, languages=args.languages, max_rows=args.max_rows, mteb=args.mteb,
+                    suite=args.suite)  # fmt: skip
+    judged = judge(_open_part(args), wanted)
+    reports = {"model": judged.report}
     if args.reference:
-        reports["reference"] = score(
-            open_encoder(args.reference, allow_failed=args.allow_failed), args.data, args.tasks
-        )
+        reports["reference"] = judge(_open(args.reference, args), wanted).report
+    for name, reason in list(judged.missing.items())[:_SHOWN]:
+        say(f"not scored: {name}: {reason}")
+    if len(judged.missing) > _SHOWN:
+        say(f"not scored: {len(judged.missing) - _SHOWN} more; --json names them")
+    if args.export_mteb:
+        say(f"{export_mteb(args.export_mteb, judged)} result files of mteb below {args.export_mteb / 'results'}")
+    if args.export_card:
+        export_card(args.export_card, judged)
+        say(f"model-index of {len(judged.report.results)} results in {args.export_card}")
     if args.json:
         data: dict[str, Any] = {name: report.to_dict() for name, report in reports.items()}
         if args.reference:
             data["retention"] = reports["model"].retention(reports["reference"])
-        _print_json(data)
+        _print_json(data | {"missing": dict(judged.missing), "suite": list(judged.members)})
     else:
+        print_members(judged.members)
         print_reports(reports, reference="reference" if args.reference else None)
     return 0
 
@@ -218,6 +239,22 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "info": _info,
     "encode": _encode,
 }
+
+
+def _open(name: str, args: argparse.Namespace) -> Encoder:
+    from leafembed.single import open_encoder
+
+    return open_encoder(
+        name, allow_failed=args.allow_failed, served_model=args.served_model, api_key_file=args.api_key_file
+    )
+
+
+def _open_part(args: argparse.Namespace) -> Encoder:
+    from leafembed.judge.views import View
+
+    encoder = _open(args.model, args)
+    whole = args.dim is None and args.exit is None
+    return encoder if whole else View(encoder, dim=args.dim, exit=args.exit)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

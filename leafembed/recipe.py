@@ -26,6 +26,7 @@ __all__ = [
     "QuantizeConfig",
     "Recipe",
     "is_url",
+    "require_plain_url",
 ]
 
 
@@ -34,7 +35,8 @@ class EvalConfig:
     """Tasks: dev chooses the checkpoint, test decides at the gate."""
 
     data: Path = Path()
-    """Folder with ``sts/``, ``bitext/``, ``retrieval/`` and ``classification/``."""
+    """Folder with ``sts/``, ``bitext/``, ``classification/``, ``clustering/``, ``pair/``, ``reranking/`` and
+    ``retrieval/``, whichever there are."""
     dev: tuple[str, ...] = ()
     """Task ids or globs, e.g. ``sts/stsb_multi_mt.dev``; ``NAME@SPLIT`` scores another split of a task, and
     ``sts/NAME@cross`` an English sentence with its counterpart in each other language.
@@ -147,7 +149,10 @@ class Recipe:
         same = self.student.prompts == "none"
         require(not (roles and same), "data.sources.roles", roles, "none, or student.prompts = 'teacher': a bare text "
                 "cannot have several targets")  # fmt: skip
-        _require_shape(self.student, frozen=self.train.freeze_token_table)
+        if self.train.freeze_token_table is None:
+            settled = dataclasses.replace(self.train, freeze_token_table=self.student.init != "random")
+            object.__setattr__(self, "train", settled)
+        _require_shape(self.student, frozen=bool(self.train.freeze_token_table))
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain data; paths as text, ``None`` left out."""
@@ -159,6 +164,16 @@ def is_url(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
+def require_plain_url(key: str, url: str) -> None:
+    """Raise :class:`RecipeError` naming ``key`` if a URL could hold a password or token, which is not repeated."""
+    require(
+        _is_plain(url),
+        key,
+        "a URL that is not shown, since it may hold a key",
+        "http(s)://HOST[:PORT]/PATH without user, query or fragment; a key goes into a file (api_key_file)",
+    )
+
+
 def _require_teacher(teacher: TeacherConfig, student: StudentConfig) -> None:
     """What a teacher at a URL needs and cannot give, and what no other teacher takes."""
     if not is_url(teacher.model):
@@ -166,12 +181,7 @@ def _require_teacher(teacher: TeacherConfig, student: StudentConfig) -> None:
             value = getattr(teacher, key)
             require(not value, f"teacher.{key}", value, "nothing, since teacher.model is no URL")
         return
-    require(
-        _is_plain(teacher.model),
-        "teacher.model",
-        "a URL that is not shown, since it may hold a key",
-        "http(s)://HOST[:PORT]/PATH without user, query or fragment; a key goes into teacher.api_key_file",
-    )
+    require_plain_url("teacher.model", teacher.model)
     require(bool(teacher.served_model), "teacher.served_model", "", "the model's name at the URL of teacher.model")
     require(teacher.revision is None, "teacher.revision", teacher.revision, "nothing, since teacher.model is a URL")
     need = "encoder, with student.model, since teacher.model is a URL: it gives vectors, but no layers and no tokens"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leafembed.errors import MissingExtraError
 from leafembed.reports import EvalReport, GateResult
 
-__all__ = ["print_reports", "print_results"]
+__all__ = ["print_members", "print_reports", "print_results"]
 
 _ORDER = ("teacher", "floor: random", "floor: static table", "floor: untrained student", "student", "int8")
 _SPEED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
@@ -49,6 +49,27 @@ def print_reports(reports: Mapping[str, EvalReport], *, reference: str | None) -
         scores = [report.score(result.task, result.lang) for report in reports.values()]
         cells = [f"{score:.4f}" if score is not None else "" for score in scores]
         table.add_row(result.task, result.lang, result.metric, str(result.n), *cells)
+    _console().print(table)
+
+
+def print_members(members: Sequence[Mapping[str, str]]) -> None:
+    """Print for each member of a suite how many of its tasks have data here, and which local files stand in."""
+    from rich.table import Table
+
+    if not members:
+        return
+    table = Table(box=None)
+    for column in ("member", "tasks", "from the cache", "from local files", "missing"):
+        table.add_column(column, justify="left" if column in ("member", "from local files") else "right")
+    for name in dict.fromkeys(member["member"] for member in members):
+        own = [member for member in members if member["member"] == name]
+        count = {where: sum(member["data"] == where for member in own) for where in ("cache", "missing")}
+        local = [
+            member["local"] + (f" ({member['differs']})" if member["differs"] else "")
+            for member in own
+            if member["data"] == "local"
+        ]
+        table.add_row(name, str(len(own)), str(count["cache"]), ", ".join(local) or "-", str(count["missing"]))
     _console().print(table)
 
 

@@ -13,7 +13,7 @@ from leafembed.errors import DataError, ModelError
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.tasks import load_tasks
 from leafembed.progress import say
-from leafembed.recipe import BenchmarkConfig, QuantizeConfig
+from leafembed.recipe import BenchmarkConfig, QuantizeConfig, is_url, require_plain_url
 from leafembed.reports import EvalReport
 from leafembed.ship.benchmark import Contender, benchmark
 from leafembed.ship.bundle import open_bundle
@@ -24,12 +24,23 @@ from leafembed.types import Encoder
 __all__ = ["open_encoder", "quantize_folder", "score", "time_encoder"]
 
 
-def open_encoder(name: str, *, allow_failed: bool = False) -> Encoder:
-    """Open a bundle, a bare INT8 model folder, or a sentence-transformers model, by what the folder holds.
+def open_encoder(
+    name: str, *, allow_failed: bool = False, served_model: str | None = None, api_key_file: Path | None = None
+) -> Encoder:
+    """Open a bundle, a bare INT8 model folder, or a sentence-transformers model, by what the folder holds; or a server.
+
+    Args:
+        name: The folder, a hub id, ``package:NAME``, or a URL whose ``/embeddings`` answers as OpenAI's does.
+        allow_failed: Open a bundle that the gate refused.
+        served_model: Name of the model at a URL.
+        api_key_file: File that holds the key for a URL; ``None``: no key is sent.
 
     Raises:
-        ModelError: If it is none of these.
+        ModelError: If it is none of these, no model is named at a URL, or the server gives no vectors.
+        RecipeError: If the URL may hold a key, or the key cannot be read.
     """
+    if is_url(name):
+        return _open_server(name, served_model, api_key_file)
     folder = Path(name).expanduser()
     if (folder / "manifest.json").is_file():
         return open_bundle(folder, allow_failed=allow_failed)
@@ -44,9 +55,22 @@ def open_encoder(name: str, *, allow_failed: bool = False) -> Encoder:
     return TorchEncoder(model, describe(model, folder, name=name), precision=precision)
 
 
-def score(encoder: Encoder, data: Path, tasks: Sequence[str]) -> EvalReport:
-    """Score an encoder on local tasks."""
-    return evaluate(encoder, load_tasks(data, tasks), on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}"))
+def _open_server(url: str, served_model: str | None, api_key_file: Path | None) -> Encoder:
+    from leafembed.learn.remote import connect
+    from leafembed.recipe_learn import TeacherConfig
+
+    require_plain_url("URL of a model", url)
+    if not served_model:
+        raise ModelError(f"--served-model: got none, expected the name of the model at {url}")
+    return connect(TeacherConfig(model=url, served_model=served_model, api_key_file=api_key_file))
+
+
+def score(
+    encoder: Encoder, data: Path, tasks: Sequence[str], *, languages: Sequence[str] = (), max_rows: int | None = None
+) -> EvalReport:
+    """Score an encoder on local tasks; the arguments are those of ``load_tasks``."""
+    loaded = load_tasks(data, tasks, languages=languages, max_rows=max_rows)
+    return evaluate(encoder, loaded, on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}"))
 
 
 def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> Path:

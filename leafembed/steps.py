@@ -135,6 +135,8 @@ def _has_encoder(config: StudentConfig, learned: Material) -> bool:
 def train_student(line: Line, floor: float) -> dict[str, Any]:
     """Train the untrained student into the run's ``student`` folder; return what training reported.
 
+    Checkpoints go once the student is there.
+
     Args:
         line: The run.
         floor: Dev score of the static table, which alarms hold the student against.
@@ -182,7 +184,11 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         carry_factors(untrained, target)
         return {**facts, **watch.facts(), "floor": floor}
 
-    return once(line.folder / "student", key, build)
+    facts = once(line.folder / "student", key, build)
+    from leafembed.learn.checkpoints import rotate
+
+    rotate(work_dir, ())  # gigabytes of optimiser state, of no use to a finished run; the logs stay
+    return facts
 
 
 def open_student(line: Line, *, trained: bool = True) -> TorchEncoder:

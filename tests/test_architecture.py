@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in FILES}
 HEAVY = {
     *("torch", "transformers", "sentence_transformers", "openvino", "nncf"),
-    *("sklearn", "scipy", "matplotlib", "jinja2"),
+    *("sklearn", "scipy", "matplotlib", "jinja2", "mteb", "datasets", "huggingface_hub"),
 }
 
 NOUNS = {"errors", "types", "evidence", "reports", "recipe", "recipe_learn"}
@@ -24,14 +24,24 @@ HELPERS = {"text", "progress", "stages"}
 ALLOWED = {
     # A bundle is a model folder with card and plot, and opens as an encoder.
     "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder"},
-    # Whether there is a plot to show; tables and sections.
-    "ship.card": {"ship.curves", "ship.markdown", "ship.scores", "ship.vocabulary"},
+    # Whether there is a plot to show; tables and sections; results as hubs list them.
+    "ship.card": {"ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.vocabulary"},
     "ship.scores": {"ship.markdown"},
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
-    "judge.evaluate": {"judge.tasks"},  # what it scores
-    "judge.tasks": {"judge.formats", "judge.metrics"},  # a task is rows of a format and a metric
+    # A task is rows of a format, scored as its kind says; agreement is one without a file.
+    "judge.evaluate": {"judge.kinds", "judge.tasks"},
+    "judge.tasks": {"judge.formats", "judge.kinds"},
+    "judge.agreement": {"judge.formats", "judge.kinds", "judge.metrics", "judge.tasks"},
+    "judge.kinds": {"judge.formats", "judge.metrics", "judge.probes"},
+    "judge.formats": {"judge.probes"},  # which documents are clustered
+    "judge.probes": {"judge.metrics"},  # arrays are refused for the same reasons
+    # mteb: an encoder or a part of one becomes its model, which its tasks score and its files name.
+    "judge.mteb_model": {"judge.views"},
+    "judge.mteb_run": {"judge.formats", "judge.mteb_model"},  # languages are chosen as in files
+    "judge.mteb_files": {"judge.mteb_model"},
+    "judge.suites": {"judge.mteb_run", "judge.tasks"},  # of both kinds of tasks
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.fused", "learn.models", "learn.remote"},
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
@@ -79,7 +89,7 @@ ALLOWED = {
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "guard", "steps", "pipeline", "single", "race", "record", "results", "planning"}
+COMPOSING = {"prepare", "guard", "steps", "pipeline", "single", "judging", "race", "record", "results", "planning"}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 

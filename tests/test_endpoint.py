@@ -115,7 +115,7 @@ def test_a_server_that_always_fails_is_an_error_with_its_words_after_so_many_att
 def test_a_refusal_is_an_error_at_once_with_the_servers_words(stub, ask, body, words):
     for status in (400, 401, 404, 501):
         stub.always = answer(body, status)
-        with pytest.raises(ModelError, match=rf"got {status} .*: {words}; expected vectors: check teacher\.model"):
+        with pytest.raises(ModelError, match=rf"got {status} .*: {words}; expected vectors: check the URL"):
             ask()
     assert len(stub.asked) == 4
 

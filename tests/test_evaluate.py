@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from leafembed.judge.tasks import load_tasks
 from leafembed.reports import EvalReport
 from leafembed.types import FloatArray
 
-NAMES = ("sts/toy.test", "bitext/toy", "classification/toy", "retrieval/toy_en")
+NAMES = ("sts/toy.test", "bitext/toy", "classification/toy", "retrieval/toy_en", "clustering/toy", "pair/toy",
+         "reranking/toy")  # fmt: skip
 
 
 class Broken(HashEncoder):
@@ -41,6 +43,9 @@ def test_every_task_in_every_language_is_scored_in_order(eval_data: Path) -> Non
         ("bitext/toy", "de-en"),
         ("classification/toy", "en"),
         ("retrieval/toy_en", "en"),
+        ("clustering/toy", "en"),
+        ("pair/toy", "de"),
+        ("reranking/toy", "en"),
     ]
     for result in report.results:
         assert result.main_score == result.scores[result.metric] > 0.8
@@ -80,3 +85,17 @@ def test_missing_vectors_and_missing_tasks_raise(eval_data: Path) -> None:
         evaluate(Broken("short"), load_tasks(eval_data, NAMES))
     with pytest.raises(ValueError, match="no task was scored"):
         evaluate(HashEncoder(), ())
+
+
+def test_a_prompt_is_looked_for_by_type_and_role_then_type_then_role(eval_data: Path) -> None:
+    wanted = {
+        ("Retrieval-query", "Retrieval", "query", "document"): {"Retrieval-query", "Retrieval"},
+        ("query", "document"): {"query", "document"},
+        ("query", "STS"): {"query", None},
+        (): {None},
+    }
+    for known, used in wanted.items():
+        encoder = HashEncoder()
+        encoder.ref = replace(encoder.ref, prompts=dict.fromkeys(known, "prompt: "))
+        evaluate(encoder, load_tasks(eval_data, ["retrieval/toy_en"]))
+        assert set(encoder.prompts_seen) == used

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from leafembed.judge.tasks import Encode, Part, Task
+from leafembed.judge.kinds import Encode, find_prompt
+from leafembed.judge.tasks import Part, Task
 from leafembed.reports import EvalReport, TaskResult
 from leafembed.types import Encoder, FloatArray, check_vectors
 
@@ -52,7 +53,7 @@ def _checked(encoder: Encoder, what: str) -> Encode:
     def encode(texts: Sequence[str], prompt_name: str | None) -> FloatArray:
         position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         # Tasks name the prompt they would like; a model without it reads the bare text.
-        known = prompt_name if prompt_name in encoder.ref.prompts else None
+        known = find_prompt(encoder.ref.prompts, prompt_name)
         unique = check_vectors(encoder.encode(list(position), prompt_name=known), n=len(position), what=what)
         return unique[[position[text] for text in texts]]
 

@@ -106,7 +106,7 @@ def connect(config: TeacherConfig, *, cache_dir: Path | None = None, patience: P
     key = _read_key(config.api_key_file) if config.api_key_file else None
     url = config.model.rstrip("/")
     if key and url.startswith("http://") and not _is_loopback(urlsplit(url).hostname or ""):
-        say(f"warning: the key of teacher.api_key_file goes to {url} unencrypted; use https")
+        say(f"warning: the key in {config.api_key_file} goes to {url} unencrypted; use https")
     server = Server(f"{url}/embeddings", config.served_model, key, patience)
     with server.client() as client:
         probe = server.ask(client, PROBES, Event())
