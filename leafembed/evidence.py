@@ -1,4 +1,4 @@
-"""What a model is judged by besides its scores: overlap of training with evaluation text, and probes of the encoder.
+"""What a model is judged by besides its scores: overlap of training with evaluation text, and how it behaves.
 
 Both are frozen, check themselves when built, and are stored in the manifest, from which the verdict can be had again.
 """
@@ -6,11 +6,13 @@ Both are frozen, check themselves when built, and are stored in the manifest, fr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from leafembed.errors import NonFiniteError
 
-__all__ = ["Contamination", "Probe"]
+__all__ = ["Behaviour", "Contamination"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +37,7 @@ class Contamination:
 
     def __post_init__(self) -> None:
         if self.items < 1 or min(self.exact, self.ngram, self.rows_exact, self.rows_ngram) < 0:
-            raise ValueError(
-                f"contamination of {self.task}: got {self}, expected at least one item and no count below 0"
-            )
+            raise ValueError(f"contamination of {self.task}: got {self}, expected an item at least, no count below 0")
         if self.exact + self.ngram > self.items:
             raise ValueError(
                 f"contamination of {self.task}: got {self.exact} + {self.ngram} touched items of {self.items}"
@@ -48,9 +48,21 @@ class Contamination:
         """Share of the items that are touched, 0 to 1."""
         return (self.exact + self.ngram) / self.items
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, the share included."""
+        return {**asdict(self), "share": self.share}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Contamination:
+        """The inverse of :meth:`to_dict`; a share that is not that of the counts is a ``ValueError``."""
+        found = cls(**{name: value for name, value in data.items() if name != "share"})
+        if data["share"] != found.share:
+            raise ValueError(f"contamination of {found.task}: got share {data['share']}, the counts give {found.share}")
+        return found
+
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class Behaviour:
     """How an encoder behaves where no task looks.
 
     Attributes:
@@ -69,6 +81,6 @@ class Probe:
         for name in ("batch_cosine", "tail", "teacher_tail"):
             value = getattr(self, name)
             if not math.isfinite(value):
-                raise NonFiniteError(f"{name} of a probe is {value}: it must be a number")
+                raise NonFiniteError(f"{name} of a model's behaviour is {value}: it must be a number")
         if self.texts < 1:
-            raise ValueError(f"a probe on {self.texts} texts: an empty measurement is an error")
+            raise ValueError(f"behaviour observed on {self.texts} texts: an empty measurement is an error")

@@ -16,6 +16,7 @@ from leafembed.errors import GateFailedError, StoppedError
 from leafembed.guard import refuse_stopped, set_aside
 from leafembed.judge.gate import check
 from leafembed.learn.models import fingerprint_folder
+from leafembed.measured import fidelity, observed
 from leafembed.recipe import Recipe
 from leafembed.record import manifest
 from leafembed.reports import EvalReport, GateResult
@@ -26,7 +27,6 @@ from leafembed.steps import (
     begin,
     build_floors,
     facts_of,
-    fidelity,
     open_student,
     quantized,
     scored,
@@ -85,20 +85,26 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
     floors = build_floors(line)
     student = open_student(line)
     reports = _references(line, floors) | {"student": scored(line, "student", student)}
-    judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors={n: reports[n] for n in floors})
-    verdict = judge(reports["student"])
+    behaviour = {"student": observed(line, "student", student)}
+    judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors={n: reports[n] for n in floors},
+                    contamination=line.learned.corpus.contamination)  # fmt: skip
+    verdict = judge(reports["student"], behaviour=behaviour["student"])
     facts = facts_of(line, student, training)
     if not verdict.passed and not allow_failed:
         set_aside(run_dir / "bundle")
-        write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
+        write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student", behaviour=behaviour))
         raise GateFailedError(verdict, stage="student")
 
     int8 = quantized(line, student)
     kept = fidelity(line, student, int8)
     how = (fingerprint_folder(run_dir / "int8"), int8.threads, int8.batch_size)
     reports["int8"] = scored(line, "int8", int8, how=how)
-    verdict = judge(reports["int8"], fp32=reports["student"], int8_cosine=kept["cosine_mean"])
-    content = manifest(facts, reports, verdict, "INT8 model", int8=kept, speed=timed(line, student, int8))
+    behaviour["int8"] = observed(line, "int8", int8, how=how)
+    verdict = judge(
+        reports["int8"], fp32=reports["student"], int8_cosine=kept["cosine_mean"], behaviour=behaviour["int8"]
+    )
+    speed = timed(line, student, int8)
+    content = manifest(facts, reports, verdict, "INT8 model", behaviour=behaviour, int8=kept, speed=speed)
     folder = write_bundle(run_dir / "bundle", run_dir / "int8", content)
     if not verdict.passed and not allow_failed:
         raise GateFailedError(verdict, stage="INT8 model")

@@ -74,6 +74,13 @@ class GateConfig:
     """Least mean cosine between INT8 and fp32 vectors on held-out text."""
     languages: tuple[str, ...] = ()
     """Languages that the test tasks must cover; empty: whatever they cover."""
+    max_contamination: float = 0.05
+    """Largest share of a test task's scored items that overlap with text of the sources. Such text is dropped, but
+    where there is much of it, more may hide in other words."""
+    min_batch_cosine: float = 0.99
+    """Least cosine between the vector of a held-out text alone and in a batch with longer ones."""
+    min_tail_response: float = 0.1
+    """Least change of vectors, of the teacher's, when the last third of a held-out text is replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from leafembed import __version__
+from leafembed.evidence import Behaviour
+from leafembed.judge.known import known_data
 from leafembed.recipe import Recipe
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.machine import machine_facts, versions
@@ -52,7 +55,8 @@ def run_facts(
             "validation_rows": len(corpus.validation),
             "sources": [dict(source) for source in corpus.sources],
         },
-        "contamination": [dataclasses.asdict(entry) for entry in corpus.contamination],
+        "contamination": [entry.to_dict() for entry in corpus.contamination],
+        "teacher_data": known_data(teacher.name, [entry.task for entry in corpus.contamination]),
         "training": dict(training),
         "sizes": {"parts": [dict(part) for part in parts]},
         "machine": {**machine_facts(), "scored_in": dict(scored_in)},
@@ -67,6 +71,7 @@ def manifest(
     verdict: GateResult,
     stage: str,
     *,
+    behaviour: Mapping[str, Behaviour] = MappingProxyType({}),
     int8: Mapping[str, Any] | None = None,
     speed: Sequence[Speed] = (),
 ) -> dict[str, Any]:
@@ -77,6 +82,7 @@ def manifest(
         reports: Scores by what was scored: ``teacher``, ``student``, ``int8`` and floors.
         verdict: The gate's last word.
         stage: What that word was on: ``student`` or ``INT8 model``.
+        behaviour: How ``student`` and ``int8`` behave where no task looks; empty when none was observed.
         int8: Fidelity of INT8 to fp32; ``None`` when the student was refused before.
         speed: Speed of each encoder.
     """
@@ -84,6 +90,7 @@ def manifest(
         **facts,
         "verdict": {**verdict.to_dict(), "stage": stage},
         "reports": {name: report.to_dict() for name, report in reports.items()},
+        "behaviour": {name: dataclasses.asdict(seen) for name, seen in behaviour.items()},
     }
     if int8 is not None:
         content |= {"int8": dict(int8), "speed": [dataclasses.asdict(entry) for entry in speed]}

@@ -16,7 +16,10 @@ from typing import Any
 from leafembed.errors import DataError, NonFiniteError
 from leafembed.types import ModelRef
 
-__all__ = ["Check", "EvalReport", "GateResult", "Retokenised", "TaskResult", "VocabularyReport"]
+__all__ = ["FLOOR", "Check", "EvalReport", "GateResult", "Retokenised", "TaskResult", "VocabularyReport"]
+
+FLOOR = "floor: "
+"""How the names of reports begin that a student must beat."""
 
 _SPLITS = ("train", "dev", "valid", "validation", "test")
 _CROSS = "cross"  # what follows @ and names pairs of languages, no split

@@ -49,7 +49,6 @@ __all__ = [
     "begin",
     "build_floors",
     "facts_of",
-    "fidelity",
     "open_student",
     "quantized",
     "scored",
@@ -270,15 +269,6 @@ def _quantized(encoder: TorchEncoder, target: Path, group_size: int, factors: Fa
 
     once(target, key, build)
     return target
-
-
-def fidelity(line: Line, student: TorchEncoder, int8: Encoder) -> dict[str, Any]:
-    """Cosine between the INT8 model and its student in fp32, on held-out texts."""
-    texts, prompt_name = line.learned.validation(line.recipe.quantize.check_texts), line.recipe.teacher.prompt_name
-    fp32 = TorchEncoder(student.model, student.ref, precision="fp32")
-    exact, rounded = (encoder.encode(texts, prompt_name=prompt_name) for encoder in (fp32, int8))
-    cosines = np.sum(exact * rounded, axis=1)
-    return {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min()), "texts": len(texts)}
 
 
 def timed(line: Line, student: TorchEncoder, int8: BundleEncoder) -> tuple[Speed, ...]:

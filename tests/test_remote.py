@@ -23,6 +23,7 @@ from leafembed.recipe_io import load_recipe, recipe_from_dict
 from leafembed.recipe_learn import TeacherConfig
 from leafembed.results import print_results
 from leafembed.ship.bundle import refresh_card
+from leafembed.ship.verdict import judge_again
 from leafembed.types import Row
 
 DIM = 32
@@ -284,6 +285,9 @@ def test_the_whole_line_runs_on_vectors_alone(line):
     assert manifest["reports"].keys() >= {"teacher", "floor: static table", "floor: untrained student", "int8"}
     assert [entry["name"] for entry in manifest["speed"]] == ["student, torch fp32", "student, INT8"]
     assert manifest["machine"]["scored_in"] == {"precision": "fp32", "device": "cpu"}
+    assert manifest["behaviour"].keys() == {"student", "int8"}
+    assert [entry["task"] for entry in manifest["contamination"]] == ["retrieval/toy_en"]
+    assert judge_again(manifest, "run").checks == line.outcome.verdict.checks
 
 
 def test_the_student_starts_from_its_encoder_and_the_static_floor_is_made_of_its_tokens(line):
@@ -304,7 +308,8 @@ def test_the_student_starts_from_its_encoder_and_the_static_floor_is_made_of_its
 def test_each_text_was_asked_for_once_and_a_second_run_asks_for_the_probe_alone(line):
     texts = [text for text in line.asked if text not in PROBES]
     assert len(texts) == len(set(texts))
-    assert sum(text.startswith("search: ") for text in texts) == 120 + 30  # the corpus, and the queries of the task
+    # The corpus, the queries of the task, and the validation texts with other ends.
+    assert sum(text.startswith("search: ") for text in texts) == 120 + 30 + 24
     assert line.again == list(PROBES)
 
 
