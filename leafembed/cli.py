@@ -180,27 +180,30 @@ def _card(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from leafembed.ship.bundle import read_verdict, verify
+    from leafembed.results import info_lines
+    from leafembed.ship.bundle import verify
+    from leafembed.ship.verdict import read_verdict
 
     manifest = verify(args.bundle)
-    verdict, _ = read_verdict(args.bundle, manifest)
+    verdict, _ = read_verdict(manifest, str(args.bundle))
     if args.json:
         _print_json({**manifest, "verified": True, "passed": verdict.passed})
         return 0
-    student = manifest["student"]
-    facts = {
-        "name": manifest["name"],
-        "verdict": "passed the gate" if verdict.passed else f"REFUSED: {'; '.join(map(str, verdict.failed))}",
-        "teacher": manifest["teacher"]["name"],
-        "licence": student["licence"] or "not stated by the teacher",
-        "dim": student["dim"],
-        "reads": f"{student['max_seq_length']} tokens",
-        "size": f"{manifest['sizes']['total_bytes'] / 1e6:.1f} MB",
-        "made": f"{manifest['created']} by leafembed {manifest['leafembed']}",
-        "files": f"{len(manifest['files'])}, all hashes verified",
-    }
-    for name, value in facts.items():
-        print(f"{name + ':':<10}{value}")
+    print("\n".join(info_lines(manifest, verdict)))
+    return 0
+
+
+def _gate(args: argparse.Namespace) -> int:
+    from leafembed.results import check_lines
+    from leafembed.single import judge_stored
+
+    verdict, stage = judge_stored(args.bundle, args.recipe, args.set)
+    if args.json:
+        _print_json({"stage": stage, **verdict.to_dict()})
+    else:
+        print("\n".join(check_lines(verdict)))
+    if not verdict.passed:
+        raise GateFailedError(verdict, stage=stage)
     return 0
 
 
@@ -237,6 +240,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "benchmark": _benchmark,
     "card": _card,
     "info": _info,
+    "gate": _gate,
     "encode": _encode,
 }
 

@@ -97,6 +97,15 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     info = add("info", "say what a bundle is and whether it passed; verifies every file's hash",
                "  leaf info runs/quick/bundle")  # fmt: skip
     info.add_argument("bundle", type=Path, help="bundle folder")
+    gate = add("gate", "judge a bundle again from its stored scores, by its own rules or by others",
+               "Every check is printed; exit 3 if one fails. Also for the folder of a student refused before INT8.\n\n"
+               "  leaf gate runs/quick/bundle --set gate.min_mean_retention=0.97\n"
+               "  leaf gate runs/quick/bundle --recipe stricter.toml")  # fmt: skip
+    gate.add_argument("bundle", type=Path, help="bundle folder, or RUN_DIR/refused")
+    gate.add_argument(
+        "--recipe", type=Path, help="recipe file with the rules; only its [gate] is read (default: its own)"
+    )
+    gate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     encode = add("encode", "embed texts, one a line; prints a JSON list a line, or writes .npy",
                  "  echo 'a text' | leaf encode runs/quick/bundle\n"
                  "  leaf encode runs/quick/bundle texts.txt --output vectors.npy", json_flag=False)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leafembed.errors import RecipeError, require
-from leafembed.recipe import Recipe
+from leafembed.recipe import GateConfig, Recipe
 from leafembed.recipe_learn import Source
 
-__all__ = ["field_docs", "load_recipe", "recipe_from_dict", "reference_page"]
+__all__ = ["field_docs", "load_gate", "load_recipe", "recipe_from_dict", "reference_page"]
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -42,6 +43,23 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain data, as :meth:`Recipe.to_dict` gives it."""
     recipe: Recipe = _build(Recipe, data, prefix="")
     return recipe
+
+
+def load_gate(stored: Mapping[str, Any], path: Path | None = None, overrides: Iterable[str] = ()) -> GateConfig:
+    """The rules of a gate: those stored with a bundle, or the ``[gate]`` of a file that need not hold more, overridden.
+
+    Raises:
+        RecipeError: If the file cannot be read or has no such table, or a key or value is not legal.
+    """
+    rules = stored if path is None else _read(path, "a recipe, or one with [gate] alone").get("gate")
+    if not isinstance(rules, dict):
+        raise RecipeError(f"{path or 'gate'}: got no table [gate], expected one")
+    data: dict[str, Any] = {"gate": copy.deepcopy(rules)}
+    for override in overrides:
+        require(override.startswith("gate."), "--set", override, "a key of the gate, e.g. gate.min_mean_retention=0.95")
+        _apply_override(data, override)
+    config: GateConfig = _build(GateConfig, data["gate"], prefix="gate.")
+    return config
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Prints results on the terminal: the table that ends a run, and the verdict."""
+"""Results on the terminal: the table that ends a run, and the verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from leafembed.errors import MissingExtraError
 from leafembed.reports import EvalReport, GateResult
 
-__all__ = ["print_members", "print_reports", "print_results"]
+__all__ = ["check_lines", "info_lines", "print_members", "print_reports", "print_results"]
 
 _ORDER = ("teacher", "floor: random", "floor: static table", "floor: untrained student", "student", "int8")
 _SPEED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
@@ -50,6 +50,28 @@ def print_reports(reports: Mapping[str, EvalReport], *, reference: str | None) -
         cells = [f"{score:.4f}" if score is not None else "" for score in scores]
         table.add_row(result.task, result.lang, result.metric, str(result.n), *cells)
     _console().print(table)
+
+
+def check_lines(verdict: GateResult) -> list[str]:
+    """Return a line for each check of a verdict: whether it holds, its value and its limit."""
+    return [f"{'pass' if check.passed else 'FAIL'}  {check}" for check in verdict.checks]
+
+
+def info_lines(manifest: Mapping[str, Any], verdict: GateResult) -> list[str]:
+    """Return what a verified bundle is and whether it passed, one fact a line."""
+    student = manifest["student"]
+    facts = {
+        "name": manifest["name"],
+        "verdict": "passed the gate" if verdict.passed else f"REFUSED: {'; '.join(map(str, verdict.failed))}",
+        "teacher": manifest["teacher"]["name"],
+        "licence": student["licence"] or "not stated by the teacher",
+        "dim": student["dim"],
+        "reads": f"{student['max_seq_length']} tokens",
+        "size": f"{manifest['sizes']['total_bytes'] / 1e6:.1f} MB",
+        "made": f"{manifest['created']} by leafembed {manifest['leafembed']}",
+        "files": f"{len(manifest['files'])}, all hashes verified",
+    }
+    return [f"{name + ':':<10}{value}" for name, value in facts.items()]
 
 
 def print_members(members: Sequence[Mapping[str, str]]) -> None:

@@ -14,14 +14,16 @@ from leafembed.judge.evaluate import evaluate
 from leafembed.judge.tasks import load_tasks
 from leafembed.progress import say
 from leafembed.recipe import BenchmarkConfig, QuantizeConfig, is_url, require_plain_url
-from leafembed.reports import EvalReport
+from leafembed.recipe_io import load_gate
+from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.benchmark import Contender, benchmark
-from leafembed.ship.bundle import open_bundle
+from leafembed.ship.bundle import open_bundle, read_manifest, verify
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import machine_facts
+from leafembed.ship.verdict import judge_again, read_verdict
 from leafembed.types import Encoder
 
-__all__ = ["open_encoder", "quantize_folder", "score", "time_encoder"]
+__all__ = ["judge_stored", "open_encoder", "quantize_folder", "score", "time_encoder"]
 
 
 def open_encoder(
@@ -71,6 +73,33 @@ def score(
     """Score an encoder on local tasks; the arguments are those of ``load_tasks``."""
     loaded = load_tasks(data, tasks, languages=languages, max_rows=max_rows)
     return evaluate(encoder, loaded, on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}"))
+
+
+def judge_stored(folder: Path, recipe: Path | None, overrides: Sequence[str]) -> tuple[GateResult, str]:
+    """Return the verdict on a bundle, or on a student refused before INT8, from its stored scores, and what it is on.
+
+    Args:
+        folder: The bundle, or what a refused run left.
+        recipe: File with other rules in ``[gate]``; ``None``: its own.
+        overrides: ``gate.KEY=VALUE``, on top of them.
+
+    Raises:
+        BundleError: If a file is altered, or its own rules do not give the verdict that it states.
+        RecipeError: If the rules name what was not scored.
+        ModelError: If training stopped itself, so that there is no model.
+    """
+    manifest = read_manifest(folder, refused=True)
+    if "files" in manifest:
+        manifest = verify(folder)
+    if "diagnosis" in manifest["training"]:
+        raise ModelError(
+            f"{folder}: training stopped itself, so there is no model to judge; expected one that was scored"
+        )
+    verdict, stage = read_verdict(manifest, str(folder))
+    if recipe is None and not overrides:
+        return verdict, stage
+    rules = load_gate(manifest["recipe"].get("gate", {}), recipe, overrides)
+    return judge_again(manifest, str(folder), rules), stage
 
 
 def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> Path:

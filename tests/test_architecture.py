@@ -22,10 +22,14 @@ HELPERS = {"text", "progress", "stages"}
 
 # Who may import what besides nouns and helpers. A stage that is not named here imports no other stage.
 ALLOWED = {
-    # A bundle is a model folder with card and plot, and opens as an encoder.
-    "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder"},
+    # A bundle is a model folder with card and plot, and opens as an encoder where its verdict allows.
+    "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder", "ship.verdict"},
+    "ship.verdict": {"judge.gate", "recipe_io"},  # judged again by the one gate, by rules as recipes have them
     # Whether there is a plot to show; tables and sections; results as hubs list them.
-    "ship.card": {"ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.vocabulary"},
+    "ship.card": {
+        *("ship.contamination", "ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.vocabulary"),
+    },
+    "ship.contamination": {"ship.markdown"},
     "ship.scores": {"ship.markdown"},
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
@@ -89,7 +93,10 @@ ALLOWED = {
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "guard", "steps", "pipeline", "single", "judging", "race", "record", "results", "planning"}
+COMPOSING = {
+    *("prepare", "guard", "steps", "measured", "pipeline"),
+    *("single", "judging", "race", "record", "results", "planning"),
+}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 

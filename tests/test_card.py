@@ -61,6 +61,33 @@ def test_targets_that_were_not_measured_are_listed_with_the_reason(manifest):
     assert "- STS22 of 0.50: no data" in card[card.index("### Not measured") : card.index("## Training")]
 
 
+def test_overlap_with_training_text_is_shown_by_evaluation_set(manifest):
+    card = render_card(manifest)
+    assert "| sts/stsb_multi_mt.dev | dev | 1,500 | 2 | 1 | 0.20% | 6 |" in card
+    assert "| retrieval/miracl | test | 500 | 0 | 0 | 0.00% | 0 |" in card
+    manifest["contamination"] = []
+    assert "### Overlap" not in render_card(manifest)
+
+
+def test_what_the_teacher_was_trained_on_is_named_or_said_to_be_unknown(manifest):
+    card = render_card(manifest)
+    assert "as far as it is published: MIRACL (source:\na paper)" in card
+    assert "- retrieval/miracl and MIRACL: the same data set (source: its name)" in card
+    manifest["teacher_data"]["shared"] = []
+    card = render_card(manifest)
+    assert "The teacher may have seen it" not in card
+    assert "No evaluation set here is known to be one of these" in card
+    manifest["teacher_data"] = None
+    assert "What the teacher was trained on is not known here" in render_card(manifest)
+
+
+def test_behaviour_is_shown_for_student_and_int8(manifest):
+    card = render_card(manifest)
+    assert "| student | 0.99998 | 0.0600 | 0.1000 |\n| INT8 | 0.99970 | 0.0610 | 0.1000 |" in card
+    manifest["behaviour"] = {}
+    assert "### Behaviour" not in render_card(manifest)
+
+
 ALARM = {"name": "stall", "step": 1500, "message": "the loss fell | the score did not", "fatal": False, "facts": {}}
 
 
@@ -106,6 +133,8 @@ def test_scores_and_retention_are_those_of_the_reports(manifest):
     [
         (lambda m: m["reports"]["int8"]["results"][2].update(main_score=0.1234), "0.1234"),
         (lambda m: m["int8"].update(cosine_min=0.87654), "0.87654"),
+        (lambda m: m["contamination"][1].update(ngram=33, share=33 / 500), "6.60%"),
+        (lambda m: m["behaviour"]["int8"].update(tail=0.07654), "0.0765"),
         (lambda m: m["speed"][2].update(texts_per_second=16.8), "16.8"),
         (lambda m: m["sizes"]["parts"][0].update(parameters=123456789), "123,456,789"),
         (lambda m: m["corpus"].update(train_rows=31337), "31,337"),
@@ -178,6 +207,7 @@ def test_the_recipe_on_the_card_is_toml_of_the_same_recipe(manifest):
 
 
 def test_many_rows_are_folded_and_many_languages_cut(manifest):
+    manifest["verdict"] = verdict()
     assert "rows)</summary>" not in render_card(manifest)
     for report in manifest["reports"].values():
         report["results"] += [{**report["results"][0], "lang": f"x{i}"} for i in range(9)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from leafembed.errors import MissingExtraError
 from leafembed.reports import EvalReport, GateResult
+from leafembed.ship.contamination import contamination_section
 from leafembed.ship.curves import has_curves
 from leafembed.ship.markdown import bullets, count, fixed, line, ratio, table, to_toml
 from leafembed.ship.model_index import model_index
@@ -50,8 +51,9 @@ def render_card(manifest: _Manifest) -> str:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     environment.filters.update(fixed=fixed, line=line)
     source = resources.files("leafembed.ship").joinpath("card.md.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(**_head(manifest), **_alarms(manifest), **score_tables(manifest),
-                                                   **_body(manifest))  # fmt: skip
+    parts = (_head, _alarms, score_tables, contamination_section, _body)
+    values = {name: value for part in parts for name, value in part(manifest).items()}
+    text = environment.from_string(source).render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

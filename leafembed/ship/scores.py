@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from leafembed.reports import EvalReport, GateResult
+from leafembed.reports import FLOOR, EvalReport, GateResult
 from leafembed.ship.markdown import count, fixed, ratio, table
 
 __all__ = ["score_tables"]
 
-_FLOOR = "floor: "
 _SHIPPED = {"int8": "INT8", "student": "student"}
 """Reports that retention may be of, the last of the line first."""
 
@@ -31,6 +30,7 @@ def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "result_rows": len(by_task),
         "int8": int8,
         "int8_drop": _int8_drop(reports) if "int8" in reports else "",
+        "behaviour": _behaviour(manifest.get("behaviour") or {}),
         "gate": table(
             ["check", "value", "limit", "outcome"],
             [
@@ -47,7 +47,7 @@ def _outcome(passed: bool) -> str:
 
 def _columns(reports: Mapping[str, EvalReport]) -> list[str]:
     """Reports in reading order: teacher, floors, student, INT8."""
-    floors = [name for name in reports if name.startswith(_FLOOR)]
+    floors = [name for name in reports if name.startswith(FLOOR)]
     return [name for name in ["teacher", *floors, "student", "int8"] if name in reports]
 
 
@@ -73,6 +73,18 @@ def _results_by_task(reports: Mapping[str, EvalReport]) -> list[list[str]]:
         [r.task, r.lang, r.metric, count(r.n), *(fixed(reports[name].score(r.task, r.lang), 4) for name in names)]
         for r in reports["teacher"].results
     ]
+
+
+def _behaviour(seen: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the models behave where no task looks; ``None``: none was observed."""
+    if not seen:
+        return None
+    rows = [
+        [_SHIPPED[name], fixed(one["batch_cosine"], 5), fixed(one["tail"], 4), fixed(one["teacher_tail"], 4)]
+        for name, one in seen.items()
+    ]
+    header = ["model", "least cosine, alone and in a batch", "change by another end", "of the teacher"]
+    return {"texts": next(iter(seen.values()))["texts"], "table": table(header, rows)}
 
 
 def _int8_drop(reports: Mapping[str, EvalReport]) -> str:
