@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leafembed.errors import require
+from leafembed.evidence import Contamination
 from leafembed.judge.agreement import agreement_task
 from leafembed.judge.tasks import AGREEMENT, Task, check_disjoint, load_tasks, scored_items
 from leafembed.learn.data import prepare_corpus
+from leafembed.learn.exposure import teacher_overlap
 from leafembed.learn.negatives import MAX_POOL, mine_negatives
 from leafembed.learn.overlap import JudgedSet
 from leafembed.learn.rows import Rows
@@ -40,6 +42,7 @@ class Material:
         positions: Where the vector that each row learns lies in the teacher's store: its own, or its target's.
         dev: Tasks that choose the checkpoint.
         test: Tasks that the gate judges by.
+        exposure: What of the tasks the teacher's own training text touches; empty: it is not to be had.
     """
 
     teacher: CachedTeacher
@@ -48,6 +51,7 @@ class Material:
     positions: NDArray[np.int64]
     dev: tuple[Task, ...]
     test: tuple[Task, ...]
+    exposure: tuple[Contamination, ...]
 
     def targets(self, rows: NDArray[np.int64]) -> FloatArray:
         """Teacher vectors ``(n, dim)`` that row numbers ``(n,)`` learn; validation rows follow the training rows."""
@@ -74,12 +78,14 @@ def embed(recipe: Recipe) -> Material:
     excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
     dev = load(recipe.eval.dev, max_rows=recipe.eval.max_dev_rows, excluded=excluded)
     check_disjoint(dev, test)
+    judged = {task.id: JudgedSet(task.scored, task.texts) for task in (*dev, *test)}
+    exposure = teacher_overlap(recipe.eval.teacher_sources, recipe.data, recipe.cache_dir / "exposure", judged=judged)
     corpus = prepare_corpus(
         recipe.data,
         recipe.cache_dir / "corpora",
         seed=recipe.seed,
         prompt_name=recipe.teacher.prompt_name,
-        judged={task.id: JudgedSet(task.scored, task.texts) for task in (*dev, *test)},
+        judged=judged,
     )
     say(
         f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
@@ -93,7 +99,7 @@ def embed(recipe: Recipe) -> Material:
         dev = (*dev, _agreement(recipe, corpus, teacher, parts[1]))
     if recipe.data.mine_negatives:
         corpus = _with_negatives(recipe, corpus, teacher, parts)
-    return Material(teacher, folder, corpus, positions, dev, test)
+    return Material(teacher, folder, corpus, positions, dev, test, exposure)
 
 
 def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions: NDArray[np.int64]) -> Task:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from leafembed.errors import require, require_at_least
-from leafembed.recipe_learn import AlarmConfig, DataConfig, StudentConfig, TeacherConfig, TrainConfig
+from leafembed.recipe_learn import AlarmConfig, DataConfig, Source, StudentConfig, TeacherConfig, TrainConfig
 
 __all__ = [
     "BenchmarkConfig",
@@ -28,6 +28,8 @@ __all__ = [
     "is_url",
     "require_plain_url",
 ]
+
+_SAYS_WHAT_TO_READ = ("named", "path", "hub", "revision", "files", "text", "positive", "negative", "licence", "origin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,17 @@ class EvalConfig:
     """Targets of a plan that cannot be measured here, each with the reason; the card lists them."""
     max_dev_rows: int = 1_000
     """Most items of one dev task in one language, so that evaluation stays cheap beside training."""
+    teacher_sources: tuple[Source, ...] = ()
+    """Text that the teacher was trained on, where it is to be had; tables as ``[[data.sources]]``, of which only what
+    says what to read is legal. The card counts what it shares with the tasks; nothing is learned from it."""
 
     def __post_init__(self) -> None:
         require_at_least("eval", self, max_dev_rows=8)
+        for source in self.teacher_sources:
+            plain = Source(**{name: getattr(source, name) for name in _SAYS_WHAT_TO_READ})
+            names = (item.name for item in dataclasses.fields(Source))
+            idle = [name for name in names if getattr(source, name) != getattr(plain, name)]
+            require(not idle, "eval.teacher_sources", idle, f"only {', '.join(_SAYS_WHAT_TO_READ)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

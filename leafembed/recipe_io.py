@@ -219,7 +219,9 @@ def reference_page() -> str:
     for name, hint in hints.items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             sections[name] = hint
-            sections |= {f"{name}.{key}": kind for key, kind in _tables(hint).items()}
+            # The keys of a table are listed once, where the first such table is.
+            new = {key: kind for key, kind in _tables(hint).items() if kind not in sections.values()}
+            sections |= {f"{name}.{key}": kind for key, kind in new.items()}
     for name, kind in sections.items():
         heading = f"[[{name}]]" if "." in name else f"[{name}]"
         lines += [f"## `{heading}`" if name else "## Top level", "", "| key | default | meaning |", "|---|---|---|"]

@@ -11,14 +11,14 @@ from types import MappingProxyType
 from typing import Any
 
 from leafembed import __version__
-from leafembed.evidence import Behaviour
+from leafembed.evidence import Behaviour, Contamination
 from leafembed.judge.known import known_data
 from leafembed.recipe import Recipe
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.types import Corpus, ModelRef, Speed
 
-__all__ = ["PACKAGES", "manifest", "run_facts"]
+__all__ = ["PACKAGES", "manifest", "run_facts", "teacher_facts"]
 
 PACKAGES = ("leafembed", "torch", "transformers", "sentence-transformers", "openvino", "nncf", "tokenizers", "numpy")
 """What the manifest records the versions of."""
@@ -56,13 +56,26 @@ def run_facts(
             "sources": [dict(source) for source in corpus.sources],
         },
         "contamination": [entry.to_dict() for entry in corpus.contamination],
-        "teacher_data": known_data(teacher.name, [entry.task for entry in corpus.contamination]),
         "training": dict(training),
         "sizes": {"parts": [dict(part) for part in parts]},
         "machine": {**machine_facts(), "scored_in": dict(scored_in)},
         "versions": versions(PACKAGES),
     }
     return facts if vocabulary is None else facts | {"vocabulary": dict(vocabulary)}
+
+
+def teacher_facts(
+    recipe: Recipe, corpus: Corpus, teacher: ModelRef, exposure: Sequence[Contamination]
+) -> dict[str, Any]:
+    """What a manifest says of what the teacher was trained on.
+
+    ``exposure`` is what of the tasks its own training text touches, empty if that text is not to be had.
+    """
+    facts = {"teacher_data": known_data(teacher.name, [entry.task for entry in corpus.contamination])}
+    if exposure:
+        places = [source.path or source.hub or source.named for source in recipe.eval.teacher_sources]
+        facts["teacher_overlap"] = {"sources": places, "sets": [entry.to_dict() for entry in exposure]}
+    return facts
 
 
 def manifest(

@@ -29,7 +29,7 @@ from leafembed.progress import say
 from leafembed.race import Entry, race
 from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
-from leafembed.record import PACKAGES, run_facts
+from leafembed.record import PACKAGES, run_facts, teacher_facts
 from leafembed.reports import EvalReport
 from leafembed.ship.card import PLOT
 from leafembed.ship.curves import plot_curves
@@ -240,17 +240,18 @@ def scored(line: Line, name: str, encoder: Encoder, *, dev: bool = False, how: S
 
 def facts_of(line: Line, student: TorchEncoder, training: Mapping[str, Any], *, trained: bool = True) -> dict[str, Any]:
     """What the manifest says of a run before its models are judged, of the student after training or as it starts."""
-    folder, arithmetic = _student_folder(line, trained), line.learned.teacher.arithmetic
-    return run_facts(
+    folder, learned, arithmetic = _student_folder(line, trained), line.learned, line.learned.teacher.arithmetic
+    facts = run_facts(
         line.recipe,
-        line.learned.corpus,
-        teacher=line.learned.teacher.ref,
+        learned.corpus,
+        teacher=learned.teacher.ref,
         student=student.ref,
         parts=[dataclasses.asdict(part) for part in parts_of(student.model, read_factors(folder))],
         training=training,
         vocabulary=read_report(folder),
         scored_in={"precision": arithmetic.precision, "device": arithmetic.device},
     )
+    return facts | teacher_facts(line.recipe, learned.corpus, learned.teacher.ref, learned.exposure)
 
 
 def quantized(line: Line, student: TorchEncoder) -> BundleEncoder:

@@ -52,6 +52,8 @@ ALLOWED = {
     # Reads, leaves out what is judged by, draws, writes.
     "learn.data": {"learn.draw", "learn.named", "learn.overlap", "learn.rows", "learn.sources"},
     "learn.sources": {"learn.overlap"},  # drops what overlaps as it reads
+    # What a teacher was trained on is read and compared as training text is.
+    "learn.exposure": {"learn.named", "learn.overlap", "learn.sources"},
     "learn.negatives": {"learn.links", "learn.rows"},  # which rows mean the same; their columns
     # A student is built from kept layers or at random, narrowed, pruned, factorised; an encoder has to be found.
     "learn.student": {

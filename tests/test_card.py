@@ -81,6 +81,18 @@ def test_what_the_teacher_was_trained_on_is_named_or_said_to_be_unknown(manifest
     assert "What the teacher was trained on is not known here" in render_card(manifest)
 
 
+def test_what_the_teachers_own_text_touches_is_counted_where_that_text_is_here(manifest):
+    assert "as far as it is here" not in render_card(manifest)
+    touched = {"task": "retrieval/miracl", "items": 500, "exact": 20, "ngram": 5, "rows_exact": 31, "rows_ngram": 9}
+    manifest["teacher_overlap"] = {"sources": ["miracl_train.jsonl.gz"], "sets": [{**touched, "share": 0.05}]}
+    card = render_card(manifest)
+    assert "as far as it is here (miracl_train.jsonl.gz)" in card
+    assert "| retrieval/miracl | test | 500 | 20 | 5 | 5.00% | 40 |" in card
+    manifest["teacher_overlap"]["sets"][0]["share"] = 0.04
+    with pytest.raises(ValueError, match=r"got share 0\.04, the counts give 0\.05"):
+        render_card(manifest)
+
+
 def test_behaviour_is_shown_for_student_and_int8(manifest):
     card = render_card(manifest)
     assert "| student | 0.99998 | 0.0600 | 0.1000 |\n| INT8 | 0.99970 | 0.0610 | 0.1000 |" in card

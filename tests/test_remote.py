@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import HashEncoder
+from conftest import HashEncoder, write_rows
 from families import bert, toy_recipe, toy_texts
 from stub_server import answer, serve
 
 import leafembed
 from leafembed.errors import CacheError, ModelError, NonFiniteError, RecipeError
+from leafembed.judge.tasks import load_tasks
 from leafembed.learn.endpoint import Patience
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.plan import parts_of, plan
@@ -262,6 +263,10 @@ def line(tmp_path_factory, eval_data):
         teacher = {"model": stub.url, "served_model": "hash-32", "prompts": PROMPTS, "prompt_name": "query"}
         student = {"init": "encoder", "model": str(bert(root / "body"))}
         plain = toy_recipe(root, "", eval_data, teacher=teacher | {"api_key_file": str(root / "key")}, student=student)
+        write_rows(
+            root / "seen.jsonl", [{"text": next(iter(load_tasks(eval_data, ["retrieval/toy_en"])[0].scored))[0]}]
+        )
+        plain["eval"]["teacher_sources"] = [{"path": "seen.jsonl", "licence": "CC0-1.0"}]
         recipe = recipe_from_dict(plain)
         gc.disable()  # as in test_families.py
         try:
@@ -287,6 +292,12 @@ def test_the_whole_line_runs_on_vectors_alone(line):
     assert manifest["machine"]["scored_in"] == {"precision": "fp32", "device": "cpu"}
     assert manifest["behaviour"].keys() == {"student", "int8"}
     assert [entry["task"] for entry in manifest["contamination"]] == ["retrieval/toy_en"]
+    overlap = manifest["teacher_overlap"]
+    assert overlap["sources"] == ["seen.jsonl"]
+    assert [(entry["task"], entry["exact"], entry["rows_exact"]) for entry in overlap["sets"]] == [
+        ("retrieval/toy_en", 1, 1)
+    ]
+    assert "as far as it is here (seen.jsonl)" in (line.outcome.folder / "README.md").read_text(encoding="utf-8")
     assert judge_again(manifest, "run").checks == line.outcome.verdict.checks
 
 
