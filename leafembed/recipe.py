@@ -49,9 +49,12 @@ class EvalConfig:
     """Targets of a plan that cannot be measured here, each with the reason; the card lists them."""
     max_dev_rows: int = 1_000
     """Most items of one dev task in one language, so that evaluation stays cheap beside training."""
+    min_rows: int = 50
+    """Fewest items of one task in one language that give a score; with fewer the card says "too few rows", and they
+    take no part in means, retention or gate. Of dev tasks at most max_dev_rows are asked for."""
 
     def __post_init__(self) -> None:
-        require_at_least("eval", self, max_dev_rows=8)
+        require_at_least("eval", self, max_dev_rows=8, min_rows=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,8 @@ class GateConfig:
     min_score: Mapping[str, float] = field(default_factory=dict)
     """Least main score by task id, in every language or in one, e.g. { "sts/x.test" = 0.6, "sts/x.test@en" = 0.7 }."""
     beat_floors: bool = True
-    """Whether the student must score above every floor in every task type and every judged language."""
+    """Whether the student must score above every floor in every task type and every judged language, and above the bag
+    of words in the mean over types."""
     max_int8_drop: float = 0.01
     """Most that the INT8 model may lose against its own fp32 student in any task type."""
     min_int8_cosine: float = 0.999

@@ -8,10 +8,12 @@ from typing import Any
 
 from leafembed.errors import MissingExtraError
 from leafembed.reports import EvalReport, GateResult
+from leafembed.ship.markdown import with_interval
 
 __all__ = ["print_reports", "print_results"]
 
-_ORDER = ("teacher", "floor: random", "floor: static table", "floor: untrained student", "student", "int8")
+_FLOORS = ("random", "bag of words", "static table", "untrained student")
+_ORDER = ("teacher", *(f"floor: {name}" for name in _FLOORS), "student", "int8")
 _SPEED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
 
 
@@ -45,10 +47,11 @@ def print_reports(reports: Mapping[str, EvalReport], *, reference: str | None) -
     table = Table(box=None)
     for column in ("task", "language", "metric", "n", *(report.model.name for report in reports.values())):
         table.add_column(column, justify="left" if column in ("task", "language", "metric") else "right")
-    for result in next(iter(reports.values())).results:
-        scores = [report.score(result.task, result.lang) for report in reports.values()]
-        cells = [f"{score:.4f}" if score is not None else "" for score in scores]
-        table.add_row(result.task, result.lang, result.metric, str(result.n), *cells)
+    for together in zip(*(report.results for report in reports.values()), strict=True):
+        cells = [with_interval(result.main_score, result.interval) for result in together]
+        table.add_row(together[0].task, together[0].lang, together[0].metric, str(together[0].n), *cells)
+    for few in next(iter(reports.values())).too_few:
+        table.add_row(few.task, few.lang, "", str(few.n), *[str(few)] * len(reports))
     _console().print(table)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from leafembed.errors import Error
 from leafembed.guard import watched
-from leafembed.judge.evaluate import evaluate
-from leafembed.judge.floors import RandomEncoder
+from leafembed.judge.evaluate import Candidate, evaluate
+from leafembed.judge.floors import BAG_OF_WORDS, RANDOM, BagOfWords, RandomEncoder
+from leafembed.judge.intervals import RESAMPLES
 from leafembed.learn.factors import carry_factors, read_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.plan import parts_of
@@ -98,8 +99,8 @@ def begin(recipe: Recipe, folder: Path) -> Line:
     return Line(recipe, folder, learned)
 
 
-def build_floors(line: Line) -> dict[str, Encoder]:
-    """What a student must beat: random vectors, itself untrained, and a static table."""
+def build_floors(line: Line) -> dict[str, Candidate]:
+    """What a student must beat: random vectors, a bag of words, itself untrained, and a static table."""
     recipe, learned = line.recipe, line.learned
     static = StudentConfig(init="static")
     if learned.teacher.torch is None:  # there is no table of the teacher's: that of the student's encoder
@@ -109,7 +110,10 @@ def build_floors(line: Line) -> dict[str, Encoder]:
     held_out = [(row.text, row.lang) for row in learned.corpus.validation]
     every = (row.text for row in learned.corpus.train)  # read once at most, and never held
     sample = Sample(texts, learned.targets(np.arange(len(texts))), every, held_out)
-    encoders: dict[str, Encoder] = {"floor: random": RandomEncoder(learned.teacher.ref.dim, recipe.seed)}
+    encoders: dict[str, Candidate] = {
+        f"floor: {RANDOM}": RandomEncoder(learned.teacher.ref.dim, recipe.seed),
+        f"floor: {BAG_OF_WORDS}": BagOfWords(),
+    }
     made = versions(PACKAGES)
     for name, config in configs.items():
         folder = line.folder / name.replace(" ", "-")
@@ -209,7 +213,7 @@ def _torch_encoder(line: Line, folder: Path, name: str, config: StudentConfig) -
     return TorchEncoder(model, ref, precision=how.precision, batch_tokens=how.batch_tokens)
 
 
-def scored(line: Line, name: str, encoder: Encoder, *, dev: bool = False, how: Sequence[object] = ()) -> EvalReport:
+def scored(line: Line, name: str, encoder: Candidate, *, dev: bool = False, how: Sequence[object] = ()) -> EvalReport:
     """Score an encoder, or read what an interrupted run scored of the same encoder on the same data.
 
     Args:
@@ -222,7 +226,8 @@ def scored(line: Line, name: str, encoder: Encoder, *, dev: bool = False, how: S
     learned = line.learned
     tasks = learned.dev if dev else learned.test
     data = [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
-    base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed)
+    few = [dict(task.too_few) for task in tasks]
+    base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed, few, RESAMPLES)
     about = dataclasses.asdict(encoder.ref)
     key = fingerprint(about, data, *base, how, versions((*PACKAGES, "scikit-learn", "scipy")))
 

@@ -17,7 +17,7 @@ HEAVY = {
     *("sklearn", "scipy", "matplotlib", "jinja2"),
 }
 
-NOUNS = {"errors", "types", "reports", "recipe", "recipe_learn"}
+NOUNS = {"errors", "types", "reports", "reports_vocabulary", "recipe", "recipe_learn"}
 HELPERS = {"text", "progress", "stages"}
 
 # Who may import what besides nouns and helpers. A stage that is not named here imports no other stage.
@@ -30,8 +30,12 @@ ALLOWED = {
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
-    "judge.evaluate": {"judge.tasks"},  # what it scores
-    "judge.tasks": {"judge.formats", "judge.metrics"},  # a task is rows of a format and a metric
+    # What it scores; a bag of words is fitted to each set; how sure a score is.
+    "judge.evaluate": {"judge.floors", "judge.intervals", "judge.tasks"},
+    "judge.gate": {"judge.floors"},  # one of them is a floor of the mean alone
+    "judge.metrics": {"judge.intervals"},  # says what a score is resampled from
+    # A task is rows of a format and a metric with what it is resampled from.
+    "judge.tasks": {"judge.formats", "judge.intervals", "judge.metrics"},
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.fused", "learn.models", "learn.remote"},
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafembed.errors import NonFiniteError
+from leafembed.judge.intervals import Items, Scored
 from leafembed.types import FloatArray
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "bitext",
     "classification",
     "cosine_spearman",
+    "cosines",
     "draw_examples",
     "ndcg_at_k",
     "rank",
@@ -55,8 +57,14 @@ def cosine_spearman(a: FloatArray, b: FloatArray, scores: Sequence[float]) -> fl
         raise ValueError(f"cosine_spearman: got {len(a)} and {len(b)} vectors and {len(gold)} scores, expected as many")
     if np.ptp(gold) == 0:
         raise ValueError(f"cosine_spearman: all {len(gold)} gold scores are {gold[0]}, expected at least two values")
-    cosines = np.einsum("nd,nd->n", a, b, dtype=np.float64)
-    return 0.0 if np.ptp(cosines) < _SAME_COSINE else float(spearmanr(cosines, gold).statistic)
+    found = cosines(a, b)
+    return float(spearmanr(found, gold).statistic) if found.any() else 0.0
+
+
+def cosines(a: FloatArray, b: FloatArray) -> NDArray[np.float64]:
+    """Return the cosine of each row of ``a`` with that of ``b``, ``(n,)``; all 0 when they are all the same."""
+    found: NDArray[np.float64] = np.einsum("nd,nd->n", a, b, dtype=np.float64)
+    return np.zeros_like(found) if np.ptp(found) < _SAME_COSINE else found
 
 
 def rank(queries: FloatArray, documents: FloatArray, *, k: int) -> IntArray:
@@ -69,8 +77,8 @@ def rank(queries: FloatArray, documents: FloatArray, *, k: int) -> IntArray:
     return np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :k] for block in blocks])
 
 
-def ndcg_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: int) -> float:
-    """Return the mean over queries of DCG / ideal DCG of the first ``k`` documents, in 0..1.
+def ndcg_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: int) -> NDArray[np.float64]:
+    """Return DCG / ideal DCG of the first ``k`` documents of each query, ``(n_queries,)`` in 0..1.
 
     A document of relevance r at rank i (from 0) gains r / log2(i + 2); the ideal order is over all judged documents.
 
@@ -79,21 +87,22 @@ def ndcg_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: 
         relevance: For each query, relevance by document index; at least one must be positive.
         k: Documents that count.
     """
-    return _mean_over_queries(ranked, relevance, lambda found, judged: _dcg(found[:k]) / _dcg(judged[:k]))
+    return _by_query(ranked, relevance, lambda found, judged: _dcg(found[:k]) / _dcg(judged[:k]))
 
 
-def recall_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: int) -> float:
-    """Return the mean over queries of the share of relevant documents among the first ``k``, in 0..1.
+def recall_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: int) -> NDArray[np.float64]:
+    """Return the share of each query's relevant documents among the first ``k``, ``(n_queries,)`` in 0..1.
 
     The arguments are those of :func:`ndcg_at_k`; every positive relevance counts alike.
     """
-    return _mean_over_queries(ranked, relevance, lambda found, judged: np.count_nonzero(found[:k]) / len(judged))
+    return _by_query(ranked, relevance, lambda found, judged: np.count_nonzero(found[:k]) / len(judged))
 
 
-def bitext(a: FloatArray, b: FloatArray) -> dict[str, float]:
+def bitext(a: FloatArray, b: FloatArray) -> Scored:
     """Return ``f1`` and ``accuracy``, in 0..1, of finding row i of ``b`` as the nearest to row i of ``a``.
 
-    ``f1`` is averaged over the targets, so a target that many sentences pick is punished for the wrong ones.
+    ``f1`` is averaged over the targets, so a target that many sentences pick is punished for the wrong ones. Targets
+    are what is resampled.
     """
     if len(a) != len(b):
         raise ValueError(f"bitext: got {len(a)} and {len(b)} vectors, expected as many")
@@ -101,7 +110,7 @@ def bitext(a: FloatArray, b: FloatArray) -> dict[str, float]:
     hits = picked == np.arange(len(a))
     # Every target is wanted once, so its F1 is 2 hit / (times picked + 1).
     f1 = 2 * hits / (np.bincount(picked, minlength=len(b)) + 1)
-    return {"f1": float(f1.mean()), "accuracy": float(hits.mean())}
+    return Scored({"f1": float(f1.mean()), "accuracy": float(hits.mean())}, Items("mean", f1))
 
 
 def draw_examples(
@@ -126,8 +135,10 @@ def classification(
     test_labels: Sequence[str],
     *,
     draws: Sequence[IntArray],
-) -> dict[str, float]:
+) -> Scored:
     """Return ``accuracy`` and macro ``f1``, in 0..1, as means over logistic regressions on few examples.
+
+    Resampled are the texts that are scored: of each, the share of the regressions that label it right.
 
     Args:
         train: ``(n_train, dim)``, the examples that are drawn from.
@@ -138,7 +149,7 @@ def classification(
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import f1_score
     from threadpoolctl import threadpool_limits
 
     _check(train, test)
@@ -146,7 +157,7 @@ def classification(
         sizes = f"{len(train)} and {len(test)} vectors, {len(train_labels)} and {len(test_labels)} labels"
         raise ValueError(f"classification: got {sizes}, expected a label for each vector")
     labels, gold = np.asarray(train_labels), np.asarray(test_labels)
-    accuracies, f1s = [], []
+    right, f1s = [], []
     for draw in draws:
         model = LogisticRegression(max_iter=100)
         # One thread: the matrices are so small that handing out their rows costs more than it saves.
@@ -154,21 +165,21 @@ def classification(
             # MTEB stops after 100 iterations, converged or not: the cap is part of the definition.
             warnings.simplefilter("ignore", ConvergenceWarning)
             predicted = model.fit(train[draw], labels[draw]).predict(test)
-        accuracies.append(accuracy_score(gold, predicted))
+        right.append(predicted == gold)
         f1s.append(f1_score(gold, predicted, average="macro", zero_division=0))
-    return {"accuracy": float(np.mean(accuracies)), "f1": float(np.mean(f1s))}
+    return Scored({"accuracy": float(np.mean(right)), "f1": float(np.mean(f1s))}, Items("mean", np.mean(right, axis=0)))
 
 
-def _mean_over_queries(ranked: IntArray, relevance: Sequence[Mapping[int, float]], score: Any) -> float:
+def _by_query(ranked: IntArray, relevance: Sequence[Mapping[int, float]], score: Any) -> NDArray[np.float64]:
     if len(ranked) != len(relevance) or not len(ranked):
         raise ValueError(f"got {len(ranked)} rankings and {len(relevance)} judgements, expected as many, at least one")
-    total = 0.0
-    for documents, judged in zip(ranked.tolist(), relevance, strict=True):
+    found = np.empty(len(ranked))
+    for i, (documents, judged) in enumerate(zip(ranked.tolist(), relevance, strict=True)):
         positive = np.array(sorted((r for r in judged.values() if r > 0), reverse=True))
         if not len(positive):
             raise ValueError("a query without a relevant document cannot be scored: leave it out")
-        total += float(score(np.array([max(judged.get(document, 0.0), 0.0) for document in documents]), positive))
-    return total / len(ranked)
+        found[i] = score(np.array([max(judged.get(document, 0.0), 0.0) for document in documents]), positive)
+    return found
 
 
 def _dcg(gains: NDArray[np.float64]) -> float:

@@ -5,8 +5,7 @@
     DATA/classification/NAME.jsonl[.gz]   text, label, lang, split        (split train is the probe set)
     DATA/retrieval/NAME/                  queries {id, text, lang}, corpus {id, text, title?}, qrels {qid, did, score}
 
-A task is a value: rows already read and checked, and for each language a function from "how to encode" to scores.
-Tasks know no encoder, so that teacher, student and floors are scored by the same rows and code.
+A task is a value: checked rows, and for each language a function from "how to encode" to scores. Tasks know no encoder.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from leafembed.errors import DataError
 from leafembed.judge import formats, metrics
 from leafembed.judge.formats import Groups, Item, Options
+from leafembed.judge.intervals import Items, Scored
 from leafembed.text import normalise_lang, normalise_text
 from leafembed.types import FloatArray
 
@@ -46,14 +46,14 @@ class Part:
         lang: Language tag, ``de-en`` for a pair of languages, ``all`` for a mixture.
         n: Scored items: pairs, queries or texts.
         data: Short hash of everything the score depends on, except the encoder.
-        score: Every score by name, given how to encode.
+        score: Every score by name and what they are resampled from, given how to encode.
         texts: Texts of the scored items.
     """
 
     lang: str
     n: int
     data: str
-    score: Callable[[Encode], dict[str, float]]
+    score: Callable[[Encode], Scored]
     texts: tuple[str, ...] = ()
 
 
@@ -68,6 +68,7 @@ class Task:
         parts: One for each language.
         scored: Normalised texts of each scored item; what dev and test must not share.
         texts: Every normalised text of the set, also of documents and probe sets; what training must not contain.
+        too_few: Rows of each language that has too few of them to be scored.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Task:
     parts: tuple[Part, ...]
     scored: frozenset[tuple[str, ...]]
     texts: frozenset[str]
+    too_few: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class _Kind:
     type: str
     metric: str
     texts: int  # leading fields of an item that are its texts
-    score: Callable[[list[Item], Any, Encode], dict[str, float]]
+    score: Callable[[list[Item], Any, Encode], Scored]
 
 
 def load_tasks(
@@ -92,6 +94,7 @@ def load_tasks(
     *,
     languages: Sequence[str] = (),
     max_rows: int | None = None,
+    min_rows: int = 1,
     seed: int = 0,
     excluded: frozenset[tuple[str, ...]] = frozenset(),
 ) -> tuple[Task, ...]:
@@ -105,11 +108,12 @@ def load_tasks(
             all. A glob skips tasks without them.
         max_rows: Most scored items in one language, drawn at random; probe sets and documents stay whole.
             ``None``: all.
-        seed: Seed of that draw, and of the examples that classification learns from.
+        min_rows: Fewest items that a language is scored with; those with fewer go to ``Task.too_few``.
+        seed: Seed of the draw, and of the examples that classification learns from.
         excluded: Scored items to leave out, as :func:`scored_items` gives them.
 
     Raises:
-        DataError: If a name matches nothing, a row is malformed, or nothing is left in the languages.
+        DataError: If a name matches nothing, a row is malformed, or no language is left that has enough rows.
     """
     wanted = [name for name in names if name != AGREEMENT]
     paths = _discover(data) if wanted else {}
@@ -117,10 +121,23 @@ def load_tasks(
     tasks: dict[str, Task] = {}
     for name in wanted:
         found = [tasks.get(id) or _load(id, path, options) for id, path in _match(name, paths, data).items()]
-        if not any(task.parts for task in found):
+        found = [task for task in found if task.parts]
+        if not found:
             raise DataError(f"{name}: holds no row to score in the languages {sorted(options.languages)}")
-        tasks |= {task.id: task for task in found if task.parts}
-    return tuple(tasks.values())
+        tasks |= {task.id: task for task in found}
+    return _with_enough(tasks.values(), min_rows)
+
+
+def _with_enough(tasks: Iterable[Task], min_rows: int) -> tuple[Task, ...]:
+    """The tasks, with only those languages that have enough rows."""
+    result: list[Task] = []
+    for task in tasks:
+        few = {part.lang: part.n for part in task.parts if part.n < min_rows}
+        result.append(replace(task, parts=tuple(p for p in task.parts if p.lang not in few), too_few=few))
+    if result and not any(task.parts for task in result):
+        raise DataError(f"got too few rows in every language, {dict(result[0].too_few)} in {result[0].id}, expected "
+                        f"{min_rows} in one at least: name larger sets, or lower eval.min_rows")  # fmt: skip
+    return tuple(result)
 
 
 def check_disjoint(dev: Sequence[Task], test: Sequence[Task]) -> None:
@@ -246,18 +263,19 @@ def _task(id: str, kind: _Kind, groups: Groups, texts: Sequence[str]) -> Task:
     return Task(id, kind.type, kind.metric, tuple(parts), frozenset(scored), frozenset(map(normalise_text, texts)))
 
 
-def _score_pairs(items: list[Item], prompt_name: str | None, encode: Encode) -> dict[str, float]:
+def _score_pairs(items: list[Item], prompt_name: str | None, encode: Encode) -> Scored:
     left, right, gold = zip(*items, strict=True)
     a, b = np.split(encode([*left, *right], prompt_name), 2)
-    return {"cosine_spearman": metrics.cosine_spearman(a, b, gold)}
+    score = metrics.cosine_spearman(a, b, gold)
+    return Scored({"cosine_spearman": score}, Items("spearman", np.column_stack([metrics.cosines(a, b), gold])))
 
 
-def _score_bitext(items: list[Item], prompt_name: str, encode: Encode) -> dict[str, float]:
+def _score_bitext(items: list[Item], prompt_name: str, encode: Encode) -> Scored:
     left, right = zip(*items, strict=True)
     return metrics.bitext(encode(left, prompt_name), encode(right, prompt_name))
 
 
-def _score_classification(items: list[Item], context: Mapping[str, Any], encode: Encode) -> dict[str, float]:
+def _score_classification(items: list[Item], context: Mapping[str, Any], encode: Encode) -> Scored:
     (known, labels), (texts, gold) = zip(*context["probe"], strict=True), zip(*items, strict=True)
     draws = metrics.draw_examples(labels, seed=context["seed"])
     used = np.unique(np.concatenate(draws))  # a probe set can be a hundred times what the draws take of it
@@ -266,14 +284,12 @@ def _score_classification(items: list[Item], context: Mapping[str, Any], encode:
     return metrics.classification(train, [labels[i] for i in used], test, gold, draws=placed)
 
 
-def _score_retrieval(items: list[Item], documents: list[str], encode: Encode) -> dict[str, float]:
+def _score_retrieval(items: list[Item], documents: list[str], encode: Encode) -> Scored:
     queries, judgements = zip(*items, strict=True)
     ranked = metrics.rank(encode(queries, "query"), encode(documents, "document"), k=10)
     relevance = [dict(judged) for judged in judgements]
-    return {
-        "ndcg_at_10": metrics.ndcg_at_k(ranked, relevance, k=10),
-        "recall_at_10": metrics.recall_at_k(ranked, relevance, k=10),
-    }
+    gains, found = metrics.ndcg_at_k(ranked, relevance, k=10), metrics.recall_at_k(ranked, relevance, k=10)
+    return Scored({"ndcg_at_10": float(gains.mean()), "recall_at_10": float(found.mean())}, Items("mean", gains))
 
 
 _READERS: dict[str, tuple[_Kind, Callable[[Path, Options, str], tuple[Groups, list[str]]]]] = {
