@@ -21,6 +21,7 @@ from leafembed.options import build_parser
 from leafembed.progress import say
 
 if TYPE_CHECKING:
+    from leafembed.judge.compare import Judged
     from leafembed.recipe import Recipe
 
 __all__ = ["COMMANDS", "main"]
@@ -108,21 +109,33 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from leafembed.results import print_reports
-    from leafembed.single import open_encoder, score
+    from leafembed.results import print_comparison
 
-    reports = {"model": score(open_encoder(args.model, allow_failed=args.allow_failed), args.data, args.tasks)}
-    if args.reference:
-        reports["reference"] = score(
-            open_encoder(args.reference, allow_failed=args.allow_failed), args.data, args.tasks
-        )
+    models, reference = _judged(args, [args.model])
     if args.json:
-        data: dict[str, Any] = {name: report.to_dict() for name, report in reports.items()}
-        if args.reference:
-            data["retention"] = reports["model"].retention(reports["reference"])
+        data: dict[str, Any] = {"model": models[0].report.to_dict()}
+        if reference:
+            data["reference"] = reference.report.to_dict()
+            data["retention"] = models[0].report.retention(reference.report)
         _print_json(data)
     else:
-        print_reports(reports, reference="reference" if args.reference else None)
+        print_comparison(models, reference=reference)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from leafembed.comparison_page import PAGE, comparison_data, write_comparison
+    from leafembed.results import print_comparison
+
+    models, reference = _judged(args, args.models)
+    data = None
+    if args.out:
+        data = write_comparison(models, args.out, reference=reference)
+        say(f"table and plot: {args.out / PAGE}")
+    if args.json:
+        _print_json(data or comparison_data(models, reference=reference))
+    else:
+        print_comparison(models, reference=reference)
     return 0
 
 
@@ -212,6 +225,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "embed": _embed,
     "evaluate": _evaluate,
+    "compare": _compare,
     "quantize": _quantize,
     "benchmark": _benchmark,
     "card": _card,
@@ -224,6 +238,16 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     from leafembed.recipe_io import load_recipe
 
     return load_recipe(args.recipe, args.set)
+
+
+def _judged(args: argparse.Namespace, specs: Sequence[str]) -> tuple[tuple[Judged, ...], Judged | None]:
+    """The models of a command and, among them, its reference."""
+    from leafembed.comparing import CACHE_DIR, judge_all, read_tasks
+
+    wanted = [*specs, *([args.reference] if args.reference else [])]
+    tasks = read_tasks(args.data, args.tasks, args.languages)
+    models = judge_all(wanted, tasks, cache_dir=args.cache_dir or CACHE_DIR, allow_failed=args.allow_failed)
+    return models, next((model for model in models if model.spec == args.reference), None)
 
 
 def _remove_run(run_dir: Path, recipe: Path) -> None:

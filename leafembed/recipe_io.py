@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leafembed.errors import RecipeError, require
-from leafembed.recipe import Recipe
-from leafembed.recipe_learn import Source
+from leafembed.recipe import Recipe, is_url, require_served
+from leafembed.recipe_learn import Source, TeacherConfig
 
-__all__ = ["field_docs", "load_recipe", "recipe_from_dict", "reference_page"]
+__all__ = ["field_docs", "load_model_file", "load_recipe", "recipe_from_dict", "reference_page"]
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -42,6 +42,22 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain data, as :meth:`Recipe.to_dict` gives it."""
     recipe: Recipe = _build(Recipe, data, prefix="")
     return recipe
+
+
+def load_model_file(path: Path) -> TeacherConfig:
+    """Read a file that names a model to judge by the keys of a recipe's ``[teacher]``; paths are relative to it.
+
+    Raises:
+        RecipeError: If the file cannot be read, a key is unknown, or a value is not legal.
+    """
+    data = _read(path, "a model")
+    section = {"teacher": data}
+    _rebase_paths(section, path.resolve().parent)
+    config: TeacherConfig = _build(TeacherConfig, section["teacher"], prefix="")
+    require(bool(config.model), f"{path}: model", "", "a folder, a hub id, package:NAME or a URL")
+    if is_url(config.model):
+        require_served(config, section=f"{path}: ")
+    return config
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

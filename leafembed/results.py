@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from leafembed.comparison_page import difference_cells, score_cells, task_rows
 from leafembed.errors import MissingExtraError
+from leafembed.judge.compare import Judged, pairs
 from leafembed.reports import EvalReport, GateResult
-from leafembed.ship.markdown import with_interval
 
-__all__ = ["print_reports", "print_results"]
+__all__ = ["print_comparison", "print_results"]
 
 _FLOORS = ("random", "bag of words", "static table", "untrained student")
 _ORDER = ("teacher", *(f"floor: {name}" for name in _FLOORS), "student", "int8")
+_WIDEST = 3
+"""Most models whose intervals fit into a table of the terminal beside each other."""
 _SPEED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
 
 
@@ -39,20 +42,31 @@ def print_results(manifest: Mapping[str, Any]) -> None:
     console.print(f"gate: {word}, {passed} of {len(verdict.checks)} checks hold", style="bold")
 
 
-def print_reports(reports: Mapping[str, EvalReport], *, reference: str | None) -> None:
-    """Print scores by task type, and by task and language, to stdout."""
-    _print_table(reports, reference=reference, speeds={})
+def print_comparison(models: Sequence[Judged], *, reference: Judged | None) -> None:
+    """Print scores by task type, every two models against each other, and scores by task and language, to stdout."""
+    kinds = [kind for kind in models[0].scores if kind != "mean"]
+    console = _console()
+    retained = ["retention"] if reference else []
+    rows = [[model.label, *score_cells(model, reference)] for model in models]
+    console.print(_table(["model", *kinds, "mean", *retained], rows, words=1))
+    if len(models) > 1:
+        found = [[pair.a, pair.b, *difference_cells(pair)[:3]] for pair in pairs(models)]  # types are on the page
+        console.print(_table(["A", "B", "A above B", "mean, A - B", "clear"], found, words=2))
+    labels = [model.label for model in models]
+    rows = task_rows(models, intervals=len(models) <= _WIDEST)  # else they are on the page and in the JSON
+    console.print(_table(["task", "language", "metric", "n", *labels], rows, words=3))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None)
-    for column in ("task", "language", "metric", "n", *(report.model.name for report in reports.values())):
-        table.add_column(column, justify="left" if column in ("task", "language", "metric") else "right")
-    for together in zip(*(report.results for report in reports.values()), strict=True):
-        cells = [with_interval(result.main_score, result.interval) for result in together]
-        table.add_row(together[0].task, together[0].lang, together[0].metric, str(together[0].n), *cells)
-    for few in next(iter(reports.values())).too_few:
-        table.add_row(few.task, few.lang, "", str(few.n), *[str(few)] * len(reports))
-    _console().print(table)
+    for i, column in enumerate(header):
+        table.add_column(column, justify="left" if i < words else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))  # an interval is no markup
+    return table
 
 
 def _print_table(
@@ -84,4 +98,4 @@ def _console() -> Any:
         from rich.console import Console
     except ImportError as error:
         raise MissingExtraError("rich", "train") from error
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)

@@ -1,4 +1,4 @@
-"""One stage at a time, for the commands that judge, quantise or time a model that is already there."""
+"""One stage at a time, for the commands that quantise or time a model that is already there."""
 
 from __future__ import annotations
 
@@ -7,46 +7,15 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from leafembed.errors import DataError, ModelError
-from leafembed.judge.evaluate import evaluate
-from leafembed.judge.tasks import load_tasks
-from leafembed.progress import say
 from leafembed.recipe import BenchmarkConfig, QuantizeConfig
-from leafembed.reports import EvalReport
 from leafembed.ship.benchmark import Contender, benchmark
 from leafembed.ship.bundle import open_bundle
-from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import machine_facts
-from leafembed.types import Encoder
 
-__all__ = ["open_encoder", "quantize_folder", "score", "time_encoder"]
-
-
-def open_encoder(name: str, *, allow_failed: bool = False) -> Encoder:
-    """Open a bundle, a bare INT8 model folder, or a sentence-transformers model, by what the folder holds.
-
-    Raises:
-        ModelError: If it is none of these.
-    """
-    folder = Path(name).expanduser()
-    if (folder / "manifest.json").is_file():
-        return open_bundle(folder, allow_failed=allow_failed)
-    if (folder / "model.xml").is_file():
-        return BundleEncoder(folder)
-    from leafembed.learn.models import describe, has_bf16, load_sentence_transformer, pick_device, resolve
-    from leafembed.learn.teacher import TorchEncoder
-
-    folder, device = resolve(name, None), pick_device()
-    model = load_sentence_transformer(folder, device=device)
-    precision: Literal["bf16", "fp32"] = "bf16" if has_bf16("auto", device) else "fp32"
-    return TorchEncoder(model, describe(model, folder, name=name), precision=precision)
-
-
-def score(encoder: Encoder, data: Path, tasks: Sequence[str]) -> EvalReport:
-    """Score an encoder on local tasks."""
-    return evaluate(encoder, load_tasks(data, tasks), on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}"))
+__all__ = ["quantize_folder", "time_encoder"]
 
 
 def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> Path:

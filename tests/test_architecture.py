@@ -29,15 +29,20 @@ ALLOWED = {
     "ship.scores": {"ship.markdown"},
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
+    # Models of other makers: opened, checked and batched as ours; what a text that a table does not know gets.
+    "ship.onnx_folder": {"ship.encoder", "ship.folder", "ship.machine"},
+    "ship.model2vec_folder": {"judge.floors", "ship.encoder"},
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
     # What it scores; a bag of words is fitted to each set; how sure a score is.
     "judge.evaluate": {"judge.floors", "judge.intervals", "judge.tasks"},
+    "judge.compare": {"judge.evaluate", "judge.intervals"},  # reports and their resampled scores
     "judge.gate": {"judge.floors"},  # one of them is a floor of the mean alone
     "judge.metrics": {"judge.intervals"},  # says what a score is resampled from
     # A task is rows of a format and a metric with what it is resampled from.
     "judge.tasks": {"judge.formats", "judge.intervals", "judge.metrics"},
     # A teacher is a loaded model, or a server that is asked, behind a cache.
-    "learn.teacher": {"learn.cache", "learn.fused", "learn.models", "learn.remote"},
+    "learn.teacher": {"learn.cache", "learn.cached", "learn.fused", "learn.models", "learn.remote"},
+    "learn.cached": {"learn.cache"},  # an encoder in front of its store
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
     "learn.data": {"learn.draw", "learn.named", "learn.rows", "learn.sources"},  # reads, draws, writes
     "learn.negatives": {"learn.links", "learn.rows"},  # which rows mean the same; their columns
@@ -81,7 +86,10 @@ ALLOWED = {
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "guard", "steps", "pipeline", "single", "race", "record", "results", "planning"}
+COMPOSING = {
+    *("prepare", "guard", "steps", "pipeline", "single", "race", "record", "results", "planning"),
+    *("opening", "comparing", "comparison_page", "comparison_plot"),
+}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 

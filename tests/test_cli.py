@@ -223,19 +223,46 @@ def test_evaluate_scores_a_bundle_beside_a_reference(leaf, eval_data, tmp_path):
     vocab = [*WORDS, *(f"{lang}{i}" for lang in ("en", "de") for i in range(500))]
     model = make_model_folder(tmp_path / "model", vocab=vocab, dim=64, max_seq_length=32)
     bundle = write_bundle(tmp_path / "bundle", model, sample_manifest())
-    argv = ["evaluate", bundle, "--reference", model, "--data", eval_data, "--tasks", "sts/toy.test", "retrieval/*"]
+    argv = ["evaluate", bundle, "--reference", model, "--data", eval_data, "--cache-dir", tmp_path / "cache"]
+    argv += ["--tasks", "sts/toy.test", "classification/*", "retrieval/*"]
     status, out, _ = leaf(*argv, "--json")
     data = json.loads(out)
     assert status == 0
-    assert {r["task"] for r in data["model"]["results"]} == {"sts/toy.test", "retrieval/toy_de", "retrieval/toy_en"}
-    assert data["retention"] == {"STS": 1.0, "Retrieval": 1.0}
-    _, shown, _ = leaf(*argv)
+    assert {r["task"] for r in data["model"]["results"]} == {"sts/toy.test", "classification/toy"}
+    assert all(len(r["interval"]) == 2 for r in data["model"]["results"])
+    assert {few["task"] for few in data["model"]["too_few"]} == {"retrieval/toy_de", "retrieval/toy_en"}
+    assert data["retention"] == {"STS": 1.0, "Classification": 1.0}
+    _, shown, err = leaf(*argv)
     assert "retention" in shown
-    assert "sts/toy.test" in shown
+    assert "too few rows (30)" in shown
+    row = next(line for line in shown.splitlines() if line.strip().startswith("sts/toy.test "))
+    low, high = data["model"]["results"][0]["interval"]
+    assert row.count(f"[{low:.3f}, {high:.3f}]") == 2
+    assert err[-1].endswith("3 results, 3 of them from before")
 
 
-def test_a_reference_that_scores_nothing_is_an_error(leaf, bundle, model, eval_data):
-    argv = ["--reference", model, "--data", eval_data, "--tasks", "sts/toy.test", "--json"]
+def test_compare_holds_models_against_each_other(leaf, eval_data, tmp_path):
+    vocab = [*WORDS, *(f"{lang}{i}" for lang in ("en", "de") for i in range(500))]
+    folder = make_model_folder(tmp_path / "model", vocab=vocab, dim=64, max_seq_length=32)
+    argv = ["compare", folder, "floor:random", "--reference", "floor:bag-of-words", "--data", eval_data]
+    argv += ["--tasks", "sts/toy.test", "--languages", "deu", "--cache-dir", tmp_path / "cache"]
+    status, out, err = leaf(*argv, "--out", tmp_path / "out", "--json")
+    data = json.loads(out)
+    assert status == 0
+    assert [model["label"] for model in data["models"]] == ["tiny", "floor: random", "floor: bag of words"]
+    assert {result["lang"] for model in data["models"] for result in model["results"]} == {"de"}
+    assert data["reference"] == "floor: bag of words"
+    assert data == json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert str(tmp_path / "out" / "README.md") in err[-1]
+    status, shown, err = leaf(*argv)
+    assert status == 0
+    assert "A above B" in shown
+    assert len([line for line in err if "1 results, 1 of them from before" in line]) == 3
+    assert leaf("compare", "./nowhere", "--data", eval_data)[0] == 1
+
+
+def test_a_reference_that_scores_nothing_is_an_error(leaf, bundle, model, eval_data, tmp_path):
+    argv = ["--reference", model, "--data", eval_data, "--tasks", "sts/toy.test", "--json", "--cache-dir", tmp_path]
     status, out, err = leaf("evaluate", bundle, *argv)  # every word of these texts is unknown to it
     assert (status, out) == (1, "")
     assert err[-1].startswith("leaf: tiny scores 0.0000 on STS, expected above 0")

@@ -262,7 +262,7 @@ def test_a_language_of_which_nothing_is_left_is_an_error(eval_data: Path) -> Non
 
 
 def test_languages_with_too_few_rows_are_left_out_and_named(tmp_path: Path) -> None:
-    rows = [sts(f"text {i}", i % 4) for i in range(30)] + [sts(f"wort {i}", i % 4, "de") for i in range(29)]
+    rows = [sts(f"text {i}", i % 4) for i in range(30)] + [sts(f"wort {i}", 3, "de") for i in range(29)]
     write_rows(tmp_path / "sts/a.test.jsonl", rows)
     (task,) = load_tasks(tmp_path, ["sts/*"], min_rows=30)
     assert ([part.lang for part in task.parts], dict(task.too_few)) == (["en"], {"de": 29})

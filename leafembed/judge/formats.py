@@ -44,6 +44,7 @@ class Options:
     Attributes:
         languages: Normalised languages; empty: all.
         max_rows: Most scored items in one language; ``None``: all.
+        min_rows: Fewest of them that are scored; a language with fewer need not be fit to be scored.
         seed: Seed of drawing them, and of whatever else a task draws.
         excluded: Scored items to leave out, in the form of :func:`item_key`.
     """
@@ -52,6 +53,7 @@ class Options:
     max_rows: int | None
     seed: int
     excluded: frozenset[tuple[str, ...]] = frozenset()
+    min_rows: int = 1
 
     def wants(self, sides: Sequence[str]) -> bool:
         """Whether rows in this language, or pair of languages, are scored."""
@@ -112,7 +114,8 @@ def read_sts(path: Path, options: Options, split: str) -> tuple[Groups, list[str
     groups: Groups = {}
     for lang, members in pairs.items():
         items = options.sample(members, texts=2)
-        require_spread(items, f"{path} ({lang})")
+        if len(items) >= options.min_rows:
+            require_spread(items, f"{path} ({lang})")
         groups[lang] = (items, "STS")
     return groups, [row[side] for row in rows for side in ("sentence1", "sentence2")]
 
@@ -165,7 +168,7 @@ def read_classification(path: Path, options: Options, split: str) -> tuple[Group
     for lang, members in _grouped(rows, "lang", options).items():
         probe = [(row["text"], row["label"]) for row in members if row["split"] == "train"]
         items = options.sample([(row["text"], row["label"]) for row in members if row["split"] == split], texts=1)
-        if items and len({label for _, label in probe}) < 2:
+        if len(items) >= options.min_rows and len({label for _, label in probe}) < 2:
             raise DataError(f"{path} ({lang}): split train holds fewer than two labels to tell apart")
         if items:
             groups[lang] = (items, {"probe": probe, "seed": options.seed})

@@ -117,7 +117,7 @@ def load_tasks(
     """
     wanted = [name for name in names if name != AGREEMENT]
     paths = _discover(data) if wanted else {}
-    options = Options(frozenset(map(normalise_lang, languages)), max_rows, seed, excluded)
+    options = Options(frozenset(map(normalise_lang, languages)), max_rows, seed, excluded, min_rows)
     tasks: dict[str, Task] = {}
     for name in wanted:
         found = [tasks.get(id) or _load(id, path, options) for id, path in _match(name, paths, data).items()]

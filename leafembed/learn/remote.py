@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from leafembed.errors import CacheError, ModelError, RecipeError
-from leafembed.learn.endpoint import PATIENCE, Patience, Server
+from leafembed.learn.endpoint import PATIENCE, Patience, Server, place_of
 from leafembed.progress import say
 from leafembed.recipe_learn import TeacherConfig
 from leafembed.stages import fingerprint
@@ -107,7 +107,7 @@ def connect(config: TeacherConfig, *, cache_dir: Path | None = None, patience: P
     url = config.model.rstrip("/")
     if key and url.startswith("http://") and not _is_loopback(urlsplit(url).hostname or ""):
         say(f"warning: the key of teacher.api_key_file goes to {url} unencrypted; use https")
-    server = Server(f"{url}/embeddings", config.served_model, key, patience)
+    server = Server(place_of(url), config.served_model, key, patience)
     with server.client() as client:
         probe = server.ask(client, PROBES, Event())
     if cache_dir is not None:
