@@ -9,7 +9,7 @@ RECIPE ?= recipes/quick.toml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install run test test-slow bench-training check fix clean
+.PHONY: install run test test-slow bench-training compare-mteb check fix clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,10 @@ TEACHER ?= ~/.cache/leafembed/teachers/embeddinggemma-300m
 TEXTS ?= data/train/common_voice_sentences.jsonl.gz
 bench-training: install ## a training step with stock and with fused layers, in turn; TEACHER and TEXTS say on what
 	OMP_NUM_THREADS=2 $(BIN)/python tools/bench_training.py --teacher $(TEACHER) --texts $(TEXTS)
+
+EVAL_DATA ?= ../shared/data/eval
+compare-mteb: install ## our scores beside mteb's on the same files; EVAL_DATA is the folder of evaluation data
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tools/compare_with_mteb.py --data $(EVAL_DATA)
 
 fix: install ## format and fix what can be fixed
 	$(BIN)/ruff format leafembed tests tools

@@ -21,10 +21,12 @@ from leafembed.options import build_parser
 from leafembed.progress import say
 
 if TYPE_CHECKING:
-    from leafembed.judge.compare import Judged
     from leafembed.recipe import Recipe
 
 __all__ = ["COMMANDS", "main"]
+
+_SHOWN = 8
+"""Most lines about tasks that could not be scored."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,25 +111,49 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from leafembed.results import print_comparison
+    from leafembed.comparing import CACHE_DIR
+    from leafembed.judging import Wanted, export_card, export_mteb, judge_beside
+    from leafembed.results import print_members, print_reports
 
-    models, reference = _judged(args, [args.model])
+    if args.suite and args.languages:
+        raise Error(f"--languages: got {' '.join(args.languages)}, expected none beside --suite, which names its own")
+    wanted = Wanted(data=args.data, tasks=args.tasks, languages=args.languages, max_rows=args.max_rows, mteb=args.mteb,
+                    suite=args.suite)  # fmt: skip
+    model, reference = judge_beside(args.model, args.reference, wanted, cache_dir=args.cache_dir or CACHE_DIR,
+                                    allow_failed=args.allow_failed, dim=args.dim, exit=args.exit)  # fmt: skip
+    kept = model.report.retention(reference.report) if reference else None
+    for name, reason in list(model.missing.items())[:_SHOWN]:
+        say(f"not scored: {name}: {reason}")
+    if len(model.missing) > _SHOWN:
+        say(f"not scored: {len(model.missing) - _SHOWN} more; --json names them")
+    if args.export_mteb:
+        say(f"{export_mteb(args.export_mteb, model)} result files of mteb below {args.export_mteb / 'results'}")
+    if args.export_card:
+        export_card(args.export_card, model)
+        say(f"model-index of {len(model.report.results)} results in {args.export_card}")
     if args.json:
-        data: dict[str, Any] = {"model": models[0].report.to_dict()}
+        data: dict[str, Any] = {"model": model.report.to_dict()}
         if reference:
-            data["reference"] = reference.report.to_dict()
-            data["retention"] = models[0].report.retention(reference.report)
-        _print_json(data)
+            data |= {"reference": reference.report.to_dict(), "retention": kept}
+        _print_json(data | {"missing": dict(model.missing), "suite": list(model.members)})
     else:
-        print_comparison(models, reference=reference)
+        reports = [one.report for one in (model, reference) if one]
+        names = [report.model.name for report in reports]
+        labels = names if len(set(names)) == len(names) else [args.model, args.reference]
+        print_members(model.members)
+        print_reports(dict(zip(labels, reports, strict=True)), reference=labels[1] if reference else None)
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from leafembed.comparing import CACHE_DIR, judge_all, read_tasks
     from leafembed.comparison_page import PAGE, comparison_data, write_comparison
     from leafembed.results import print_comparison
 
-    models, reference = _judged(args, args.models)
+    tasks = read_tasks(args.data, args.tasks, languages=args.languages, max_rows=args.max_rows)
+    specs = [*args.models, *([args.reference] if args.reference else [])]
+    models = judge_all(specs, tasks, cache_dir=args.cache_dir or CACHE_DIR, allow_failed=args.allow_failed)
+    reference = next((model for model in models if model.spec == args.reference), None)
     data = None
     if args.out:
         data = write_comparison(models, args.out, reference=reference)
@@ -238,16 +264,6 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     from leafembed.recipe_io import load_recipe
 
     return load_recipe(args.recipe, args.set)
-
-
-def _judged(args: argparse.Namespace, specs: Sequence[str]) -> tuple[tuple[Judged, ...], Judged | None]:
-    """The models of a command and, among them, its reference."""
-    from leafembed.comparing import CACHE_DIR, judge_all, read_tasks
-
-    wanted = [*specs, *([args.reference] if args.reference else [])]
-    tasks = read_tasks(args.data, args.tasks, args.languages)
-    models = judge_all(wanted, tasks, cache_dir=args.cache_dir or CACHE_DIR, allow_failed=args.allow_failed)
-    return models, next((model for model in models if model.spec == args.reference), None)
 
 
 def _remove_run(run_dir: Path, recipe: Path) -> None:

@@ -21,6 +21,7 @@ from leafembed.judge.evaluate import report_of, score_part
 from leafembed.judge.floors import BagOfWords
 from leafembed.judge.intervals import RESAMPLES, Draws
 from leafembed.judge.tasks import Part, Task, load_tasks
+from leafembed.judge.views import View
 from leafembed.learn.cached import CachedEncoder
 from leafembed.opening import Opened, locate, open_model
 from leafembed.progress import say
@@ -29,7 +30,7 @@ from leafembed.reports import TaskResult
 from leafembed.ship.machine import versions
 from leafembed.stages import fingerprint
 
-__all__ = ["CACHE_DIR", "SCORERS", "judge_all", "read_tasks"]
+__all__ = ["CACHE_DIR", "SCORERS", "judge_all", "judge_one", "read_tasks"]
 
 CACHE_DIR: Path = next(f.default for f in dataclasses.fields(Recipe) if f.name == "cache_dir")  # type: ignore[assignment]
 """Where vectors and results are kept unless another folder is named."""
@@ -38,9 +39,12 @@ SCORERS = ("leafembed", "numpy", "scikit-learn", "scipy")
 """Packages that a score depends on besides the vectors."""
 
 
-def read_tasks(data: Path, names: Sequence[str], languages: Sequence[str] = ()) -> tuple[Task, ...]:
-    """Read the named tasks, with the fewest rows that a recipe asks for by default."""
-    return load_tasks(data, names, languages=languages, min_rows=EvalConfig().min_rows)
+def read_tasks(
+    data: Path, names: Sequence[str], *, languages: Sequence[str] = (), max_rows: int | None = None
+) -> tuple[Task, ...]:
+    """Read the named tasks, with the fewest rows that a recipe asks for by default, or ``max_rows`` if that is less."""
+    fewest = EvalConfig().min_rows
+    return load_tasks(data, names, languages=languages, max_rows=max_rows, min_rows=min(fewest, max_rows or fewest))
 
 
 def judge_all(
@@ -64,12 +68,22 @@ def judge_all(
     for place, model in enumerate(found, start=1):
         opened = open_model(model, cache_dir=cache_dir, allow_failed=allow_failed)
         where = f"model {place} of {len(found)}, {opened.encoder.ref.name}"
-        judged.append(_judge(opened, tasks, cache_dir / "judged" / opened.key, where))
+        judged.append(judge_one(opened, tasks, cache_dir=cache_dir, where=where))
     names = Counter(one.label for one in judged)
     return tuple(one if names[one.label] == 1 else dataclasses.replace(one, label=one.spec) for one in judged)
 
 
-def _judge(opened: Opened, tasks: Sequence[Task], folder: Path, where: str) -> Judged:
+def judge_one(opened: Opened, tasks: Sequence[Task], *, cache_dir: Path, where: str = "") -> Judged:
+    """Return the scores of a model on every task.
+
+    Args:
+        opened: The model.
+        tasks: At least one.
+        cache_dir: Where results are kept.
+        where: What log lines begin with; empty: its name.
+    """
+    folder = cache_dir.expanduser() / "judged" / opened.key
+    where = where or opened.encoder.ref.name
     results: list[TaskResult] = []
     draws: list[Draws] = []
     kept = 0
@@ -102,6 +116,7 @@ def _score(opened: Opened, task: Task, part: Part, path: Path) -> tuple[TaskResu
 
 
 def _rate(encoder: Any) -> str:
+    encoder = encoder.encoder if isinstance(encoder, View) else encoder
     if not isinstance(encoder, CachedEncoder) or not encoder.computed:
         return ""
     return f"; {encoder.computed:,} texts encoded, {encoder.computed / max(encoder.seconds, 1e-9):,.0f}/s"

@@ -17,6 +17,7 @@ from leafembed import __version__
 from leafembed.comparing import SCORERS
 from leafembed.comparison_plot import MOST_LANGUAGES, plot_comparison
 from leafembed.judge.compare import Estimate, Judged, Pair, pairs, retention
+from leafembed.reports import EvalReport
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.ship.markdown import NOTHING, count, line, table, with_interval
 
@@ -109,7 +110,7 @@ def _page(models: Sequence[Judged], reference: Judged | None) -> str:
     labels = [model.label for model in models]
     rows = [[kind, lang, *cells] for (kind, lang), cells in languages.items()]
     parts.append(_fold("## By language", table(["task type", "language", *labels], rows, words=2), len(rows)))
-    tasks = task_rows(models)
+    tasks = task_rows([model.report for model in models])
     header = ["task", "language", "metric", "items", *labels]
     parts.append(_fold("## By task", table(header, tasks, words=3), len(tasks)))
     about = [[m.label, m.spec, m.report.model.dim, m.report.model.max_seq_length or "any", m.key] for m in models]
@@ -141,15 +142,15 @@ def _languages(models: Sequence[Judged]) -> Mapping[tuple[str, str], list[str]]:
     return {key: [_plain(column[key]) for column in columns] for key in columns[0]}
 
 
-def task_rows(models: Sequence[Judged], *, intervals: bool = True) -> list[list[str]]:
+def task_rows(reports: Sequence[EvalReport], *, intervals: bool = True) -> list[list[str]]:
     """A row for each task and language: task, language, metric, items, then the score of each model."""
     rows = []
-    for together in zip(*(model.report.results for model in models), strict=True):
+    for together in zip(*(report.results for report in reports), strict=True):
         first = together[0]
         cells = [with_interval(r.main_score, r.interval if intervals else None) for r in together]
         rows.append([first.task, first.lang, first.metric, count(first.n), *cells])
-    for few in models[0].report.too_few:
-        rows.append([few.task, few.lang, "", count(few.n), *[str(few)] * len(models)])
+    for few in reports[0].too_few:
+        rows.append([few.task, few.lang, "", count(few.n), *[str(few)] * len(reports)])
     return rows
 
 

@@ -23,6 +23,7 @@ from typing import Protocol
 from leafembed.errors import GateFailedError, ModelError
 from leafembed.judge.evaluate import Candidate
 from leafembed.judge.floors import BAG_OF_WORDS, RANDOM, BagOfWords, RandomEncoder
+from leafembed.judge.views import View
 from leafembed.learn.cache import VectorStore
 from leafembed.learn.cached import CachedEncoder, InBatches
 from leafembed.learn.models import resolve
@@ -132,7 +133,7 @@ class Opened:
 
     Attributes:
         spec: What it was named by.
-        encoder: The model; what has files or a server computes no vector twice.
+        encoder: The model, or a part of it; what has files or a server computes no vector twice.
         key: Hash of everything that its vectors depend on.
     """
 
@@ -173,34 +174,52 @@ def locate(spec: str, *, allow_failed: bool = False) -> Located:
     return Located(spec, config, path)
 
 
-def open_model(found: Located, *, cache_dir: Path, allow_failed: bool = False) -> Opened:
-    """Open a model.
+def open_model(
+    found: Located, *, cache_dir: Path, allow_failed: bool = False, dim: int | None = None, exit: int | None = None
+) -> Opened:
+    """Open a model, or a part of it.
 
     Args:
         found: Where it is.
         cache_dir: Where vectors are kept, as those of a run's teacher.
         allow_failed: Open a bundle that the gate refused.
+        dim: Leading dimensions to keep, renormalised; ``None``: all.
+        exit: Layer after which the vector is taken; ``None``: after the last. Its vectors are not kept.
 
     Raises:
-        ModelError: If it is damaged, or a server gives no vectors.
+        ModelError: If it is damaged, has no such part, or a server gives no vectors.
         BundleError: If a bundle is altered or was refused.
     """
     if found.spec in FLOORS:
         floor = RandomEncoder(_RANDOM_DIM) if FLOORS[found.spec] == RANDOM else BagOfWords()
-        return Opened(found.spec, floor, fingerprint(floor.ref.name, floor.ref.dim))
+        return _part(Opened(found.spec, floor, fingerprint(floor.ref.name, floor.ref.dim)), dim, exit)
     config, path = found.config, found.path
     name = _kind_of(path) if path is not None else None
     kind = _KINDS.get(name or "")
     if path is None or kind is None or kind.open is None:
         encoder = _as_teacher(config, cache_dir)
-    else:
-        model = kind.open(path, config.model.rstrip("/").rpartition("/")[2], allow_failed)
-        if config.prompts:
-            model.ref = dataclasses.replace(model.ref, prompts=dict(config.prompts))
-        place = f"{kind.identify(path, model)}-{fingerprint(versions([kind.engine, 'tokenizers']))}"
-        store = VectorStore(cache_dir / "vectors" / place, model.ref.dim)
-        encoder = CachedEncoder(InBatches(model), store, shard_rows=config.shard_rows)
-    return Opened(found.spec, encoder, fingerprint(encoder.store.folder.name, dict(encoder.ref.prompts)))
+        return _part(Opened(found.spec, encoder, _key_of(encoder)), dim, exit)
+    model = kind.open(path, config.model.rstrip("/").rpartition("/")[2], allow_failed)
+    if config.prompts:
+        model.ref = dataclasses.replace(model.ref, prompts=dict(config.prompts))
+    place = f"{kind.identify(path, model)}-{fingerprint(versions([kind.engine, 'tokenizers']))}"
+    store = VectorStore(cache_dir / "vectors" / place, model.ref.dim)
+    encoder = CachedEncoder(InBatches(model), store, shard_rows=config.shard_rows)
+    # The store is of whole models: an exit gives other vectors for the same texts.
+    return _part(Opened(found.spec, encoder if exit is None else model, _key_of(encoder)), dim, exit)
+
+
+def _key_of(encoder: CachedEncoder) -> str:
+    return fingerprint(encoder.store.folder.name, dict(encoder.ref.prompts))
+
+
+def _part(whole: Opened, dim: int | None, exit: int | None) -> Opened:
+    if dim is None and exit is None:
+        return whole
+    if isinstance(whole.encoder, BagOfWords):
+        raise ModelError(f"{whole.spec}: got a part to score, expected the whole: its dimensions are words of each set")
+    view = View(whole.encoder, dim=dim, exit=exit)
+    return Opened(whole.spec, view, fingerprint(whole.key, view.part) if view.part else whole.key)
 
 
 def _config(spec: str) -> TeacherConfig:

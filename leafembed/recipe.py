@@ -35,7 +35,8 @@ class EvalConfig:
     """Tasks: dev chooses the checkpoint, test decides at the gate."""
 
     data: Path = Path()
-    """Folder with ``sts/``, ``bitext/``, ``retrieval/`` and ``classification/``."""
+    """Folder with ``sts/``, ``bitext/``, ``classification/``, ``clustering/``, ``pair/``, ``reranking/`` and
+    ``retrieval/``, whichever there are."""
     dev: tuple[str, ...] = ()
     """Task ids or globs, e.g. ``sts/stsb_multi_mt.dev``; ``NAME@SPLIT`` scores another split of a task, and
     ``sts/NAME@cross`` an English sentence with its counterpart in each other language.
@@ -152,7 +153,10 @@ class Recipe:
         same = self.student.prompts == "none"
         require(not (roles and same), "data.sources.roles", roles, "none, or student.prompts = 'teacher': a bare text "
                 "cannot have several targets")  # fmt: skip
-        _require_shape(self.student, frozen=self.train.freeze_token_table)
+        if self.train.freeze_token_table is None:
+            settled = dataclasses.replace(self.train, freeze_token_table=self.student.init != "random")
+            object.__setattr__(self, "train", settled)
+        _require_shape(self.student, frozen=bool(self.train.freeze_token_table))
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain data; paths as text, ``None`` left out."""

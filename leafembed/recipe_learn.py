@@ -241,8 +241,8 @@ class TrainConfig:
     """Longest training text in tokens, where there is no ``curriculum``; the rest is cut."""
     curriculum: tuple[Phase, ...] = ()
     """Phases of growing text length, in order; empty: ``max_seq_length`` throughout."""
-    freeze_token_table: bool = True
-    """Whether the token table keeps its first values."""
+    freeze_token_table: bool | None = None
+    """Whether the token table keeps its first values; None: yes, unless ``student.init`` is random."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of training; auto: bf16 where the CPU or GPU computes it natively."""
     fused: Literal["auto", "on", "off"] = "auto"

@@ -24,6 +24,9 @@ Interval = tuple[float, float]
 
 _Score = TypeVar("_Score", float, NDArray[np.float64])
 
+_SPLITS = ("train", "dev", "valid", "validation", "test")
+_CROSS = "cross"  # what follows @ and names pairs of languages, no split
+
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
@@ -31,7 +34,7 @@ class TaskResult:
 
     Attributes:
         task: Task id, e.g. ``sts/sts17_en.test``.
-        type: ``STS``, ``BitextMining``, ``Retrieval`` or ``Classification``.
+        type: One of mteb's, such as ``STS`` or ``Retrieval``, or ``Agreement``.
         lang: Language tag, or ``deu-eng`` for a pair of languages.
         metric: Name of the main score, e.g. ``cosine_spearman``.
         main_score: The score that counts, usually in 0..1 and never NaN.
@@ -60,6 +63,15 @@ class TaskResult:
                 raise NonFiniteError(f"{name} of task {self.task} ({self.lang}) is {value}: a score must be a number")
         if self.n < 1:
             raise ValueError(f"task {self.task} ({self.lang}) scored {self.n} items: an empty evaluation is an error")
+
+    @property
+    def split(self) -> str:
+        """The split that the task's id names, after ``@`` or as the end of its file's name; test if it names none."""
+        name, _, chosen = self.task.partition("@")
+        if chosen and chosen != _CROSS:
+            return chosen
+        end = name.rpartition(".")[2]
+        return end if end in _SPLITS else "test"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from leafembed.comparison_page import difference_cells, score_cells, task_rows
 from leafembed.errors import MissingExtraError
 from leafembed.judge.compare import Judged, pairs
 from leafembed.reports import EvalReport, GateResult
+from leafembed.ship.markdown import with_interval
 
-__all__ = ["print_comparison", "print_results"]
+__all__ = ["print_comparison", "print_members", "print_reports", "print_results"]
 
 _FLOORS = ("random", "bag of words", "static table", "untrained student")
 _ORDER = ("teacher", *(f"floor: {name}" for name in _FLOORS), "student", "int8")
@@ -53,8 +54,36 @@ def print_comparison(models: Sequence[Judged], *, reference: Judged | None) -> N
         found = [[pair.a, pair.b, *difference_cells(pair)[:3]] for pair in pairs(models)]  # types are on the page
         console.print(_table(["A", "B", "A above B", "mean, A - B", "clear"], found, words=2))
     labels = [model.label for model in models]
-    rows = task_rows(models, intervals=len(models) <= _WIDEST)  # else they are on the page and in the JSON
+    rows = task_rows(
+        [model.report for model in models], intervals=len(models) <= _WIDEST
+    )  # else they are on the page and in the JSON
     console.print(_table(["task", "language", "metric", "n", *labels], rows, words=3))
+
+
+def print_reports(reports: Mapping[str, EvalReport], *, reference: str | None) -> None:
+    """Print scores by task type, and by task and language, to stdout.
+
+    Args:
+        reports: On the same tasks, by what the tables call each.
+        reference: Which of them it is said of how much the others retain of it; ``None``: none.
+
+    Raises:
+        DataError: If the reference scores nothing in a type.
+    """
+    rows = []
+    for label, report in reports.items():
+        means = {**report.by_type(), "mean": report.mean}
+        cells = [with_interval(score, report.intervals.get(kind)) for kind, score in means.items()]
+        if reference is not None:
+            kept = report.mean_retention(reports[reference])
+            cells.append("reference" if label == reference else f"{kept:.4f}")
+        rows.append([label, *cells])
+    first = next(iter(reports.values()))
+    console = _console()
+    header = ["model", *first.by_type(), "mean", *(["retention"] if reference is not None else [])]
+    console.print(_table(header, rows, words=1))
+    rows = task_rows(list(reports.values()))
+    console.print(_table(["task", "language", "metric", "n", *reports], rows, words=3))
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) -> Any:
@@ -67,6 +96,24 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) 
     for row in rows:
         table.add_row(*map(escape, row))  # an interval is no markup
     return table
+
+
+def print_members(members: Sequence[Mapping[str, str]]) -> None:
+    """Print for each member of a suite how many of its tasks have data here, and which local files stand in."""
+    if not members:
+        return
+    rows = []
+    for name in dict.fromkeys(member["member"] for member in members):
+        own = [member for member in members if member["member"] == name]
+        count = {where: sum(member["data"] == where for member in own) for where in ("cache", "missing")}
+        local = [
+            member["local"] + (f" ({member['differs']})" if member["differs"] else "")
+            for member in own
+            if member["data"] == "local"
+        ]
+        rows.append([name, ", ".join(local) or "-", str(len(own)), str(count["cache"]), str(count["missing"])])
+    header = ["member", "from local files", "tasks", "from the cache", "missing"]
+    _console().print(_table(header, rows, words=2))
 
 
 def _print_table(

@@ -137,7 +137,7 @@ def _has_encoder(config: StudentConfig, learned: Material) -> bool:
 
 
 def train_student(line: Line, floor: float) -> dict[str, Any]:
-    """Train the untrained student into the run's ``student`` folder; return what training reported.
+    """Train the untrained student into the run's ``student`` folder, drop checkpoints, return what training reported.
 
     Args:
         line: The run.
@@ -186,7 +186,11 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         carry_factors(untrained, target)
         return {**facts, **watch.facts(), "floor": floor}
 
-    return once(line.folder / "student", key, build)
+    facts = once(line.folder / "student", key, build)
+    from leafembed.learn.checkpoints import rotate
+
+    rotate(work_dir, ())  # gigabytes of optimiser state, of no use to a finished run; the logs stay
+    return facts
 
 
 def open_student(line: Line, *, trained: bool = True) -> TorchEncoder:

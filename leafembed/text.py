@@ -13,7 +13,7 @@ import math
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -144,6 +144,7 @@ def read_rows(
     texts: Sequence[str] = (),
     names: Sequence[str] = (),
     numbers: Sequence[str] = (),
+    lists: Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Return the named columns of every line of a file of JSON objects, checked.
@@ -153,12 +154,16 @@ def read_rows(
         texts: Columns that hold text which is not blank.
         names: Columns that hold an id or label: text, or a whole number that becomes text.
         numbers: Columns that hold a finite number, which becomes a float.
+        lists: Columns that hold a list of at least one text, none of them blank.
         optional: Columns of text that may be absent, null or blank, which becomes ``""``.
 
     Raises:
         DataError: As :func:`read_objects`, and if a column is missing or of another kind; names the line.
     """
-    columns = {**dict.fromkeys(texts, _as_text), **dict.fromkeys(names, _as_name), **dict.fromkeys(numbers, _as_number)}
+    kinds: dict[Callable[[Any], Any], Sequence[str]] = {
+        _as_text: texts, _as_name: names, _as_number: numbers, _as_texts: lists
+    }  # fmt: skip
+    columns = {key: convert for convert, keys in kinds.items() for key in keys}
     rows = []
     for number, value in read_objects(path):
         missing = [key for key in columns if key not in value]
@@ -189,6 +194,12 @@ def _as_text(value: Any) -> str:
     if not text.strip():
         raise ValueError("text that is not blank")
     return text
+
+
+def _as_texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise TypeError("a list of at least one text")
+    return [_as_text(text) for text in value]
 
 
 def _as_name(value: Any) -> str:

@@ -49,9 +49,19 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of ``datasets``, which asks no hub."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def eval_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tasks that word overlap solves: sts/toy.{dev,test}, bitext/toy, classification/toy, retrieval/toy_{en,de}."""
+    """Tasks that word overlap solves: sts/toy.{dev,test}, retrieval/toy_{en,de}, and toy of every other type."""
     root, rng = tmp_path_factory.mktemp("eval"), np.random.default_rng(0)
     for split, n in (("dev", 40), ("test", 60)):
         write_rows(root / f"sts/toy.{split}.jsonl", [_sts(rng, lang) for lang in ("en", "de") for _ in range(n)])
@@ -70,7 +80,20 @@ def eval_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(root / "classification/toy.jsonl", rows)
     for lang in ("en", "de"):
         _write_retrieval(root / f"retrieval/toy_{lang}", rng, lang)
+    write_rows(
+        root / "clustering/toy.jsonl",
+        [{key: row[key] for key in ("text", "label", "lang")} for row in rows if row["split"] == "test"],
+    )
+    write_rows(
+        root / "pair/toy.jsonl",
+        [_pair(rng, lang, i % 2) | {"split": split} for lang, split in _SPLITS for i in range(40)],
+    )
+    write_rows(root / "reranking/toy.jsonl.gz", [_candidates(rng) for _ in range(20)])
     return root
+
+
+_SPLITS = (("en", "dev"), ("de", "dev"), ("de", "test"))
+"""As some published sets do, this one has labels for one language only in its test split."""
 
 
 def _words(rng: np.random.Generator, lang: str, n: int) -> list[str]:
@@ -81,6 +104,19 @@ def _sts(rng: np.random.Generator, lang: str) -> dict[str, Any]:
     words, shared = _words(rng, lang, 16), int(rng.integers(9))
     other = words[:shared] + words[8 : 16 - shared]
     return {"sentence1": " ".join(words[:8]), "sentence2": " ".join(other), "score": shared / 8, "lang": lang}
+
+
+def _pair(rng: np.random.Generator, lang: str, label: int) -> dict[str, Any]:
+    words = _words(rng, lang, 12)
+    other = [*words[:5], words[6]] if label else [*words[:1], *words[7:]]
+    return {"sentence1": " ".join(words[:6]), "sentence2": " ".join(other), "label": label, "lang": lang}
+
+
+def _candidates(rng: np.random.Generator) -> dict[str, Any]:
+    words = _words(rng, "en", 40)
+    texts = [" ".join([words[i % 4], *words[4 * i : 4 * i + 4]]) for i in range(1, 8)]
+    good = [" ".join(words[:3]), " ".join(words[1:4])]
+    return {"query": " ".join(words[:4]), "positive": good, "negative": texts, "lang": "en"}
 
 
 def _write_retrieval(folder: Path, rng: np.random.Generator, lang: str) -> None:

@@ -48,19 +48,23 @@ def prepare(root: Path) -> None:
     init_student(StudentConfig(layers=(0, 1)), teacher, Sample(texts, vectors), root / "untrained")
 
 
+def _rows(texts: list[str]) -> tuple[Row, ...]:
+    return tuple(Row(text, text[:2], pair=i - 1 if i % 4 == 1 else None) for i, text in enumerate(texts))
+
+
 def sit(root: Path, work: Path, config: TrainConfig = CONFIG, *, pause: float = 0, **options):
     """One sitting; returns the facts when it comes to its end."""
     texts = toy_texts(TRAIN + VALIDATION, words=(2, 14))
-    rows = tuple(Row(text, text[:2], pair=i - 1 if i % 4 == 1 else None) for i, text in enumerate(texts))
+    train_rows, held_out = _rows(texts[:TRAIN]), _rows(texts[TRAIN:])
     vectors = np.load(root / "vectors.npy")
 
     def score(model):
         time.sleep(pause)
-        held_out = model.encode(texts[TRAIN:])
-        return {"mean": float(np.sum(held_out * vectors[TRAIN:], axis=1).mean())}
+        found = model.encode(texts[TRAIN:])
+        return {"mean": float(np.sum(found * vectors[TRAIN:], axis=1).mean())}
 
     work.mkdir(parents=True, exist_ok=True)
-    return train(root / "untrained", Corpus(rows[:TRAIN], rows[TRAIN:], {}, "f"), lambda index: vectors[index], score,
+    return train(root / "untrained", Corpus(train_rows, held_out, {}, "f"), lambda index: vectors[index], score,
                  config=config, seed=3, work_dir=work, target=work.parent / "student", exits=(1,), dims=(16,),
                  **options)  # fmt: skip
 

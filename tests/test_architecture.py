@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in FILES}
 HEAVY = {
     *("torch", "transformers", "sentence_transformers", "openvino", "nncf"),
-    *("sklearn", "scipy", "matplotlib", "jinja2"),
+    *("sklearn", "scipy", "matplotlib", "jinja2", "mteb", "datasets", "huggingface_hub"),
 }
 
 NOUNS = {"errors", "types", "reports", "reports_vocabulary", "recipe", "recipe_learn"}
@@ -24,8 +24,8 @@ HELPERS = {"text", "progress", "stages"}
 ALLOWED = {
     # A bundle is a model folder with card and plot, and opens as an encoder.
     "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder"},
-    # Whether there is a plot to show; tables and sections.
-    "ship.card": {"ship.curves", "ship.markdown", "ship.scores", "ship.vocabulary"},
+    # Whether there is a plot to show; tables and sections; results as hubs list them.
+    "ship.card": {"ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.vocabulary"},
     "ship.scores": {"ship.markdown"},
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
@@ -33,13 +33,23 @@ ALLOWED = {
     "ship.onnx_folder": {"ship.encoder", "ship.folder", "ship.machine"},
     "ship.model2vec_folder": {"judge.floors", "ship.encoder"},
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
-    # What it scores; a bag of words is fitted to each set; how sure a score is.
-    "judge.evaluate": {"judge.floors", "judge.intervals", "judge.tasks"},
+    # What it scores, with which prompt; a bag of words is fitted to each set; how sure a score is.
+    "judge.evaluate": {"judge.floors", "judge.intervals", "judge.kinds", "judge.tasks"},
     "judge.compare": {"judge.evaluate", "judge.intervals"},  # reports and their resampled scores
     "judge.gate": {"judge.floors"},  # one of them is a floor of the mean alone
-    "judge.metrics": {"judge.intervals"},  # says what a score is resampled from
-    # A task is rows of a format and a metric with what it is resampled from.
-    "judge.tasks": {"judge.formats", "judge.intervals", "judge.metrics"},
+    # A task is rows of a format, scored as its kind says; agreement is one without a file.
+    "judge.tasks": {"judge.formats", "judge.intervals", "judge.kinds"},
+    "judge.agreement": {"judge.formats", "judge.kinds", "judge.metrics", "judge.tasks"},
+    # Scores say what they are resampled from.
+    "judge.kinds": {"judge.formats", "judge.intervals", "judge.metrics", "judge.probes"},
+    "judge.metrics": {"judge.intervals"},
+    "judge.probes": {"judge.intervals", "judge.metrics"},  # arrays are refused for the same reasons
+    "judge.formats": {"judge.probes"},  # which documents are clustered
+    # mteb: an encoder or a part of one becomes its model, which its tasks score and its files name.
+    "judge.mteb_model": {"judge.evaluate", "judge.floors", "judge.views"},  # a bag of words can be named, not scored
+    "judge.mteb_run": {"judge.evaluate", "judge.formats", "judge.mteb_model"},  # languages are chosen as in files
+    "judge.mteb_files": {"judge.evaluate", "judge.mteb_model"},
+    "judge.suites": {"judge.mteb_run", "judge.tasks"},  # of both kinds of tasks
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.cached", "learn.fused", "learn.models", "learn.remote"},
     "learn.cached": {"learn.cache"},  # an encoder in front of its store
@@ -88,7 +98,7 @@ ALLOWED = {
 }
 COMPOSING = {
     *("prepare", "guard", "steps", "pipeline", "single", "race", "record", "results", "planning"),
-    *("opening", "comparing", "comparison_page", "comparison_plot"),
+    *("opening", "comparing", "judging", "comparison_page", "comparison_plot"),
 }
 TOP = {"cli", "options", "__main__", "__init__"}
 

@@ -5,7 +5,8 @@ import struct
 import tomllib
 
 import pytest
-from tiny import refused_before_int8, sample_manifest, verdict
+from huggingface_hub import ModelCard
+from tiny import TASKS, refused_before_int8, sample_manifest, verdict
 
 from leafembed.reports_vocabulary import Retokenised, VocabularyReport
 from leafembed.ship.card import render_card
@@ -147,6 +148,19 @@ def test_front_matter_states_the_licence(manifest, licence, shown, name):
     assert (front["license"], front.get("license_name")) == (shown, name)
     assert ("ai.google.dev/gemma/terms" in card) == (shown == "gemma")
     assert ("Model Derivative" in card) == (shown == "gemma")
+
+
+def test_a_hub_reads_the_scores_of_what_ships(manifest):
+    data = ModelCard(render_card(manifest)).data
+    assert data.model_name == "leaf-small"
+    found = {(each.task_type, each.dataset_type, each.dataset_config): each.metric_value for each in data.eval_results}
+    assert found == {(kind, task, lang): score * 0.953 for task, kind, lang, _, score in TASKS}
+    assert data.eval_results[0].dataset_split == "test"
+
+
+@pytest.mark.parametrize("refused", [refused_before_int8(), sample_manifest(verdict=verdict(retention=0.5))])
+def test_a_refused_model_shows_no_scores_to_a_hub(refused):
+    assert "model-index" not in _front(render_card(refused))
 
 
 def test_front_matter_is_what_a_hub_reads(manifest):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from leafembed.judge.tasks import load_tasks
 from leafembed.reports import EvalReport
 from leafembed.types import FloatArray
 
-NAMES = ("sts/toy.test", "bitext/toy", "classification/toy", "retrieval/toy_en")
+NAMES = ("sts/toy.test", "bitext/toy", "classification/toy", "retrieval/toy_en", "clustering/toy", "pair/toy",
+         "reranking/toy")  # fmt: skip
 
 
 class Broken(HashEncoder):
@@ -43,6 +45,9 @@ def test_every_task_in_every_language_is_scored_in_order(eval_data: Path) -> Non
         ("bitext/toy", "de-en"),
         ("classification/toy", "en"),
         ("retrieval/toy_en", "en"),
+        ("clustering/toy", "en"),
+        ("pair/toy", "de"),
+        ("reranking/toy", "en"),
     ]
     for result in report.results:
         assert result.main_score == result.scores[result.metric] > 0.8
@@ -100,7 +105,10 @@ def test_every_score_has_an_interval_and_so_has_every_type(eval_data: Path) -> N
 
 def test_a_language_with_too_few_rows_is_named_and_not_scored(eval_data: Path) -> None:
     report = evaluate(HashEncoder(), load_tasks(eval_data, NAMES, min_rows=40))
-    assert [(few.task, few.lang, few.n) for few in report.too_few] == [("retrieval/toy_en", "en", 30)]
+    assert [(few.task, few.lang, few.n) for few in report.too_few] == [
+        ("retrieval/toy_en", "en", 30),
+        ("reranking/toy", "en", 20),
+    ]
     assert str(report.too_few[0]) == "too few rows (30)"
     assert "Retrieval" not in report.by_type()
     assert report.score("retrieval/toy_en", "en") is None
@@ -125,3 +133,17 @@ def test_the_bag_of_words_counts_on_the_set_that_is_scored(eval_data: Path) -> N
     scores = [dict(result.scores) for result in together.results]
     assert scores == [dict(result.scores) for results in alone for result in results]
     assert all(result.main_score > 0.7 for result in together.results)
+
+
+def test_a_prompt_is_looked_for_by_type_and_role_then_type_then_role(eval_data: Path) -> None:
+    wanted = {
+        ("Retrieval-query", "Retrieval", "query", "document"): {"Retrieval-query", "Retrieval"},
+        ("query", "document"): {"query", "document"},
+        ("query", "STS"): {"query", None},
+        (): {None},
+    }
+    for known, used in wanted.items():
+        encoder = HashEncoder()
+        encoder.ref = replace(encoder.ref, prompts=dict.fromkeys(known, "prompt: "))
+        evaluate(encoder, load_tasks(eval_data, ["retrieval/toy_en"]))
+        assert set(encoder.prompts_seen) == used

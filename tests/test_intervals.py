@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import bootstrap, rankdata, spearmanr
+from sklearn.metrics import average_precision_score, v_measure_score
 
 from leafembed.errors import NonFiniteError
 from leafembed.judge import intervals
@@ -48,6 +49,48 @@ def test_ranks_are_those_of_scipy() -> None:
     ranks = intervals._ranks(values, counts)
     assert ranks[0, [1, 0, 2]].tolist() == rankdata([1.0, 3.0, 3.0, 3.0])[[0, 1, 3]].tolist()
     assert ranks[1, 1] == 2.5
+
+
+def test_the_best_average_precision_is_that_of_the_pairs_drawn() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=50)
+    measures = [np.round(labels + rng.standard_normal(50), 1), labels + rng.standard_normal(50)]
+    assert len(np.unique(measures[0])) < 40  # ties
+    values = np.column_stack([*measures, labels])
+    drawn = drawn_items(50)[:200]
+    theirs = [[average_precision_score(labels[i], measure[i]) for i in drawn] for measure in measures]
+    assert all(np.argmax(theirs, axis=0).tolist().count(i) > 2 for i in range(2))  # now one is best, now the other
+    assert redraw(Items("max_ap", values))[:200].tolist() == pytest.approx(np.max(theirs, axis=0).tolist())
+
+
+def test_without_a_pair_of_one_meaning_there_is_no_precision() -> None:
+    values, counts = np.array([[0.9, 1.0], [0.5, 0.0]]), np.array([[0, 2], [2, 0], [1, 1]])
+    assert intervals._max_ap(values, counts).tolist() == [0, 1, 1]
+
+
+def test_a_v_measure_is_that_of_the_documents_drawn_as_often_as_each_clustering_drew_them() -> None:
+    rng = np.random.default_rng(0)
+    labels, noise = rng.integers(4, size=30), rng.integers(4, size=(30, 2))
+    clusters, drawn = np.where(rng.random((30, 2)) < 0.6, labels[:, None], noise), rng.integers(4, size=(30, 2))
+    every = np.concatenate(list(intervals._resamples(30)))[:100]
+    expected = [
+        np.mean(
+            [
+                v_measure_score(np.repeat(labels, n * w), np.repeat(c, n * w))
+                for c, w in zip(clusters.T, drawn.T, strict=True)
+            ]
+        )
+        for n in every
+    ]
+    assert redraw(Items("v_measure", np.column_stack([labels, clusters, drawn])))[:100].tolist() == pytest.approx(
+        expected
+    )
+
+
+def test_one_label_in_one_cluster_is_whole_and_pure_and_in_two_is_not() -> None:
+    values = np.array([[0, 0, 1], [0, 0, 1], [0, 1, 1], [1, 1, 1]])
+    counts = np.array([[2, 2, 0, 0], [2, 0, 2, 0], [2, 0, 0, 2]])
+    assert intervals._v_measure(values.astype(float), counts).tolist() == pytest.approx([1, 0, 1])
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,11 +8,11 @@ from sklearn.metrics import f1_score, ndcg_score
 
 from leafembed.errors import NonFiniteError
 from leafembed.judge.metrics import (
+    average_precision_at_k,
     bitext,
-    classification,
     cosine_spearman,
-    draw_examples,
     ndcg_at_k,
+    pair_classification,
     rank,
     recall_at_k,
 )
@@ -120,44 +119,53 @@ def test_bitext_f1_is_the_weighted_f1_of_scikit_learn() -> None:
     assert bitext(a, b).scores["f1"] == pytest.approx(expected)
 
 
-def test_draws_hold_each_label_equally_often_and_follow_the_seed() -> None:
-    labels = ["a"] * 30 + ["b"] * 20 + ["c"] * 3
-    draws = draw_examples(labels, seed=0)
-    assert len(draws) == 10
-    for draw in draws:
-        assert len(set(draw.tolist())) == len(draw)
-        assert sorted(labels[i] for i in draw) == ["a"] * 8 + ["b"] * 8 + ["c"] * 3
-    assert all(sorted(one) != sorted(two) for one, two in pairwise(map(list, draws)))
-    again, other = draw_examples(labels, seed=0), draw_examples(labels, seed=1)
-    assert all((one == two).all() for one, two in zip(draws, again, strict=True))
-    assert not all((one == two).all() for one, two in zip(draws, other, strict=True))
+def test_average_precision_of_pairs_by_hand() -> None:
+    # Nearest first the labels are 1 0 1 0: precision 1 at the first hit and 2/3 at the second.
+    a, b = unit(0, 0, 0, 0), unit(10, 20, 30, 40)
+    scored = pair_classification(a, b, [1, 0, 1, 0])
+    assert scored.scores["cosine_ap"] == pytest.approx((1 + 2 / 3) / 2)
+    assert scored.items.values.shape == (4, 5)
+    assert scored.items.values[:, -1].tolist() == [1, 0, 1, 0]
+    assert pair_classification(a, b, [1, 1, 0, 0]).scores["max_ap"] == 1.0
+    assert pair_classification(a, b, [0, 0, 0, 1]).scores["cosine_ap"] == pytest.approx(1 / 4)
 
 
-def test_classification_of_separable_and_of_unrelated_labels() -> None:
-    train, test = unit(*[0, 90, 180] * 20), unit(*[5, 95, 185] * 10)
-    labels, gold = ["x", "y", "z"] * 20, ["x", "y", "z"] * 10
-    draws = draw_examples(labels, seed=0)
-    assert classification(train, labels, test, gold, draws=draws).scores == {"accuracy": 1.0, "f1": 1.0}
-    # Turned by one label everything is wrong; half of it turned, half is.
-    turned = gold[1:] + gold[:1]
-    assert classification(train, labels, test, turned, draws=draws).scores == {"accuracy": 0.0, "f1": 0.0}
-    mixed = gold[:15] + turned[15:]
-    half = classification(train, labels, test, mixed, draws=draws)
-    assert half.scores["accuracy"] == pytest.approx(0.5)
-    assert half.items.values[:, 0].tolist() == [1.0] * 15 + [0.0] * 15
+def test_the_better_of_two_distances_counts() -> None:
+    # From 0 to 40 degrees is further than from 25 to 63, but 0.88 along the axes against 0.92.
+    scores = pair_classification(unit(0, 25), unit(40, 63), [1, 0]).scores
+    assert scores == pytest.approx(
+        {"max_ap": 1, "cosine_ap": 1 / 2, "dot_ap": 1 / 2, "euclidean_ap": 1 / 2, "manhattan_ap": 1}
+    )
 
 
-def test_classification_of_a_collapsed_model_is_chance_and_warns_of_nothing() -> None:
-    same = np.repeat(random_unit(1, 16, 0), 40, axis=0)
-    labels = ["x", "y"] * 20
-    scores = classification(same, labels, same, labels, draws=draw_examples(labels, seed=0)).scores
-    assert scores["accuracy"] == pytest.approx(0.5)
+def test_pairs_of_one_text_twice_are_a_tie() -> None:
+    same = random_unit(40, 64, 0)
+    scores = pair_classification(same, same, [1, 0] * 20).scores
+    assert scores["euclidean_ap"] == scores["manhattan_ap"] == scores["cosine_ap"] == 0.5
 
 
-def test_classification_refuses_nan_and_missing_labels() -> None:
-    train, labels = unit(0, 90), ["x", "y"]
-    draws = draw_examples(labels, seed=0)
+def test_pairs_are_refused_without_both_labels() -> None:
+    a = unit(0, 10)
+    for labels in ([1, 1], [0, 2], [1]):
+        with pytest.raises(ValueError, match="labelled 0 and 1"):
+            pair_classification(a, a, labels)
     with pytest.raises(NonFiniteError):
-        classification(train, labels, np.full_like(train, np.nan), labels, draws=draws)
-    with pytest.raises(ValueError, match="expected a label for each vector"):
-        classification(train, labels, train, ["x"], draws=draws)
+        pair_classification(np.full_like(a, np.nan), a, [0, 1])
+
+
+def test_average_precision_of_candidates_by_hand_and_the_tie_goes_against_the_model() -> None:
+    # Relevant first: cosines .9 .2 relevant, .5 .1 not; order .9+ .5 .2+ .1, so (1 + 2/3) / 2. Then one at rank 2.
+    cosines = [np.float32([0.9, 0.2, 0.5, 0.1]), np.float32([0.3, 0.4])]
+    assert average_precision_at_k(cosines, [2, 1], k=10) == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
+    assert average_precision_at_k(cosines, [2, 1], k=1) == pytest.approx([1 / 2, 0])
+    assert average_precision_at_k([np.float32([0.5, 0.5, 0.5])], [1], k=10) == pytest.approx(1 / 3)
+    assert average_precision_at_k([np.float32([0.5, 0.5])], [2], k=10) == 1.0
+
+
+def test_average_precision_refuses_what_cannot_be_scored() -> None:
+    with pytest.raises(ValueError, match="expected as many"):
+        average_precision_at_k([], [], k=10)
+    with pytest.raises(ValueError, match="0 relevant of 1"):
+        average_precision_at_k([np.float32([0.5])], [0], k=10)
+    with pytest.raises(NonFiniteError):
+        average_precision_at_k([np.float32([np.nan, 0.5])], [1], k=10)

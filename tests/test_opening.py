@@ -15,6 +15,7 @@ from test_onnx_folder import MODULES, put, write_graph, write_modules
 from tiny import WORDS, make_model_folder, sample_manifest, save_tokenizer, token_table, verdict
 from tokenizers import Tokenizer
 
+from leafembed import opening
 from leafembed.errors import GateFailedError, ModelError, RecipeError
 from leafembed.judge.floors import BagOfWords, RandomEncoder
 from leafembed.opening import FLOORS, locate, open_model
@@ -153,6 +154,57 @@ def test_a_file_gives_prompts_and_a_key(folders, opened, tmp_path):
         vectors = prompted.encoder.encode(["red"], prompt_name="query")
         assert np.allclose(vectors, bare.encoder.encode(["one two red"]), atol=2e-2), kind
         assert not np.allclose(vectors, bare.encoder.encode(["red"]), atol=2e-2), kind
+
+
+def test_a_key_that_cannot_be_read_is_named_as_its_file_names_it(tmp_path, opened):
+    text = 'model = "https://127.0.0.1/v1"\nserved_model = "tiny"\napi_key_file = "none.txt"'
+    (tmp_path / "served.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"^api_key_file: got .*none\.txt, which cannot be read"):
+        opened(tmp_path / "served.toml")
+
+
+class Exiting(HashEncoder):
+    """Names an early exit, which gives other vectors."""
+
+    exits = (2,)
+
+    def encode(self, texts, *, prompt_name=None, exit=None):
+        return super().encode([f"{text} exit{exit}" for text in texts], prompt_name=prompt_name)
+
+
+def test_a_part_has_a_key_of_its_own_and_the_vectors_of_the_whole(folders, tmp_path):
+    found, cache = locate(str(folders["bundle"])), tmp_path / "cache"
+    whole = open_model(found, cache_dir=cache)
+    vectors = whole.encoder.encode(TEXTS)[:, :3]
+    part = open_model(found, cache_dir=cache, dim=3)
+    assert (part.encoder.ref.name, part.encoder.ref.dim) == ("tiny (dim 3)", 3)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(part.encoder.encode(TEXTS), unit, atol=1e-6)
+    assert part.encoder.encoder.computed == 0
+    assert part.key != whole.key
+    assert open_model(found, cache_dir=cache, dim=4).key != part.key
+    assert open_model(found, cache_dir=cache, dim=whole.encoder.ref.dim).key == whole.key
+    with pytest.raises(ModelError, match="dim of tiny: got 99, expected 1 to 8"):
+        open_model(found, cache_dir=cache, dim=99)
+    with pytest.raises(ModelError, match="exit of tiny: got 1, expected one of none it has"):
+        open_model(found, cache_dir=cache, exit=1)
+
+
+def test_an_exit_does_not_take_the_vectors_of_the_whole(folders, tmp_path, monkeypatch):
+    found, cache = locate(str(folders["bundle"])), tmp_path / "cache"
+    monkeypatch.setattr(opening, "open_bundle", lambda path, **_: Exiting(8, name="tiny"))
+    whole = open_model(found, cache_dir=cache)
+    whole.encoder.encode(TEXTS)
+    part = open_model(found, cache_dir=cache, exit=2)
+    np.testing.assert_allclose(part.encoder.encode(TEXTS), Exiting(8).encode(TEXTS, exit=2), atol=1e-6)
+    assert part.key != whole.key
+
+
+def test_a_floor_may_be_cut_unless_it_is_a_bag_of_words(tmp_path):
+    random, words = map(locate, FLOORS)
+    assert open_model(random, cache_dir=tmp_path, dim=8).encoder.encode(TEXTS).shape == (2, 8)
+    with pytest.raises(ModelError, match="floor:bag-of-words: got a part to score, expected the whole"):
+        open_model(words, cache_dir=tmp_path, dim=8)
 
 
 def test_prompts_of_the_files_are_used_unless_others_are_given(opened, tmp_path):

@@ -34,7 +34,7 @@ def path(tmp_path):
 def test_a_recipe_is_named_after_its_file_and_keeps_the_defaults(path):
     recipe = load_recipe(path)
     assert recipe.name == "toy"
-    assert recipe.train == TrainConfig()
+    assert recipe.train == TrainConfig(freeze_token_table=True)
     assert recipe.student == StudentConfig(layers=(0, 3))
     assert recipe.data.sources == (Source(path="corpus.txt"),)
 
@@ -44,6 +44,14 @@ def test_paths_are_relative_to_the_file_and_home_is_spelled_out(path, tmp_path):
     assert recipe.eval.data == tmp_path / "tasks"
     assert recipe.teacher.model == str(tmp_path / "teacher")
     assert recipe.cache_dir == Path("~/.cache/leafembed").expanduser()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "frozen"),
+    [([], True), (["student.init=random"], False), (["train.freeze_token_table=false"], False)],
+)
+def test_a_table_is_frozen_where_it_was_trained_before_unless_asked(path, overrides, frozen):
+    assert load_recipe(path, overrides).train.freeze_token_table is frozen
 
 
 def test_hub_ids_and_packages_are_not_paths(path):

@@ -99,6 +99,8 @@ def test_a_run_killed_in_every_phase_goes_on_and_repeats_little(recipe, tmp_path
     assert min(scored) >= done
     assert not (run / "int8").exists()
     trained = (run / "student" / "model.safetensors").stat().st_mtime_ns
+    assert checkpoints(recipe) == []  # of no use once the student is there
+    assert list(run.glob("checkpoints-*/history.jsonl"))
 
     assert start(recipe, logs[3]).wait(timeout=300) == 0, logs[3].read_text()[-2000:]
     text = logs[3].read_text()

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import HashEncoder, write_rows
 
 from leafembed.errors import DataError
 from leafembed.judge.floors import RandomEncoder
-from leafembed.judge.tasks import Task, agreement_task, check_disjoint, load_tasks
+from leafembed.judge.tasks import Task, check_disjoint, load_tasks
 from leafembed.types import FloatArray
 
 ALL = ["sts/*", "bitext/*", "classification/*", "retrieval/*"]
+NEW = ["clustering/*", "pair/*", "reranking/*"]
 
 
 def scores(task: Task, encoder: Any) -> dict[str, dict[str, float]]:
@@ -47,7 +47,7 @@ def test_globs_find_every_format_once_in_the_order_named(eval_data: Path) -> Non
 
 
 def test_word_overlap_solves_the_tasks_and_chance_does_not(eval_data: Path) -> None:
-    for task in load_tasks(eval_data, ALL):
+    for task in load_tasks(eval_data, [*ALL, *NEW]):
         for lang, found in scores(task, HashEncoder()).items():
             chance = scores(task, RandomEncoder(128))[lang]
             assert found[task.metric] > 0.8, (task.id, lang)
@@ -56,7 +56,7 @@ def test_word_overlap_solves_the_tasks_and_chance_does_not(eval_data: Path) -> N
 
 def test_each_type_encodes_with_its_prompt(eval_data: Path) -> None:
     prompts = {}
-    for task in load_tasks(eval_data, ["sts/toy.dev", *ALL[1:3], "retrieval/toy_en"], languages=["en", "de"]):
+    for task in load_tasks(eval_data, ["sts/toy.dev", *ALL[1:3], "retrieval/toy_en", *NEW], languages=["en", "de"]):
         encoder = HashEncoder()
         scores(task, encoder)
         prompts[task.type] = set(encoder.prompts_seen)
@@ -64,7 +64,10 @@ def test_each_type_encodes_with_its_prompt(eval_data: Path) -> None:
         "STS": {"STS"},
         "BitextMining": {"BitextMining"},
         "Classification": {"Classification"},
-        "Retrieval": {"query", "document"},
+        "Retrieval": {"Retrieval-query", "Retrieval-document"},
+        "Clustering": {"Clustering"},
+        "PairClassification": {"PairClassification"},
+        "Reranking": {"Reranking-query", "Reranking-document"},
     }
 
 
@@ -139,7 +142,7 @@ def test_a_split_is_chosen_by_name_and_train_is_never_scored(eval_data: Path) ->
     for split in ("valid", "train"):
         with pytest.raises(DataError, match=rf"got split '{split}'.*\['dev', 'test', 'train'\]"):
             load_tasks(eval_data, [f"classification/toy@{split}"])
-    with pytest.raises(DataError, match="only tasks in classification/ have splits"):
+    with pytest.raises(DataError, match=r"only tasks in classification/, clustering/, pair/, reranking/ have splits"):
         load_tasks(eval_data, ["sts/toy@dev"])
 
 
@@ -224,36 +227,6 @@ def test_dev_and_test_must_not_share_scored_items(eval_data: Path, tmp_path: Pat
         check_disjoint([a], [c, b])
 
 
-def test_agreement_is_one_for_the_teacher_and_nothing_for_chance() -> None:
-    texts = [f"w{i % 7} w{i % 5} w{i % 3} w{i}" for i in range(80)]
-    teacher = HashEncoder()
-    task = agreement_task(texts, ["en", "de"] * 40, teacher.encode(texts), seed=0)
-    assert (task.id, task.type, [part.lang for part in task.parts]) == ("agreement", "Agreement", ["all"])
-    assert 80 < task.parts[0].n <= 160
-    assert scores(task, teacher)["all"]["cosine_spearman"] == pytest.approx(1)
-    assert teacher.prompts_seen[-1] is None
-    assert scores(task, HashEncoder(dim=32))["all"]["cosine_spearman"] > 0.5
-    assert abs(scores(task, RandomEncoder(64))["all"]["cosine_spearman"]) < 0.3
-
-
-def test_agreement_pairs_nearest_neighbours_and_partners_of_the_same_language() -> None:
-    texts = [f"{lang} {i}" for lang in ("en", "de") for i in range(20)]
-    task = agreement_task(texts, ["en"] * 20 + ["de"] * 20, HashEncoder().encode(texts))
-    assert all(one.split()[0] == two.split()[0] or one.split()[1] == two.split()[1] for one, two in task.scored)
-    assert all(one != two for one, two in task.scored)
-    assert {text for pair in task.scored for text in pair} == task.texts == set(texts)
-
-
-def test_agreement_needs_texts_that_differ() -> None:
-    vectors = HashEncoder().encode(["a", "b", "c"])
-    with pytest.raises(DataError, match="got 2 different texts"):
-        agreement_task(["a", "b", "a"], ["en"] * 3, vectors)
-    with pytest.raises(DataError, match="have the same score"):
-        agreement_task(["a", "b", "c"], ["en"] * 3, np.repeat(vectors[:1], 3, axis=0))
-    with pytest.raises(ValueError, match="2 languages"):
-        agreement_task(["a", "b", "c"], ["en"] * 2, vectors)
-
-
 def test_a_language_of_which_nothing_is_left_is_an_error(eval_data: Path) -> None:
     (task,) = load_tasks(eval_data, ["bitext/toy"])
     assert len(task.parts[0].texts) == 2 * task.parts[0].n
@@ -269,3 +242,58 @@ def test_languages_with_too_few_rows_are_left_out_and_named(tmp_path: Path) -> N
     assert len(task.scored) == 59  # what is not scored is still no training text
     with pytest.raises(DataError, match=r"too few rows in every language, .*'en': 30.* in sts/a\.test, expected 31"):
         load_tasks(tmp_path, ["sts/*"], min_rows=31)
+
+
+def test_the_split_of_pairs_is_test_or_the_one_that_is_named(eval_data: Path) -> None:
+    test, dev = load_tasks(eval_data, ["pair/toy", "pair/toy@dev"])
+    assert [(part.lang, part.n) for part in test.parts] == [("de", 40)]
+    assert [(part.lang, part.n) for part in dev.parts] == [("de", 40), ("en", 40)]
+    assert not dev.scored & test.scored
+    assert dev.texts == test.texts
+    with pytest.raises(DataError, match=r"got split 'valid' to score, .* \['dev', 'test'\]"):
+        load_tasks(eval_data, ["pair/toy@valid"])
+    with pytest.raises(DataError, match="got split 'dev' to score, expected one that its rows name: none"):
+        load_tasks(eval_data, ["clustering/toy@dev"])
+    with pytest.raises(DataError, match=r"pair/toy: holds no row to score in the languages \['en'\]"):
+        load_tasks(eval_data, ["pair/toy"], languages=["en"])
+
+
+def test_some_rows_without_a_split_are_an_error(tmp_path: Path) -> None:
+    row = {"text": "a", "label": 1, "lang": "en"}
+    write_rows(tmp_path / "clustering/a.jsonl", [{**row, "split": "test"}, row])
+    with pytest.raises(DataError, match="either all rows name one, or none does"):
+        load_tasks(tmp_path, ["clustering/a"])
+
+
+def test_clustering_scores_at_most_as_many_texts_as_it_embeds(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": i % 3, "lang": "en"} for i in range(2_100)]
+    write_rows(tmp_path / "clustering/a.jsonl", rows)
+    (task,) = load_tasks(tmp_path, ["clustering/a"])
+    assert task.parts[0].n == len(task.scored) == 2_048
+    assert len(task.texts) == 2_100
+    (few,) = load_tasks(tmp_path, ["clustering/a"], max_rows=100)
+    assert few.parts[0].n == 100
+
+
+def test_reranking_holds_every_candidate_against_training(eval_data: Path) -> None:
+    (task,) = load_tasks(eval_data, ["reranking/toy"])
+    assert (task.type, task.metric, task.parts[0].n) == ("Reranking", "map_at_1000", 20)
+    assert len(task.scored) == 20
+    assert len(task.texts) > 20 * 8
+
+
+def test_damaged_rows_of_the_newer_types_name_file_and_line(tmp_path: Path) -> None:
+    pair = {"sentence1": "a", "sentence2": "b", "lang": "en"}
+    query = {"query": "a", "positive": ["b"], "negative": ["c"], "lang": "en"}
+    cases: list[tuple[str, list[dict[str, Any]], str]] = [
+        ("pair/a.jsonl", [{**pair, "label": 2}], r"a\.jsonl:1: got label '2', expected 1 for the same meaning"),
+        ("pair/a.jsonl", [{**pair, "label": 1}] * 2, "all 2 pairs have the same score"),
+        ("clustering/a.jsonl", [{"text": "a", "label": 1, "lang": "en"}] * 2, "all 2 texts have the same label"),
+        ("reranking/a.jsonl", [query, {**query, "positive": []}], r":2: got positive = '\[\]', expected a list"),
+        ("reranking/a.jsonl", [{**query, "negative": "c"}], r":1: got negative = 'c', expected a list"),
+        ("reranking/a.jsonl", [{**query, "negative": ["c", " "]}], r":1: got negative = .* expected text that"),
+    ]
+    for number, (name, rows, message) in enumerate(cases):
+        write_rows(tmp_path / str(number) / name, rows)
+        with pytest.raises(DataError, match=message):
+            load_tasks(tmp_path / str(number), ["*"])

@@ -9,7 +9,8 @@ import numpy as np
 
 from leafembed.judge.floors import BagOfWords
 from leafembed.judge.intervals import RESAMPLES, Draws, bounds, redraw
-from leafembed.judge.tasks import Encode, Part, Task
+from leafembed.judge.kinds import Encode, find_prompt
+from leafembed.judge.tasks import Part, Task
 from leafembed.reports import EvalReport, TaskResult, TooFew, mean_by_type
 from leafembed.types import Encoder, FloatArray, ModelRef, check_vectors
 
@@ -90,7 +91,7 @@ def _checked(encoder: Encoder, what: str) -> Encode:
     def encode(texts: Sequence[str], prompt_name: str | None) -> FloatArray:
         position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         # Tasks name the prompt they would like; a model without it reads the bare text.
-        known = prompt_name if prompt_name in encoder.ref.prompts else None
+        known = find_prompt(encoder.ref.prompts, prompt_name)
         unique = check_vectors(encoder.encode(list(position), prompt_name=known), n=len(position), what=what)
         return unique[[position[text] for text in texts]]
 

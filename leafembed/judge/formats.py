@@ -1,6 +1,6 @@
-"""The four file formats of evaluation sets: strict readers from a file to what is scored in each language.
+"""The file formats of evaluation sets: strict readers from a file to what is scored in each language.
 
-Readers know nothing of scores, and the scores in ``tasks.py`` nothing of files.
+Readers know nothing of scores, and the scores in ``kinds.py`` nothing of files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from leafembed.errors import DataError
+from leafembed.judge.probes import pick_documents
 from leafembed.text import normalise_lang, normalise_text, read_rows
 
 __all__ = [
@@ -23,6 +24,9 @@ __all__ = [
     "item_key",
     "read_bitext",
     "read_classification",
+    "read_clustering",
+    "read_pair",
+    "read_reranking",
     "read_retrieval",
     "read_sts",
     "require_spread",
@@ -30,6 +34,9 @@ __all__ = [
 
 CROSS = "cross"
 """Split of an STS file that pairs an English first sentence with the second sentence of every other language."""
+
+_SPLIT = "test"
+"""Split that is scored where a file has several and none is named."""
 
 Item = tuple[Any, ...]
 Groups = dict[str, tuple[list[Item], Any]]
@@ -44,9 +51,9 @@ class Options:
     Attributes:
         languages: Normalised languages; empty: all.
         max_rows: Most scored items in one language; ``None``: all.
-        min_rows: Fewest of them that are scored; a language with fewer need not be fit to be scored.
-        seed: Seed of drawing them, and of whatever else a task draws.
+        seed: Seed of drawing them.
         excluded: Scored items to leave out, in the form of :func:`item_key`.
+        min_rows: Fewest of them that are scored; a language with fewer need not be fit to be scored.
     """
 
     languages: frozenset[str]
@@ -159,9 +166,9 @@ def read_bitext(path: Path, options: Options, split: str) -> tuple[Groups, list[
 
 
 def read_classification(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
-    """Return ``(text, label)`` of one split by language, against the probe rows and a seed, and all texts."""
+    """Return ``(text, label)`` of one split by language, against the same of the train split, and all texts."""
     rows = read_rows(path, texts=("text",), names=("label", "lang", "split"))
-    splits = sorted({row["split"] for row in rows})
+    splits, split = sorted({row["split"] for row in rows}), split or _SPLIT
     if split not in splits or split == "train" or "train" not in splits:
         raise DataError(f"{path}: got split {split!r} to score, expected one besides train of those there: {splits}")
     groups: Groups = {}
@@ -171,8 +178,61 @@ def read_classification(path: Path, options: Options, split: str) -> tuple[Group
         if len(items) >= options.min_rows and len({label for _, label in probe}) < 2:
             raise DataError(f"{path} ({lang}): split train holds fewer than two labels to tell apart")
         if items:
-            groups[lang] = (items, {"probe": probe, "seed": options.seed})
+            groups[lang] = (items, probe)
     return groups, [row["text"] for row in rows]
+
+
+def read_clustering(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
+    """Return drawn ``(text, label)`` by language, against how many they were drawn from, and all texts."""
+    rows = read_rows(path, texts=("text",), names=("label", "lang"), optional=("split",))
+    groups: Groups = {}
+    for lang, members in _grouped(_of_split(rows, split, path), "lang", options).items():
+        items = options.sample([(row["text"], row["label"]) for row in members], texts=1)
+        drawn = [items[i] for i in pick_documents(len(items))]
+        if len(drawn) >= options.min_rows and len({label for _, label in drawn}) < 2:
+            raise DataError(
+                f"{path} ({lang}): all {len(drawn)} texts have the same label; expected at least two labels"
+            )
+        groups[lang] = (drawn, len(items))
+    return groups, [row["text"] for row in rows]
+
+
+def read_pair(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
+    """Return ``(sentence1, sentence2, 0 or 1)`` by language, against nothing, and all texts."""
+    rows = read_rows(path, texts=("sentence1", "sentence2"), names=("label", "lang"), optional=("split",))
+    for number, row in enumerate(rows, start=1):
+        if row["label"] not in ("0", "1"):
+            raise DataError(f"{path}:{number}: got label {row['label']!r}, expected 1 for the same meaning, else 0")
+    groups: Groups = {}
+    for lang, members in _grouped(_of_split(rows, split, path), "lang", options).items():
+        pairs = [(row["sentence1"], row["sentence2"], int(row["label"])) for row in members]
+        items = options.sample(pairs, texts=2)
+        if len(items) >= options.min_rows:
+            require_spread(items, f"{path} ({lang})")
+        groups[lang] = (items, None)
+    return groups, [row[side] for row in rows for side in ("sentence1", "sentence2")]
+
+
+def read_reranking(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
+    """Return ``(query, relevant texts, other texts)`` by language, against nothing, and all texts."""
+    rows = read_rows(path, texts=("query",), names=("lang",), lists=("positive", "negative"), optional=("split",))
+    groups: Groups = {
+        lang: (options.sample([(row["query"], row["positive"], row["negative"]) for row in members], texts=1), None)
+        for lang, members in _grouped(_of_split(rows, split, path), "lang", options).items()
+    }
+    return groups, [text for row in rows for text in (row["query"], *row["positive"], *row["negative"])]
+
+
+def _of_split(rows: Sequence[_Row], split: str, path: Path) -> Sequence[_Row]:
+    """The rows of one split; all of a file that names none."""
+    splits = {row["split"] for row in rows}
+    if splits == {""} and not split:
+        return rows
+    if (split or _SPLIT) not in splits or "" in splits:
+        named = sorted(splits - {""}) or "none"
+        raise DataError(f"{path}: got split {split or _SPLIT!r} to score, expected one that its rows name: {named}; "
+                        "either all rows name one, or none does")  # fmt: skip
+    return [row for row in rows if row["split"] == (split or _SPLIT)]
 
 
 def read_retrieval(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:

@@ -64,7 +64,61 @@ def _ranks(values_N: NDArray[np.float64], counts_RN: _Counts) -> NDArray[np.floa
     return ranks
 
 
-STATISTICS: Mapping[str, Callable[[NDArray[np.float64], _Counts], Draws]] = {"mean": _mean, "spearman": _spearman}
+def _max_ap(values_NK: NDArray[np.float64], counts_RN: _Counts) -> Draws:
+    """Largest average precision over all columns but the last, which holds the labels 0 and 1."""
+    *measures, labels_N = values_NK.T
+    best: Draws = np.max([_average_precision(measure_N, labels_N, counts_RN) for measure_N in measures], axis=0)
+    return best
+
+
+def _average_precision(nearness_N: NDArray[np.float64], labels_N: NDArray[np.float64], counts_RN: _Counts) -> Draws:
+    """Precision at each place of a pair with label 1, averaged, the nearest first; 0 where no such pair was drawn."""
+    _, group_N = np.unique(-nearness_N, return_inverse=True)
+    order = np.argsort(group_N, kind="stable")
+    starts = np.flatnonzero(np.diff(group_N[order], prepend=-1))  # of equally near pairs, which share a place
+    drawn_RG = np.add.reduceat(counts_RN[:, order], starts, axis=1)
+    right_RG = np.add.reduceat((counts_RN * labels_N)[:, order], starts, axis=1)
+    total_RG, found_RG = drawn_RG.cumsum(axis=1), right_RG.cumsum(axis=1)
+    gained_R, every_R = (right_RG * found_RG / np.maximum(total_RG, 1)).sum(axis=1), found_RG[:, -1]
+    precisions: Draws = np.divide(gained_R, every_R, out=np.zeros_like(gained_R), where=every_R > 0)
+    return precisions
+
+
+def _v_measure(values_NK: NDArray[np.float64], counts_RN: _Counts) -> Draws:
+    """Mean V-measure over clusterings: the labels, a column of clusters for each, then how often each drew a document.
+
+    Clusterings are of documents drawn with replacement; one that is drawn again weighs as often as it was in there.
+    """
+    labels_N, (clusters, weights) = values_NK[:, 0], np.split(values_NK[:, 1:].T, 2)
+    both = zip(clusters, weights, strict=True)
+    means: Draws = np.mean([_v(labels_N, clusters_N, counts_RN * drawn_N) for clusters_N, drawn_N in both], axis=0)
+    return means
+
+
+def _v(labels_N: NDArray[np.float64], clusters_N: NDArray[np.float64], weights_RN: NDArray[np.float64]) -> Draws:
+    """V-measure under each row of weights: twice the shared information over the sum of both entropies."""
+    (_, label_N), (_, cluster_N) = (np.unique(column, return_inverse=True) for column in (labels_N, clusters_N))
+    rows, columns = label_N.max() + 1, cluster_N.max() + 1
+    measures = np.empty(len(weights_RN))
+    for i, weights_N in enumerate(weights_RN):
+        cells = np.bincount(label_N * columns + cluster_N, weights_N, rows * columns).reshape(rows, columns)
+        joint = cells / weights_N.sum()
+        apart = _entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0))
+        measures[i] = 2 * (apart - _entropy(joint)) / apart if apart > 0 else 1.0
+    return measures
+
+
+def _entropy(shares: NDArray[np.float64]) -> float:
+    positive = shares[shares > 0]
+    return -float((positive * np.log(positive)).sum())
+
+
+STATISTICS: Mapping[str, Callable[[NDArray[np.float64], _Counts], Draws]] = {
+    "max_ap": _max_ap,
+    "mean": _mean,
+    "spearman": _spearman,
+    "v_measure": _v_measure,
+}
 """How a score follows from its items: ``(n, columns)`` values and ``(r, n)`` times that each was drawn, to ``(r,)``."""
 
 
@@ -74,7 +128,9 @@ class Items:
 
     Attributes:
         statistic: A name in :data:`STATISTICS`.
-        values: ``(n, columns)`` float64: for ``mean`` what each item earned, for ``spearman`` the two values of a pair.
+        values: ``(n, columns)`` float64: for ``mean`` what each item earned, for ``spearman`` the two values of a pair,
+            for ``max_ap`` how near a pair is by each measure and its label, for ``v_measure`` the label of a document,
+            its cluster in each clustering, and how often each drew it.
     """
 
     statistic: str

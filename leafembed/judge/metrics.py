@@ -7,7 +7,6 @@ A collapsed model, whose vectors are all alike, is a model all the same: it gets
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +19,13 @@ from leafembed.types import FloatArray
 
 __all__ = [
     "IntArray",
+    "average_precision_at_k",
     "bitext",
-    "classification",
+    "check_arrays",
     "cosine_spearman",
     "cosines",
-    "draw_examples",
     "ndcg_at_k",
+    "pair_classification",
     "rank",
     "recall_at_k",
 ]
@@ -52,7 +52,7 @@ def cosine_spearman(a: FloatArray, b: FloatArray, scores: Sequence[float]) -> fl
     from scipy.stats import spearmanr
 
     gold = np.asarray(scores, dtype=np.float64)
-    _check(a, b, gold)
+    check_arrays(a, b, gold)
     if not len(a) == len(b) == len(gold):
         raise ValueError(f"cosine_spearman: got {len(a)} and {len(b)} vectors and {len(gold)} scores, expected as many")
     if np.ptp(gold) == 0:
@@ -61,9 +61,11 @@ def cosine_spearman(a: FloatArray, b: FloatArray, scores: Sequence[float]) -> fl
     return float(spearmanr(found, gold).statistic) if found.any() else 0.0
 
 
-def cosines(a: FloatArray, b: FloatArray) -> NDArray[np.float64]:
+def cosines(a: FloatArray, b: FloatArray) -> NDArray[np.float32]:
     """Return the cosine of each row of ``a`` with that of ``b``, ``(n,)``; all 0 when they are all the same."""
-    found: NDArray[np.float64] = np.einsum("nd,nd->n", a, b, dtype=np.float64)
+    from sklearn.metrics.pairwise import paired_cosine_distances
+
+    found: NDArray[np.float32] = 1 - paired_cosine_distances(a, b)  # as mteb does: which pairs tie is of rounding
     return np.zeros_like(found) if np.ptp(found) < _SAME_COSINE else found
 
 
@@ -72,7 +74,7 @@ def rank(queries: FloatArray, documents: FloatArray, *, k: int) -> IntArray:
 
     Among documents of the same cosine the earlier one comes first.
     """
-    _check(queries, documents)
+    check_arrays(queries, documents)
     blocks = (queries[start : start + _BLOCK] @ documents.T for start in range(0, len(queries), _BLOCK))
     return np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :k] for block in blocks])
 
@@ -113,61 +115,67 @@ def bitext(a: FloatArray, b: FloatArray) -> Scored:
     return Scored({"f1": float(f1.mean()), "accuracy": float(hits.mean())}, Items("mean", f1))
 
 
-def draw_examples(
-    labels: Sequence[str], *, seed: int, samples_per_label: int = 8, n_experiments: int = 10
-) -> list[IntArray]:
-    """Return, for each experiment, the indices of ``samples_per_label`` random examples of every label.
+def pair_classification(a: FloatArray, b: FloatArray, labels: Sequence[int]) -> Scored:
+    """Return the average precision, in 0..1, of ranking pairs by how near they are: by four measures, and the best.
 
-    A label with fewer examples gives all that it has. Encoders compared under one seed get the same examples.
-    """
-    names, rng = np.asarray(labels), np.random.default_rng(seed)
-    orders = [rng.permutation(len(names)) for _ in range(n_experiments)]
-    return [
-        np.concatenate([order[names[order] == name][:samples_per_label] for name in np.unique(names)])
-        for order in orders
-    ]
+    Pairs are what is resampled, and the best measure is chosen anew each time.
 
-
-def classification(
-    train: FloatArray,
-    train_labels: Sequence[str],
-    test: FloatArray,
-    test_labels: Sequence[str],
-    *,
-    draws: Sequence[IntArray],
-) -> Scored:
-    """Return ``accuracy`` and macro ``f1``, in 0..1, as means over logistic regressions on few examples.
-
-    Resampled are the texts that are scored: of each, the share of the regressions that label it right.
+    They are those of mteb, computed as there: ``cosine_ap``, ``dot_ap``, ``euclidean_ap`` and ``manhattan_ap``, and
+    ``max_ap``. Between unit vectors the first three give one order but for rounding. It matters where a set holds
+    pairs of one text twice, as PAWS-X does: their distance is 0 and a tie, but the dot product scatters about 1.
 
     Args:
-        train: ``(n_train, dim)``, the examples that are drawn from.
-        train_labels: ``n_train`` labels, at least two different.
-        test: ``(n_test, dim)``, what is scored.
-        test_labels: ``n_test`` labels.
-        draws: Rows of ``train`` for each regression, as :func:`draw_examples` picks them.
+        a: ``(n, dim)``, the first text of each pair.
+        b: ``(n, dim)``, the second text of each pair.
+        labels: ``n`` times 1 for a pair that means the same, else 0; both must occur.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import f1_score
-    from threadpoolctl import threadpool_limits
+    from sklearn.metrics import average_precision_score
+    from sklearn.metrics.pairwise import (
+        paired_cosine_distances,
+        paired_euclidean_distances,
+        paired_manhattan_distances,
+    )
 
-    _check(train, test)
-    if (len(train), len(test)) != (len(train_labels), len(test_labels)):
-        sizes = f"{len(train)} and {len(test)} vectors, {len(train_labels)} and {len(test_labels)} labels"
-        raise ValueError(f"classification: got {sizes}, expected a label for each vector")
-    labels, gold = np.asarray(train_labels), np.asarray(test_labels)
-    right, f1s = [], []
-    for draw in draws:
-        model = LogisticRegression(max_iter=100)
-        # One thread: the matrices are so small that handing out their rows costs more than it saves.
-        with threadpool_limits(1), warnings.catch_warnings():
-            # MTEB stops after 100 iterations, converged or not: the cap is part of the definition.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            predicted = model.fit(train[draw], labels[draw]).predict(test)
-        right.append(predicted == gold)
-        f1s.append(f1_score(gold, predicted, average="macro", zero_division=0))
-    return Scored({"accuracy": float(np.mean(right)), "f1": float(np.mean(f1s))}, Items("mean", np.mean(right, axis=0)))
+    check_arrays(a, b)
+    gold = np.asarray(labels)
+    if not len(a) == len(b) == len(gold) or set(gold.tolist()) != {0, 1}:
+        raise ValueError(
+            f"pair_classification: got {len(a)} and {len(b)} vectors and {len(gold)} labels {sorted(set(labels))}, "
+            "expected as many, labelled 0 and 1"
+        )
+    nearness = {
+        "cosine_ap": 1 - paired_cosine_distances(a, b),
+        "dot_ap": np.array([np.dot(one, other) for one, other in zip(a, b, strict=True)]),
+        "euclidean_ap": -paired_euclidean_distances(a, b),
+        "manhattan_ap": -paired_manhattan_distances(a, b),
+    }
+    found = {name: float(average_precision_score(gold, values)) for name, values in nearness.items()}
+    items = Items("max_ap", np.column_stack([*nearness.values(), gold]))
+    return Scored({"max_ap": max(found.values()), **found}, items)
+
+
+def average_precision_at_k(
+    cosines: Sequence[NDArray[np.float32]], relevant: Sequence[int], *, k: int
+) -> NDArray[np.float64]:
+    """Return the average precision of the first ``k`` of each query's own candidates, ``(n_queries,)`` in 0..1.
+
+    Args:
+        cosines: For each query, the cosine of each candidate, those that are relevant first. Among equal cosines a
+            relevant candidate comes last: a model that cannot tell them apart earns nothing by it.
+        relevant: For each query, how many candidates are relevant, at least 1.
+        k: Candidates that count.
+    """
+    if len(cosines) != len(relevant) or not len(cosines):
+        raise ValueError(f"got {len(cosines)} rankings and {len(relevant)} counts, expected as many, at least one")
+    found = np.empty(len(cosines))
+    for i, (values, count) in enumerate(zip(cosines, relevant, strict=True)):
+        check_arrays(values)
+        if not 1 <= count <= len(values):
+            raise ValueError(f"got {count} relevant of {len(values)} candidates, expected at least 1")
+        order = np.argsort(-values[::-1], kind="stable")
+        ranks = np.flatnonzero(order[:k] >= len(values) - count) + 1
+        found[i] = (np.arange(1, len(ranks) + 1) / ranks).sum() / count
+    return found
 
 
 def _by_query(ranked: IntArray, relevance: Sequence[Mapping[int, float]], score: Any) -> NDArray[np.float64]:
@@ -186,7 +194,13 @@ def _dcg(gains: NDArray[np.float64]) -> float:
     return float((gains / np.log2(np.arange(len(gains)) + 2)).sum())
 
 
-def _check(*arrays: NDArray[Any]) -> None:
+def check_arrays(*arrays: NDArray[Any]) -> None:
+    """Refuse what would pass for a low score.
+
+    Raises:
+        ValueError: If an array is empty.
+        NonFiniteError: If one holds NaN or infinity.
+    """
     for array in arrays:
         if not array.size:
             raise ValueError(f"got an empty array of shape {array.shape}, expected at least one row to score")

@@ -1,11 +1,17 @@
-"""Evaluation tasks from local files, and one that needs no labels.
+"""Evaluation tasks from local files.
 
     DATA/sts/NAME.jsonl[.gz]              sentence1, sentence2, score, lang         (@cross: across languages)
     DATA/bitext/NAME.jsonl[.gz]           sentence1, sentence2, lang_pair
     DATA/classification/NAME.jsonl[.gz]   text, label, lang, split        (split train is the probe set)
+    DATA/clustering/NAME.jsonl[.gz]       text, label, lang, split?
+    DATA/pair/NAME.jsonl[.gz]             sentence1, sentence2, label (0 or 1), lang, split?
+    DATA/reranking/NAME.jsonl[.gz]        query, positive [text, ...], negative [text, ...], lang, split?
     DATA/retrieval/NAME/                  queries {id, text, lang}, corpus {id, text, title?}, qrels {qid, did, score}
 
-A task is a value: checked rows, and for each language a function from "how to encode" to scores. Tasks know no encoder.
+Where a file names splits, test is scored unless the task's name ends in another, as ``pair/pawsx@dev``.
+
+A task is a value: rows already read and checked, and for each language a function from "how to encode" to scores.
+Tasks know no encoder, so that teacher, student and floors are scored by the same rows and code.
 """
 
 from __future__ import annotations
@@ -18,24 +24,21 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from leafembed.errors import DataError
-from leafembed.judge import formats, metrics
-from leafembed.judge.formats import Groups, Item, Options
-from leafembed.judge.intervals import Items, Scored
+from leafembed.judge import formats
+from leafembed.judge.formats import Groups, Options
+from leafembed.judge.intervals import Scored
+from leafembed.judge.kinds import KINDS, Encode, Kind
 from leafembed.text import normalise_lang, normalise_text
-from leafembed.types import FloatArray
 
-__all__ = ["AGREEMENT", "Encode", "Part", "Task", "agreement_task", "check_disjoint", "load_tasks", "scored_items"]
+__all__ = ["AGREEMENT", "Part", "Task", "build_task", "check_disjoint", "find_tasks", "load_tasks", "scored_items"]
 
 AGREEMENT = "agreement"
-"""Task id that :func:`load_tasks` skips: it is made from a teacher's vectors by :func:`agreement_task`."""
+"""Task id that :func:`load_tasks` skips: ``agreement.py`` makes it from a teacher's vectors."""
 
-Encode = Callable[[Sequence[str], str | None], FloatArray]
-"""Texts and a prompt name to ``(n_texts, dim)`` float32, unit length, in the order of the texts."""
+_WITH_SPLITS = ("classification/", "clustering/", "pair/", "reranking/")
+"""What has splits within a file; the others have a file for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class Task:
 
     Attributes:
         id: What recipes and reports call it, e.g. ``sts/sts17_en.test``.
-        type: ``STS``, ``BitextMining``, ``Classification``, ``Retrieval`` or ``Agreement``.
+        type: One of mteb's, as in ``kinds.py``, or ``Agreement``.
         metric: Name of the main score among those of every part.
         parts: One for each language.
         scored: Normalised texts of each scored item; what dev and test must not share.
@@ -80,14 +83,6 @@ class Task:
     too_few: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    type: str
-    metric: str
-    texts: int  # leading fields of an item that are its texts
-    score: Callable[[list[Item], Any, Encode], Scored]
-
-
 def load_tasks(
     data: Path,
     names: Sequence[str],
@@ -102,14 +97,14 @@ def load_tasks(
 
     Args:
         data: Folder laid out as this module describes.
-        names: Task ids or globs; ``classification/NAME@SPLIT`` scores another split than test, ``sts/NAME@cross``
-            English first sentences with the second sentences of the other languages.
+        names: Task ids or globs; ``NAME@SPLIT`` scores another split than test, ``sts/NAME@cross`` English first
+            sentences with the second sentences of the other languages.
         languages: Languages to score, in any spelling; a pair counts when both sides are named or English. Empty:
             all. A glob skips tasks without them.
         max_rows: Most scored items in one language, drawn at random; probe sets and documents stay whole.
             ``None``: all.
         min_rows: Fewest items that a language is scored with; those with fewer go to ``Task.too_few``.
-        seed: Seed of the draw, and of the examples that classification learns from.
+        seed: Seed of the draw.
         excluded: Scored items to leave out, as :func:`scored_items` gives them.
 
     Raises:
@@ -140,6 +135,33 @@ def _with_enough(tasks: Iterable[Task], min_rows: int) -> tuple[Task, ...]:
     return tuple(result)
 
 
+def build_task(id: str, kind: Kind, groups: Groups, texts: Sequence[str]) -> Task:
+    """Return the task of rows that are read.
+
+    Args:
+        id: What recipes and reports call it.
+        kind: How it is scored.
+        groups: What is scored in each language, and against what.
+        texts: Every text of the set.
+
+    Raises:
+        DataError: If a language has no row.
+    """
+    parts, scored = [], set()
+    for lang, (items, context) in sorted(groups.items()):
+        if not items:
+            raise DataError(
+                f"{id} ({lang}): got no row to score, expected at least 1; leave the language out of eval.languages, "
+                "or give the set rows that no test task holds"
+            )
+        plain = json.dumps([kind.type, items, context], sort_keys=True)
+        hashed = hashlib.sha256(plain.encode()).hexdigest()[:16]
+        own = tuple(text for item in items for text in item[: kind.texts])
+        parts.append(Part(lang, len(items), hashed, partial(kind.score, items, context), own))
+        scored |= {formats.item_key(item, kind.texts) for item in items}
+    return Task(id, kind.type, kind.metric, tuple(parts), frozenset(scored), frozenset(map(normalise_text, texts)))
+
+
 def check_disjoint(dev: Sequence[Task], test: Sequence[Task]) -> None:
     """Require that no scored item of a dev task is scored by a test task too.
 
@@ -163,56 +185,14 @@ def scored_items(tasks: Sequence[Task]) -> frozenset[tuple[str, ...]]:
     return frozenset[tuple[str, ...]]().union(*(task.scored for task in tasks))
 
 
-def agreement_task(
-    texts: Sequence[str], langs: Sequence[str], vectors: FloatArray, *, prompt_name: str | None = None, seed: int = 0
-) -> Task:
-    """Return a task without labels: Spearman between the encoder's cosines and the teacher's over pairs of texts.
-
-    Each text is paired with its nearest neighbour by the teacher and with a random text, of its own language where
-    that has another one: otherwise telling languages apart would be enough to score.
-
-    Args:
-        texts: At least three different texts that are not trained on.
-        langs: The language of each.
-        vectors: ``(n_texts, dim)``, what the teacher makes of them, unit length.
-        prompt_name: Prompt that the encoder reads them with; ``None``: no prompt.
-        seed: Seed of the random partners.
-
-    Raises:
-        DataError: If there are too few texts or the teacher sees all pairs alike.
-    """
-    if not len(texts) == len(langs) == len(vectors):
-        raise ValueError(f"got {len(texts)} texts, {len(langs)} languages, {len(vectors)} vectors, expected as many")
-    if len(set(texts)) < 3:
-        raise DataError(f"{AGREEMENT}: got {len(set(texts))} different texts, expected at least 3 to form pairs")
-    neighbours = metrics.rank(vectors, vectors, k=2)
-    nearest = np.where(neighbours[:, 0] == np.arange(len(texts)), neighbours[:, 1], neighbours[:, 0])
-    partners = [*enumerate(nearest.tolist()), *enumerate(_partners(langs, seed))]
-    couples = sorted({(min(i, j), max(i, j)) for i, j in partners})
-    # A text and its copy have cosine 1 under every encoder: such a pair tells nothing.
-    pairs = [(texts[i], texts[j], float(vectors[i] @ vectors[j])) for i, j in couples if texts[i] != texts[j]]
-    formats.require_spread(pairs, AGREEMENT)
-    kind = _Kind("Agreement", "cosine_spearman", 2, _score_pairs)
-    return _task(AGREEMENT, kind, {"all": (pairs, prompt_name)}, texts)
+def find_tasks(data: Path, name: str) -> list[str]:
+    """Return the ids of the tasks below ``data`` that a name or glob means; empty: there is none, or no such folder."""
+    return [id for id in _files(data) if fnmatchcase(id, name.partition("@")[0])]
 
 
-def _partners(langs: Sequence[str], seed: int) -> list[int]:
-    rng = np.random.default_rng(seed)
-    members: dict[str, list[int]] = {}
-    for i, lang in enumerate(langs):
-        members.setdefault(lang, []).append(i)
-    partners = []
-    for i, lang in enumerate(langs):
-        pool = members[lang] if len(members[lang]) > 1 else range(len(langs))
-        draw = int(rng.integers(len(pool) - 1))
-        # Drawing from one fewer and stepping over the text itself keeps the draw uniform over the others.
-        partners.append(pool[draw] if pool[draw] < i else pool[draw + 1])
-    return partners
-
-
-def _discover(data: Path) -> dict[str, Path]:
+def _files(data: Path) -> dict[str, Path]:
     paths: dict[str, Path] = {}
-    for folder in _READERS:
+    for folder in KINDS:
         for path in sorted((data / folder).glob("*")):
             id = f"{folder}/{path.name.removesuffix('.gz').removesuffix('.jsonl')}"
             if path.is_dir() if folder == "retrieval" else path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -221,17 +201,23 @@ def _discover(data: Path) -> dict[str, Path]:
                         f"{id}: got both {paths[id].name} and {path.name}; expected one, so remove the other"
                     )
                 paths[id] = path
+    return paths
+
+
+def _discover(data: Path) -> dict[str, Path]:
+    paths = _files(data)
     if not paths:
-        raise DataError(f"{data}: holds no task; expected files in one of its folders {sorted(_READERS)}")
+        raise DataError(f"{data}: holds no task; expected files in one of its folders {sorted(KINDS)}")
     return paths
 
 
 def _match(name: str, paths: Mapping[str, Path], data: Path) -> dict[str, Path]:
     pattern, _, split = name.partition("@")
-    if split and not (pattern.startswith("classification/") or (pattern.startswith("sts/") and split == formats.CROSS)):
+    crossed = pattern.startswith("sts/") and split == formats.CROSS
+    if split and not (crossed or pattern.startswith(_WITH_SPLITS)):
         raise DataError(
-            f"{name}: got split {split!r}, but only tasks in classification/ have splits to choose from, and those in "
-            f"sts/ have {formats.CROSS!r}"
+            f"{name}: got split {split!r}, but only tasks in {', '.join(_WITH_SPLITS)} have splits to choose from, and "
+            f"those in sts/ have {formats.CROSS!r}"
         )
     matched = {id: path for id, path in paths.items() if fnmatchcase(id, pattern)}
     if not matched:
@@ -242,59 +228,6 @@ def _match(name: str, paths: Mapping[str, Path], data: Path) -> dict[str, Path]:
 
 def _load(id: str, path: Path, options: Options) -> Task:
     folder = id.partition("/")[0]
-    kind, read = _READERS[folder]
-    groups, texts = read(path, options, id.partition("@")[2] or "test")
-    return _task(id, kind, groups, texts)
-
-
-def _task(id: str, kind: _Kind, groups: Groups, texts: Sequence[str]) -> Task:
-    parts, scored = [], set()
-    for lang, (items, context) in sorted(groups.items()):
-        if not items:
-            raise DataError(
-                f"{id} ({lang}): got no row to score, expected at least 1; leave the language out of eval.languages, "
-                "or give the set rows that no test task holds"
-            )
-        plain = json.dumps([kind.type, items, context], sort_keys=True)
-        hashed = hashlib.sha256(plain.encode()).hexdigest()[:16]
-        own = tuple(text for item in items for text in item[: kind.texts])
-        parts.append(Part(lang, len(items), hashed, partial(kind.score, items, context), own))
-        scored |= {formats.item_key(item, kind.texts) for item in items}
-    return Task(id, kind.type, kind.metric, tuple(parts), frozenset(scored), frozenset(map(normalise_text, texts)))
-
-
-def _score_pairs(items: list[Item], prompt_name: str | None, encode: Encode) -> Scored:
-    left, right, gold = zip(*items, strict=True)
-    a, b = np.split(encode([*left, *right], prompt_name), 2)
-    score = metrics.cosine_spearman(a, b, gold)
-    return Scored({"cosine_spearman": score}, Items("spearman", np.column_stack([metrics.cosines(a, b), gold])))
-
-
-def _score_bitext(items: list[Item], prompt_name: str, encode: Encode) -> Scored:
-    left, right = zip(*items, strict=True)
-    return metrics.bitext(encode(left, prompt_name), encode(right, prompt_name))
-
-
-def _score_classification(items: list[Item], context: Mapping[str, Any], encode: Encode) -> Scored:
-    (known, labels), (texts, gold) = zip(*context["probe"], strict=True), zip(*items, strict=True)
-    draws = metrics.draw_examples(labels, seed=context["seed"])
-    used = np.unique(np.concatenate(draws))  # a probe set can be a hundred times what the draws take of it
-    train, test = encode([known[i] for i in used], "Classification"), encode(texts, "Classification")
-    placed = [np.searchsorted(used, draw) for draw in draws]
-    return metrics.classification(train, [labels[i] for i in used], test, gold, draws=placed)
-
-
-def _score_retrieval(items: list[Item], documents: list[str], encode: Encode) -> Scored:
-    queries, judgements = zip(*items, strict=True)
-    ranked = metrics.rank(encode(queries, "query"), encode(documents, "document"), k=10)
-    relevance = [dict(judged) for judged in judgements]
-    gains, found = metrics.ndcg_at_k(ranked, relevance, k=10), metrics.recall_at_k(ranked, relevance, k=10)
-    return Scored({"ndcg_at_10": float(gains.mean()), "recall_at_10": float(found.mean())}, Items("mean", gains))
-
-
-_READERS: dict[str, tuple[_Kind, Callable[[Path, Options, str], tuple[Groups, list[str]]]]] = {
-    "sts": (_Kind("STS", "cosine_spearman", 2, _score_pairs), formats.read_sts),
-    "bitext": (_Kind("BitextMining", "f1", 2, _score_bitext), formats.read_bitext),
-    "classification": (_Kind("Classification", "accuracy", 1, _score_classification), formats.read_classification),
-    "retrieval": (_Kind("Retrieval", "ndcg_at_10", 1, _score_retrieval), formats.read_retrieval),
-}
+    kind, read = KINDS[folder]
+    groups, texts = read(path, options, id.partition("@")[2])
+    return build_task(id, kind, groups, texts)

@@ -143,8 +143,8 @@ class Server:
                 problem = f"{response.status_code} {response.reason_phrase}: {self._message(response)}"
                 if response.status_code not in _RETRIED:
                     raise ModelError(
-                        f"{self.url}: got {problem}; expected vectors: check the URL, the model's name there "
-                        "(served_model) and the key (api_key_file)"
+                        f"{self.url}: got {problem}; expected vectors: check the URL, the name of the model (got "
+                        f"{self.model!r}) and the key (api_key_file)"
                     )
                 asked_for = _retry_after(response.headers.get("retry-after"))
             if attempt < attempts:

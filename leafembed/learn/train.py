@@ -280,7 +280,7 @@ def _require_linked(links: Links, config: TrainConfig) -> None:
 
 
 def _freeze(model: Any, config: TrainConfig) -> None:
-    if config.freeze_token_table and hasattr(model[0], "auto_model"):
+    if config.freeze_token_table is not False and hasattr(model[0], "auto_model"):
         model[0].auto_model.get_input_embeddings().weight.requires_grad_(False)
 
 

@@ -14,8 +14,10 @@ from itertools import islice
 from typing import Any
 
 from leafembed.errors import MissingExtraError
+from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.curves import has_curves
 from leafembed.ship.markdown import bullets, count, fixed, line, ratio, table, to_toml
+from leafembed.ship.model_index import model_index
 from leafembed.ship.scores import score_tables
 from leafembed.ship.vocabulary import vocabulary_section
 
@@ -101,7 +103,18 @@ def _front_matter(manifest: _Manifest) -> str:
     if not _HUB_ID.fullmatch(manifest["teacher"]["name"]):
         del items["base_model"]
     # JSON is YAML, and quotes what YAML would misread: the language tag "no" is false there.
-    return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in items.items() if value)
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in items.items() if value]
+    return "\n".join([*lines, *_model_index(manifest)])
+
+
+def _model_index(manifest: _Manifest) -> list[str]:
+    """What hubs show beside a model: the scores of what ships, of a model that passed."""
+    report = manifest["reports"].get("int8")
+    if report is None or not GateResult.from_dict(manifest["verdict"]).passed:
+        return []
+    (index,) = model_index(manifest["name"], EvalReport.from_dict(report).results)
+    entries = [f"  - {json.dumps(entry, ensure_ascii=False)}" for entry in index["results"]]
+    return ["model-index:", f"- name: {json.dumps(index['name'], ensure_ascii=False)}", "  results:", *entries]
 
 
 def _alarms(manifest: _Manifest) -> dict[str, Any]:
