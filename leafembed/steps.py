@@ -17,7 +17,7 @@ import numpy as np
 from leafembed.errors import Error
 from leafembed.guard import watched
 from leafembed.judge.evaluate import Candidate, evaluate
-from leafembed.judge.floors import BAG_OF_WORDS, RANDOM, BagOfWords, RandomEncoder
+from leafembed.judge.floors import BagOfWords, RandomEncoder
 from leafembed.judge.intervals import RESAMPLES
 from leafembed.learn.factors import carry_factors, read_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
@@ -42,7 +42,6 @@ from leafembed.stages import fingerprint, once
 from leafembed.types import Encoder, Factors, Speed
 
 __all__ = [
-    "FIT_TEXTS",
     "RESOLVED",
     "TABLE",
     "UNTRAINED",
@@ -61,7 +60,7 @@ __all__ = [
 RESOLVED = "resolved.toml"
 """File in a run's folder with the recipe as it was understood, every default filled in."""
 
-FIT_TEXTS = 20_000
+_FIT_TEXTS = 20_000
 """Most texts that a linear start is fitted on."""
 
 UNTRAINED, TABLE = "untrained student", "static table"
@@ -106,14 +105,12 @@ def build_floors(line: Line) -> dict[str, Candidate]:
     if learned.teacher.torch is None:  # there is no table of the teacher's: that of the student's encoder
         static = dataclasses.replace(static, model=recipe.student.model, revision=recipe.student.revision)
     configs = {UNTRAINED: recipe.student, TABLE: static}
-    texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
+    rows = learned.corpus.train[:_FIT_TEXTS]
+    vectors = learned.targets(np.arange(len(rows)))
     held_out = [(row.text, row.lang) for row in learned.corpus.validation]
     every = (row.text for row in learned.corpus.train)  # read once at most, and never held
-    sample = Sample(texts, learned.targets(np.arange(len(texts))), every, held_out)
-    encoders: dict[str, Candidate] = {
-        f"floor: {RANDOM}": RandomEncoder(learned.teacher.ref.dim, recipe.seed),
-        f"floor: {BAG_OF_WORDS}": BagOfWords(),
-    }
+    floors = RandomEncoder(learned.teacher.ref.dim, recipe.seed), BagOfWords()
+    encoders: dict[str, Candidate] = {floor.ref.name: floor for floor in floors}
     made = versions(PACKAGES)
     for name, config in configs.items():
         folder = line.folder / name.replace(" ", "-")
@@ -124,6 +121,9 @@ def build_floors(line: Line) -> dict[str, Candidate]:
         def build(target: Path, config: StudentConfig = config) -> None:
             teacher = learned.teacher.torch
             source = teacher.model if teacher else stand_in(config, learned.teacher.ref)
+            prompts = learned.teacher.ref.prompts if config.prompts == "teacher" else {}
+            texts = [prompts.get(row.prompt_name or "", "") + row.text for row in rows]
+            sample = Sample(texts, vectors, every, held_out)
             init_student(config, source, sample, target, seed=recipe.seed)
 
         once(folder, key, build)

@@ -58,7 +58,8 @@ ALLOWED = {
     "learn.negatives": {"learn.links", "learn.rows"},  # which rows mean the same; their columns
     # A student is built from kept layers or at random, narrowed, pruned, factorised; an encoder has to be found.
     "learn.student": {
-        *("learn.factors", "learn.models", "learn.random_start", "learn.shapes", "learn.vocabulary", "learn.width")
+        *("learn.factors", "learn.head", "learn.models", "learn.random_start", "learn.shapes"),
+        *("learn.vocabulary", "learn.width"),
     },
     "learn.random_start": {"learn.shapes"},  # the config that it fills
     "learn.width": {"learn.observe"},  # measures the stream that it narrows
