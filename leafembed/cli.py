@@ -156,6 +156,20 @@ def _quantize(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from leafembed.exporting import export
+    from leafembed.results import print_export
+
+    result = export(
+        args.source, args.out, format=args.format, texts=read_texts(args.texts), allow_failed=args.allow_failed
+    )
+    if args.json:
+        _print_json(result)
+    else:
+        print_export(result["files"], texts=result["texts"])
+    return 0
+
+
 def _benchmark(args: argparse.Namespace) -> int:
     from leafembed.single import time_encoder
 
@@ -235,6 +249,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "embed": _embed,
     "evaluate": _evaluate,
     "quantize": _quantize,
+    "export": _export,
     "benchmark": _benchmark,
     "card": _card,
     "info": _info,

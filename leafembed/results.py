@@ -9,7 +9,7 @@ from typing import Any
 from leafembed.errors import MissingExtraError
 from leafembed.reports import EvalReport, GateResult
 
-__all__ = ["print_members", "print_reports", "print_results"]
+__all__ = ["print_export", "print_members", "print_reports", "print_results"]
 
 _ORDER = ("teacher", "floor: random", "floor: static table", "floor: untrained student", "student", "int8")
 _SPEED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
@@ -71,6 +71,19 @@ def print_members(members: Sequence[Mapping[str, str]]) -> None:
         ]
         table.add_row(name, str(len(own)), str(count["cache"]), ", ".join(local) or "-", str(count["missing"]))
     _console().print(table)
+
+
+def print_export(files: Sequence[Mapping[str, Any]], *, texts: int) -> None:
+    """Print size and cosines of exported files, to stdout."""
+    from rich.table import Table
+
+    table = Table(box=None)
+    for column in ("file", "MB", "cosine, mean", "cosine, least"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for file in files:
+        cosines = (f"{file[key]:.5f}" for key in ("cosine_mean", "cosine_min"))
+        table.add_row(file["file"], f"{file['mb']:.2f}", *cosines)
+    _console().print(table, f"cosine to the student's own fp32 vectors, over {texts} texts")
 
 
 def _print_table(
