@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from leafembed.errors import Error, GateFailedError, StoppedError
 from leafembed.options import build_parser
 from leafembed.progress import say
+from leafembed.text import read_texts
 
 if TYPE_CHECKING:
     from leafembed.recipe import Recipe
@@ -173,10 +174,24 @@ def _quantize(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(args: argparse.Namespace) -> int:
+    from leafembed.exporting import export
+    from leafembed.results import print_export
+
+    result = export(
+        args.source, args.out, format=args.format, texts=read_texts(args.texts), allow_failed=args.allow_failed
+    )
+    if args.json:
+        _print_json(result)
+    else:
+        print_export(result["files"], texts=result["texts"])
+    return 0
+
+
 def _benchmark(args: argparse.Namespace) -> int:
     from leafembed.single import time_encoder
 
-    result = time_encoder(args.bundle, _lines(args.texts), threads=args.threads, allow_failed=args.allow_failed)
+    result = time_encoder(args.bundle, read_texts(args.texts), threads=args.threads, allow_failed=args.allow_failed)
     if args.json:
         _print_json(result)
     else:
@@ -231,7 +246,7 @@ def _encode(args: argparse.Namespace) -> int:
     if args.prompt_name is not None and args.prompt_name not in encoder.prompts:
         raise Error(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {', '.join(encoder.prompts) or 'none'}")
     try:
-        vectors = encoder.encode(_lines(args.file), prompt_name=args.prompt_name, dim=args.truncate_dim)
+        vectors = encoder.encode(read_texts(args.file), prompt_name=args.prompt_name, dim=args.truncate_dim)
     except ValueError as error:
         raise Error(str(error)) from error
     if args.output is None:
@@ -253,6 +268,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "quantize": _quantize,
+    "export": _export,
     "benchmark": _benchmark,
     "card": _card,
     "info": _info,
@@ -276,17 +292,6 @@ def _remove_run(run_dir: Path, recipe: Path) -> None:
     if not (run_dir / RESOLVED).is_file() or recipe.resolve().is_relative_to(run_dir.resolve()):
         raise Error(f"--fresh: got {run_dir}, expected the folder of a run and nothing else; remove it by hand")
     shutil.rmtree(run_dir)
-
-
-def _lines(path: Path) -> list[str]:
-    from leafembed.text import decode_lines, read_lines, read_rows
-
-    if str(path) == "-":
-        # The bytes, since sys.stdin would decode as the locale says and pass damaged text on.
-        return [line for _, line in decode_lines(sys.stdin.buffer, "standard input")]
-    if ".jsonl" in path.suffixes:
-        return [row["text"] for row in read_rows(path, texts=("text",))]
-    return [line for _, line in read_lines(path)]
 
 
 def _print_json(data: Any) -> None:

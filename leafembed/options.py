@@ -90,6 +90,17 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     quantize.add_argument("student", type=Path, help="sentence-transformers folder")
     quantize.add_argument("out", type=Path, help="folder to create")
     quantize.add_argument("--group-size", type=_size, help="activations that share a scale; 0: none (default: as runs)")
+    export = add("export", "write a student as ONNX, or as the .pt files of the first attempt",
+                 "onnx: fp32 and INT8 for ONNX Runtime and transformers.js, from token ids to the unit vector.\n"
+                 "pt: pickles, for programs written against the first attempt's card; legacy, and unsafe to share.\n"
+                 "Vectors are compared with the student's own; below a cosine of 0.999 nothing is written.\n\n"
+                 "  leaf export runs/quick quick-onnx --format onnx")  # fmt: skip
+    export.add_argument("source", type=Path, help="run folder, or sentence-transformers folder of a student")
+    export.add_argument("out", type=Path, help="folder to create")
+    export.add_argument("--format", choices=["onnx", "pt"], required=True, help="what to write")
+    export.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
+                        default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
+    export.add_argument("--allow-failed", action="store_true", help="export a student that the gate refused")
     benchmark = add("benchmark", "time a bundle on this machine",
                     "  leaf benchmark runs/quick/bundle --threads 2")  # fmt: skip
     benchmark.add_argument("bundle", type=Path, help="bundle folder")

@@ -12,7 +12,7 @@ from leafembed.judge.compare import Judged, pairs
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.markdown import with_interval
 
-__all__ = ["print_comparison", "print_members", "print_reports", "print_results"]
+__all__ = ["print_comparison", "print_export", "print_members", "print_reports", "print_results"]
 
 _FLOORS = ("random", "bag of words", "static table", "untrained student")
 _ORDER = ("teacher", *(f"floor: {name}" for name in _FLOORS), "student", "int8")
@@ -114,6 +114,16 @@ def print_members(members: Sequence[Mapping[str, str]]) -> None:
         rows.append([name, ", ".join(local) or "-", str(len(own)), str(count["cache"]), str(count["missing"])])
     header = ["member", "from local files", "tasks", "from the cache", "missing"]
     _console().print(_table(header, rows, words=2))
+
+
+def print_export(files: Sequence[Mapping[str, Any]], *, texts: int) -> None:
+    """Print size and cosines of exported files, to stdout."""
+    rows = [
+        [file["file"], f"{file['mb']:.2f}", *(f"{file[key]:.5f}" for key in ("cosine_mean", "cosine_min"))]
+        for file in files
+    ]
+    table = _table(["file", "MB", "cosine, mean", "cosine, least"], rows, words=1)
+    _console().print(table, f"cosine to the student's own fp32 vectors, over {texts} texts")
 
 
 def _print_table(
