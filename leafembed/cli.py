@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from leafembed.errors import Error, GateFailedError, StoppedError
 from leafembed.options import build_parser
 from leafembed.progress import say
+from leafembed.text import read_texts
 
 if TYPE_CHECKING:
     from leafembed.recipe import Recipe
-    from leafembed.types import Encoder
 
 __all__ = ["COMMANDS", "main"]
 
@@ -112,38 +112,57 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from leafembed.judging import Wanted, export_card, export_mteb, judge
-    from leafembed.recipe import is_url
+    from leafembed.comparing import CACHE_DIR
+    from leafembed.judging import Wanted, export_card, export_mteb, judge_beside
     from leafembed.results import print_members, print_reports
 
     if args.suite and args.languages:
         raise Error(f"--languages: got {' '.join(args.languages)}, expected none beside --suite, which names its own")
-    served = [name for name in (args.model, args.reference) if name and is_url(name)]
-    if (args.served_model or args.api_key_file) and not served:
-        raise Error("--served-model, --api-key-file: expected a URL as MODEL or --reference, got none")
     wanted = Wanted(data=args.data, tasks=args.tasks, languages=args.languages, max_rows=args.max_rows, mteb=args.mteb,
                     suite=args.suite)  # fmt: skip
-    judged = judge(_open_part(args), wanted)
-    reports = {"model": judged.report}
-    if args.reference:
-        reports["reference"] = judge(_open(args.reference, args), wanted).report
-    for name, reason in list(judged.missing.items())[:_SHOWN]:
+    model, reference = judge_beside(args.model, args.reference, wanted, cache_dir=args.cache_dir or CACHE_DIR,
+                                    allow_failed=args.allow_failed, dim=args.dim, exit=args.exit)  # fmt: skip
+    kept = model.report.retention(reference.report) if reference else None
+    for name, reason in list(model.missing.items())[:_SHOWN]:
         say(f"not scored: {name}: {reason}")
-    if len(judged.missing) > _SHOWN:
-        say(f"not scored: {len(judged.missing) - _SHOWN} more; --json names them")
+    if len(model.missing) > _SHOWN:
+        say(f"not scored: {len(model.missing) - _SHOWN} more; --json names them")
     if args.export_mteb:
-        say(f"{export_mteb(args.export_mteb, judged)} result files of mteb below {args.export_mteb / 'results'}")
+        say(f"{export_mteb(args.export_mteb, model)} result files of mteb below {args.export_mteb / 'results'}")
     if args.export_card:
-        export_card(args.export_card, judged)
-        say(f"model-index of {len(judged.report.results)} results in {args.export_card}")
+        export_card(args.export_card, model)
+        say(f"model-index of {len(model.report.results)} results in {args.export_card}")
     if args.json:
-        data: dict[str, Any] = {name: report.to_dict() for name, report in reports.items()}
-        if args.reference:
-            data["retention"] = reports["model"].retention(reports["reference"])
-        _print_json(data | {"missing": dict(judged.missing), "suite": list(judged.members)})
+        data: dict[str, Any] = {"model": model.report.to_dict()}
+        if reference:
+            data |= {"reference": reference.report.to_dict(), "retention": kept}
+        _print_json(data | {"missing": dict(model.missing), "suite": list(model.members)})
     else:
-        print_members(judged.members)
-        print_reports(reports, reference="reference" if args.reference else None)
+        reports = [one.report for one in (model, reference) if one]
+        names = [report.model.name for report in reports]
+        labels = names if len(set(names)) == len(names) else [args.model, args.reference]
+        print_members(model.members)
+        print_reports(dict(zip(labels, reports, strict=True)), reference=labels[1] if reference else None)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from leafembed.comparing import CACHE_DIR, judge_all, read_tasks
+    from leafembed.comparison_page import PAGE, comparison_data, write_comparison
+    from leafembed.results import print_comparison
+
+    tasks = read_tasks(args.data, args.tasks, languages=args.languages, max_rows=args.max_rows)
+    specs = [*args.models, *([args.reference] if args.reference else [])]
+    models = judge_all(specs, tasks, cache_dir=args.cache_dir or CACHE_DIR, allow_failed=args.allow_failed)
+    reference = next((model for model in models if model.spec == args.reference), None)
+    data = None
+    if args.out:
+        data = write_comparison(models, args.out, reference=reference)
+        say(f"table and plot: {args.out / PAGE}")
+    if args.json:
+        _print_json(data or comparison_data(models, reference=reference))
+    else:
+        print_comparison(models, reference=reference)
     return 0
 
 
@@ -155,20 +174,29 @@ def _quantize(args: argparse.Namespace) -> int:
     return 0
 
 
-def _benchmark(args: argparse.Namespace) -> int:
-    from leafembed.single import time_encoder
+def _export(args: argparse.Namespace) -> int:
+    from leafembed.exporting import export
+    from leafembed.results import print_export
 
-    result = time_encoder(args.bundle, _lines(args.texts), threads=args.threads, allow_failed=args.allow_failed)
+    result = export(
+        args.source, args.out, format=args.format, texts=read_texts(args.texts), allow_failed=args.allow_failed
+    )
     if args.json:
         _print_json(result)
     else:
-        speed = result["speed"]
-        slowest, fastest = speed["spread"]
-        print(
-            f"{speed['texts_per_second']:.0f} texts/s (slowest {slowest:.0f}, fastest {fastest:.0f}), "
-            f"{speed['tokens_per_text']:.1f} tokens a text, batch {speed['batch_size']}, {speed['threads']} threads, "
-            f"{result['machine']['cpu']}"
-        )
+        print_export(result["files"], texts=result["texts"])
+    return 0
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from leafembed.results import speed_line
+    from leafembed.single import time_encoder
+
+    result = time_encoder(args.bundle, read_texts(args.texts), threads=args.threads, allow_failed=args.allow_failed)
+    if args.json:
+        _print_json(result)
+    else:
+        print(speed_line(result))
     return 0
 
 
@@ -216,7 +244,7 @@ def _encode(args: argparse.Namespace) -> int:
     if args.prompt_name is not None and args.prompt_name not in encoder.prompts:
         raise Error(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {', '.join(encoder.prompts) or 'none'}")
     try:
-        vectors = encoder.encode(_lines(args.file), prompt_name=args.prompt_name, dim=args.truncate_dim)
+        vectors = encoder.encode(read_texts(args.file), prompt_name=args.prompt_name, dim=args.truncate_dim)
     except ValueError as error:
         raise Error(str(error)) from error
     if args.output is None:
@@ -236,29 +264,15 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "embed": _embed,
     "evaluate": _evaluate,
+    "compare": _compare,
     "quantize": _quantize,
+    "export": _export,
     "benchmark": _benchmark,
     "card": _card,
     "info": _info,
     "gate": _gate,
     "encode": _encode,
 }
-
-
-def _open(name: str, args: argparse.Namespace) -> Encoder:
-    from leafembed.single import open_encoder
-
-    return open_encoder(
-        name, allow_failed=args.allow_failed, served_model=args.served_model, api_key_file=args.api_key_file
-    )
-
-
-def _open_part(args: argparse.Namespace) -> Encoder:
-    from leafembed.judge.views import View
-
-    encoder = _open(args.model, args)
-    whole = args.dim is None and args.exit is None
-    return encoder if whole else View(encoder, dim=args.dim, exit=args.exit)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -277,17 +291,6 @@ def _remove_run(run_dir: Path, recipe: Path) -> None:
     if not (run_dir / RESOLVED).is_file() or recipe.resolve().is_relative_to(run_dir.resolve()):
         raise Error(f"--fresh: got {run_dir}, expected the folder of a run and nothing else; remove it by hand")
     shutil.rmtree(run_dir)
-
-
-def _lines(path: Path) -> list[str]:
-    from leafembed.text import decode_lines, read_lines, read_rows
-
-    if str(path) == "-":
-        # The bytes, since sys.stdin would decode as the locale says and pass damaged text on.
-        return [line for _, line in decode_lines(sys.stdin.buffer, "standard input")]
-    if ".jsonl" in path.suffixes:
-        return [row["text"] for row in read_rows(path, texts=("text",))]
-    return [line for _, line in read_lines(path)]
 
 
 def _print_json(data: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from leafembed.errors import GateFailedError, StoppedError
 from leafembed.guard import refuse_stopped, set_aside
+from leafembed.judge.evaluate import Candidate
 from leafembed.judge.gate import check
 from leafembed.learn.models import fingerprint_folder
 from leafembed.measured import fidelity, observed
@@ -33,7 +34,6 @@ from leafembed.steps import (
     timed,
     train_student,
 )
-from leafembed.types import Encoder
 
 __all__ = ["Outcome", "run", "train"]
 
@@ -131,6 +131,6 @@ def _trained(line: Line) -> dict[str, Any]:
     return training
 
 
-def _references(line: Line, floors: Mapping[str, Encoder]) -> dict[str, EvalReport]:
+def _references(line: Line, floors: Mapping[str, Candidate]) -> dict[str, EvalReport]:
     """Scores of what the student is held against, on what the gate judges by."""
     return {name: scored(line, name, encoder) for name, encoder in {"teacher": line.learned.teacher, **floors}.items()}

@@ -74,9 +74,10 @@ def _targets_id(teacher: CachedTeacher) -> str:
 def embed(recipe: Recipe) -> Material:
     """Read the tasks and the corpus and fill the teacher's cache: everything that training waits for."""
     load = partial(load_tasks, recipe.eval.data, languages=recipe.eval.languages, seed=recipe.seed)
-    test = load(recipe.eval.test)
+    test = load(recipe.eval.test, min_rows=recipe.eval.min_rows)
     excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
-    dev = load(recipe.eval.dev, max_rows=recipe.eval.max_dev_rows, excluded=excluded)
+    most = recipe.eval.max_dev_rows
+    dev = load(recipe.eval.dev, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
     check_disjoint(dev, test)
     judged = {task.id: JudgedSet(task.scored, task.texts) for task in (*dev, *test)}
     exposure = teacher_overlap(recipe.eval.teacher_sources, recipe.data, recipe.cache_dir / "exposure", judged=judged)

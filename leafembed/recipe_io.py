@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leafembed.errors import RecipeError, require
-from leafembed.recipe import GateConfig, Recipe
-from leafembed.recipe_learn import Source
+from leafembed.recipe import GateConfig, Recipe, is_url, require_served
+from leafembed.recipe_learn import Source, TeacherConfig
 
-__all__ = ["field_docs", "load_gate", "load_recipe", "recipe_from_dict", "reference_page"]
+__all__ = ["field_docs", "load_gate", "load_model_file", "load_recipe", "recipe_from_dict", "reference_page"]
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -59,6 +59,22 @@ def load_gate(stored: Mapping[str, Any], path: Path | None = None, overrides: It
         require(override.startswith("gate."), "--set", override, "a key of the gate, e.g. gate.min_mean_retention=0.95")
         _apply_override(data, override)
     config: GateConfig = _build(GateConfig, data["gate"], prefix="gate.")
+    return config
+
+
+def load_model_file(path: Path) -> TeacherConfig:
+    """Read a file that names a model to judge by the keys of a recipe's ``[teacher]``; paths are relative to it.
+
+    Raises:
+        RecipeError: If the file cannot be read, a key is unknown, or a value is not legal.
+    """
+    data = _read(path, "a model")
+    section = {"teacher": data}
+    _rebase_paths(section, path.resolve().parent)
+    config: TeacherConfig = _build(TeacherConfig, section["teacher"], prefix="")
+    require(bool(config.model), f"{path}: model", "", "a folder, a hub id, package:NAME or a URL")
+    if is_url(config.model):
+        require_served(config, section=f"{path}: ")
     return config
 
 

@@ -1,4 +1,4 @@
-"""One stage at a time, for the commands that judge, quantise or time a model that is already there."""
+"""One stage at a time, for the commands that quantise or time a model that is already there."""
 
 from __future__ import annotations
 
@@ -7,72 +7,18 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from leafembed.errors import DataError, ModelError
-from leafembed.judge.evaluate import evaluate
-from leafembed.judge.tasks import load_tasks
-from leafembed.progress import say
-from leafembed.recipe import BenchmarkConfig, QuantizeConfig, is_url, require_plain_url
+from leafembed.recipe import BenchmarkConfig, QuantizeConfig
 from leafembed.recipe_io import load_gate
-from leafembed.reports import EvalReport, GateResult
+from leafembed.reports import GateResult
 from leafembed.ship.benchmark import Contender, benchmark
 from leafembed.ship.bundle import open_bundle, read_manifest, verify
-from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import machine_facts
 from leafembed.ship.verdict import judge_again, read_verdict
-from leafembed.types import Encoder
 
-__all__ = ["judge_stored", "open_encoder", "quantize_folder", "score", "time_encoder"]
-
-
-def open_encoder(
-    name: str, *, allow_failed: bool = False, served_model: str | None = None, api_key_file: Path | None = None
-) -> Encoder:
-    """Open a bundle, a bare INT8 model folder, or a sentence-transformers model, by what the folder holds; or a server.
-
-    Args:
-        name: The folder, a hub id, ``package:NAME``, or a URL whose ``/embeddings`` answers as OpenAI's does.
-        allow_failed: Open a bundle that the gate refused.
-        served_model: Name of the model at a URL.
-        api_key_file: File that holds the key for a URL; ``None``: no key is sent.
-
-    Raises:
-        ModelError: If it is none of these, no model is named at a URL, or the server gives no vectors.
-        RecipeError: If the URL may hold a key, or the key cannot be read.
-    """
-    if is_url(name):
-        return _open_server(name, served_model, api_key_file)
-    folder = Path(name).expanduser()
-    if (folder / "manifest.json").is_file():
-        return open_bundle(folder, allow_failed=allow_failed)
-    if (folder / "model.xml").is_file():
-        return BundleEncoder(folder)
-    from leafembed.learn.models import describe, has_bf16, load_sentence_transformer, pick_device, resolve
-    from leafembed.learn.teacher import TorchEncoder
-
-    folder, device = resolve(name, None), pick_device()
-    model = load_sentence_transformer(folder, device=device)
-    precision: Literal["bf16", "fp32"] = "bf16" if has_bf16("auto", device) else "fp32"
-    return TorchEncoder(model, describe(model, folder, name=name), precision=precision)
-
-
-def _open_server(url: str, served_model: str | None, api_key_file: Path | None) -> Encoder:
-    from leafembed.learn.remote import connect
-    from leafembed.recipe_learn import TeacherConfig
-
-    require_plain_url("URL of a model", url)
-    if not served_model:
-        raise ModelError(f"--served-model: got none, expected the name of the model at {url}")
-    return connect(TeacherConfig(model=url, served_model=served_model, api_key_file=api_key_file))
-
-
-def score(
-    encoder: Encoder, data: Path, tasks: Sequence[str], *, languages: Sequence[str] = (), max_rows: int | None = None
-) -> EvalReport:
-    """Score an encoder on local tasks; the arguments are those of ``load_tasks``."""
-    loaded = load_tasks(data, tasks, languages=languages, max_rows=max_rows)
-    return evaluate(encoder, loaded, on_task=lambda task: say(f"scoring {encoder.ref.name} on {task}"))
+__all__ = ["judge_stored", "quantize_folder", "time_encoder"]
 
 
 def judge_stored(folder: Path, recipe: Path | None, overrides: Sequence[str]) -> tuple[GateResult, str]:

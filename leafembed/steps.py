@@ -16,8 +16,9 @@ import numpy as np
 
 from leafembed.errors import Error
 from leafembed.guard import watched
-from leafembed.judge.evaluate import evaluate
-from leafembed.judge.floors import RandomEncoder
+from leafembed.judge.evaluate import Candidate, evaluate
+from leafembed.judge.floors import BagOfWords, RandomEncoder
+from leafembed.judge.intervals import RESAMPLES
 from leafembed.learn.factors import carry_factors, read_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.plan import parts_of
@@ -38,10 +39,9 @@ from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
 from leafembed.stages import fingerprint, once
-from leafembed.types import Encoder, Factors, Speed
+from leafembed.types import Factors, Speed
 
 __all__ = [
-    "FIT_TEXTS",
     "RESOLVED",
     "TABLE",
     "UNTRAINED",
@@ -59,7 +59,7 @@ __all__ = [
 RESOLVED = "resolved.toml"
 """File in a run's folder with the recipe as it was understood, every default filled in."""
 
-FIT_TEXTS = 20_000
+_FIT_TEXTS = 20_000
 """Most texts that a linear start is fitted on."""
 
 UNTRAINED, TABLE = "untrained student", "static table"
@@ -97,18 +97,19 @@ def begin(recipe: Recipe, folder: Path) -> Line:
     return Line(recipe, folder, learned)
 
 
-def build_floors(line: Line) -> dict[str, Encoder]:
-    """What a student must beat: random vectors, itself untrained, and a static table."""
+def build_floors(line: Line) -> dict[str, Candidate]:
+    """What a student must beat: random vectors, a bag of words, itself untrained, and a static table."""
     recipe, learned = line.recipe, line.learned
     static = StudentConfig(init="static")
     if learned.teacher.torch is None:  # there is no table of the teacher's: that of the student's encoder
         static = dataclasses.replace(static, model=recipe.student.model, revision=recipe.student.revision)
     configs = {UNTRAINED: recipe.student, TABLE: static}
-    texts = [row.text for row in learned.corpus.train[:FIT_TEXTS]]
+    rows = learned.corpus.train[:_FIT_TEXTS]
+    vectors = learned.targets(np.arange(len(rows)))
     held_out = [(row.text, row.lang) for row in learned.corpus.validation]
     every = (row.text for row in learned.corpus.train)  # read once at most, and never held
-    sample = Sample(texts, learned.targets(np.arange(len(texts))), every, held_out)
-    encoders: dict[str, Encoder] = {"floor: random": RandomEncoder(learned.teacher.ref.dim, recipe.seed)}
+    floors = RandomEncoder(learned.teacher.ref.dim, recipe.seed), BagOfWords()
+    encoders: dict[str, Candidate] = {floor.ref.name: floor for floor in floors}
     made = versions(PACKAGES)
     for name, config in configs.items():
         folder = line.folder / name.replace(" ", "-")
@@ -119,6 +120,9 @@ def build_floors(line: Line) -> dict[str, Encoder]:
         def build(target: Path, config: StudentConfig = config) -> None:
             teacher = learned.teacher.torch
             source = teacher.model if teacher else stand_in(config, learned.teacher.ref)
+            prompts = learned.teacher.ref.prompts if config.prompts == "teacher" else {}
+            texts = [prompts.get(row.prompt_name or "", "") + row.text for row in rows]
+            sample = Sample(texts, vectors, every, held_out)
             init_student(config, source, sample, target, seed=recipe.seed)
 
         once(folder, key, build)
@@ -132,9 +136,7 @@ def _has_encoder(config: StudentConfig, learned: Material) -> bool:
 
 
 def train_student(line: Line, floor: float) -> dict[str, Any]:
-    """Train the untrained student into the run's ``student`` folder; return what training reported.
-
-    Checkpoints go once the student is there.
+    """Train the untrained student into the run's ``student`` folder, drop checkpoints, return what training reported.
 
     Args:
         line: The run.
@@ -214,7 +216,7 @@ def _torch_encoder(line: Line, folder: Path, name: str, config: StudentConfig) -
     return TorchEncoder(model, ref, precision=how.precision, batch_tokens=how.batch_tokens)
 
 
-def scored(line: Line, name: str, encoder: Encoder, *, dev: bool = False, how: Sequence[object] = ()) -> EvalReport:
+def scored(line: Line, name: str, encoder: Candidate, *, dev: bool = False, how: Sequence[object] = ()) -> EvalReport:
     """Score an encoder, or read what an interrupted run scored of the same encoder on the same data.
 
     Args:
@@ -227,7 +229,8 @@ def scored(line: Line, name: str, encoder: Encoder, *, dev: bool = False, how: S
     learned = line.learned
     tasks = learned.dev if dev else learned.test
     data = [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
-    base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed)
+    few = [dict(task.too_few) for task in tasks]
+    base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed, few, RESAMPLES)
     about = dataclasses.asdict(encoder.ref)
     key = fingerprint(about, data, *base, how, versions((*PACKAGES, "scikit-learn", "scipy")))
 

@@ -30,6 +30,7 @@ layers = [0]
 data = "eval"
 dev = ["sts/dev"]
 test = ["sts/test"]
+min_rows = 8
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny import TASKS, refused_before_int8, sample_manifest, verdict
 
-from leafembed.reports import Retokenised, VocabularyReport
+from leafembed.reports_vocabulary import Retokenised, VocabularyReport
 from leafembed.ship.card import render_card
 from leafembed.ship.curves import plot_curves
 from leafembed.ship.markdown import bullets, fixed, table, to_toml
@@ -293,3 +293,27 @@ def test_toml_survives_awkward_values():
         "list": {"of": [{"a": 1, "m": {"k": "v"}}, {"a": 2}]},
     }
     assert tomllib.loads(to_toml(data)) == data
+
+
+def test_scores_carry_their_intervals(manifest):
+    assert "In brackets" not in render_card(manifest)
+    for report in manifest["reports"].values():
+        report["intervals"] = {kind: [0.1, 0.2] for kind in ("STS", "BitextMining", "Retrieval", "mean")}
+        for result in report["results"]:
+            result["interval"] = [result["main_score"] - 0.01234, result["main_score"] + 0.02]
+    card = render_card(manifest)
+    assert "In brackets: the 95 % interval" in card
+    row = next(row for row in card.splitlines() if row.startswith("| sts/stsb_multi_mt.test | en |"))
+    assert "| 500 | 0.8213 [0.809, 0.841] |" in row
+    for kind in ("STS", "mean"):
+        assert next(row for row in card.splitlines() if row.startswith(f"| {kind} |")).count(" [0.100, 0.200] |") == 6
+
+
+def test_a_language_with_too_few_rows_says_so(manifest):
+    few = {"task": "sts/stsb_multi_mt.test", "type": "STS", "lang": "sw", "n": 12}
+    for report in manifest["reports"].values():
+        report["too_few"] = [few]
+    card = render_card(manifest)
+    row = next(row for row in card.splitlines() if row.startswith("| sts/stsb_multi_mt.test | sw |"))
+    assert row.count("| too few rows (12) ") == 6
+    assert "A language with too few rows has no score" in card

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import threading
 from types import SimpleNamespace
 
@@ -112,7 +113,7 @@ def test_nan_stores_nothing_and_a_failing_server_keeps_what_was_stored(stub, tmp
     with pytest.raises(NonFiniteError, match=f"hash-32 at .* for {REQUEST_TEXTS} of {REQUEST_TEXTS} texts, first 'en"):
         teacher.embed_rows(rows(texts))
     assert len(teacher.store) == 0
-    stub.script = [None, None, None, answer({"error": "quota"}, 403)]
+    stub.script = [None] * IN_FLIGHT + [answer({"error": "quota"}, 403)]  # one of those asked once the first is stored
     with pytest.raises(ModelError, match="got 403 Forbidden: quota"):
         teacher.embed_rows(rows(texts))
     assert len(teacher.store) >= REQUEST_TEXTS
@@ -197,7 +198,9 @@ def test_a_file_without_a_key_is_an_error_that_does_not_show_it(stub, tmp_path, 
     path = tmp_path / "key"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(RecipeError, match=r"teacher\.api_key_file: .*key") as caught:
+    with pytest.raises(
+        RecipeError, match=rf"^api_key_file: got {re.escape(str(path))}, .*expected a file that holds the key"
+    ) as caught:
         connect(config(stub, api_key_file=path))
     assert "words" not in str(caught.value)
     assert stub.asked == []

@@ -197,6 +197,20 @@ def test_a_run_that_stopped_itself_has_no_model_to_judge(tmp_path, capsys):
     assert "no model to judge" in capsys.readouterr().err
 
 
+def test_a_run_that_stopped_itself_is_refused_and_a_bundle_does_not_become_one_by_saying_so(bundle):
+    manifest = refused_before_int8()
+    manifest["training"]["diagnosis"] = "The run stopped itself."
+    stopped = [{"name": "dev", "value": 0.1, "limit": 0.2, "at_least": True, "passed": False}]
+    manifest["verdict"] |= {"checks": stopped, "passed": False}
+    assert [check.name for check in read_verdict(manifest, "m")[0].failed] == ["dev"]
+    manifest["verdict"]["checks"][0].update(value=0.3, passed=True)
+    with pytest.raises(BundleError, match=SAYS):
+        read_verdict(manifest, "m")
+    _edited(bundle, lambda m: (m["training"].update(diagnosis="x"), m["verdict"].update(checks=stopped, passed=False)))
+    with pytest.raises(BundleError, match=SAYS):
+        open_bundle(bundle, allow_failed=True)
+
+
 def test_an_altered_model_is_not_judged(bundle, capsys):
     (bundle / "model.bin").write_bytes(b"other weights")
     assert main(["gate", str(bundle)]) == 1

@@ -32,7 +32,7 @@ def make_model_folder(
     """
     path.mkdir(parents=True)
     _save_graph(path / "model.xml", table=token_table(len(vocab), dim), first_token_only=first_token_only)
-    _save_tokenizer(path / "tokenizer.json", vocab)
+    save_tokenizer(path / "tokenizer.json", vocab)
     settings = {
         "name": "tiny",
         "dim": dim,
@@ -74,7 +74,7 @@ def _save_graph(path: Path, *, table: FloatArray, first_token_only: bool) -> Non
     openvino.save_model(graph, path, compress_to_fp16=False)
 
 
-def _save_tokenizer(path: Path, vocab: Sequence[str]) -> None:
+def save_tokenizer(path: Path, vocab: Sequence[str]) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="[UNK]"))

@@ -3,8 +3,9 @@
     python tools/ablate.py recipes/ablations/why_v1.toml --out docs/results/why-v1 --set teacher.model=FOLDER
 
 The list is a TOML file: ``recipe`` (relative to it), ``set`` (the scale, for all runs) and ``[[change]]`` tables of
-``name`` and ``set``. Nothing is judged or quantised; what counts is the best dev score at an equal number of text
-visits. An interrupted call goes on where it stopped. Writes results.json, README.md and plot.png.
+``name`` and ``set``. Nothing is judged or quantised; what counts is the dev score after an equal number of text visits,
+beside that before the first step: training can make a model worse. An interrupted call goes on where it stopped. Writes
+results.json, README.md and plot.png.
 """
 
 import argparse
@@ -48,17 +49,20 @@ def train(recipe: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     facts = json.loads((folder / "student" / "stage.json").read_text(encoding="utf-8"))["facts"]
     history = [entry for entry in facts["history"] if "dev" in entry]
-    best = max(history, key=lambda entry: entry["dev"])
     return {
-        "dev": {"mean": best["dev"], **best["dev_tasks"]},
-        "start": {"mean": history[0]["dev"], **history[0]["dev_tasks"]},
+        "dev": _scores(history[-1]),
+        "start": _scores(history[0]),
         "floor": facts["floor"],
         "alarms": [alarm["message"] for alarm in facts["alarms"]],
         "steps": facts["steps"],
         "texts": facts["texts"],
-        "best_step": best["step"],
         "seconds": facts["seconds"],
     }
+
+
+def _scores(entry: dict[str, Any]) -> dict[str, float]:
+    """Dev score of an evaluation and, where there are several tasks, that of each."""
+    return {"mean": entry["dev"], **{task: score for task, score in entry["dev_tasks"].items() if "/" in task}}
 
 
 def write(folder: Path, plan: dict[str, Any], results: list[dict[str, Any]]) -> None:
@@ -66,18 +70,17 @@ def write(folder: Path, plan: dict[str, Any], results: list[dict[str, Any]]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     data = {"plan": plan, "machine": machine_facts(), "results": results}
     (folder / "results.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    columns = list(dict.fromkeys(name for result in results for name in result["dev"]))
+    tasks = [name for name in results[0]["dev"] if name != "mean"]
     rows = [
         [
-            *(str(number), result["name"]),
-            *(fixed(result["dev"].get(name), 3) for name in columns),
+            *(str(number), result["name"], fixed(result["start"]["mean"], 3)),
+            *(fixed(result["dev"][name], 3) for name in ("mean", *tasks)),
             *(fixed(result["floor"], 3), f"{result['texts']:,}", fixed(result["seconds"], 0)),
         ]
         for number, result in enumerate(results)
     ]
-    text = table(
-        ["", "change, on top of those above", *columns, "static floor, mean", "text visits", "seconds"], rows, words=2
-    )
+    heads = ["before", "after", *(f"after: {task}" for task in tasks), "static table", "text visits", "seconds"]
+    text = table(["no.", "change, on top of those above", *heads], rows, words=2)
     (folder / "README.md").write_text(text + "\n\n![dev score by change](plot.png)\n", encoding="utf-8")
     plot(folder / "plot.png", results)
 

@@ -70,7 +70,7 @@ def _with_other_ends(texts: Sequence[str], characters: int) -> tuple[list[str], 
 
 
 def _distance(vectors: FloatArray, others: FloatArray) -> float:
-    return float(np.mean(1 - np.sum(vectors * others, axis=1)))
+    return max(0.0, float(np.mean(1 - np.sum(vectors * others, axis=1))))  # rounding must not make it less than none
 
 
 def _characters(encoder: Encoder, prompt_name: str | None) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from leafembed.errors import ModelError
 from leafembed.learn.factors import factorise_table, write_factors
+from leafembed.learn.head import fit_head, is_linear, least_squares
 from leafembed.learn.models import resolve
 from leafembed.learn.random_start import random_transformer
 from leafembed.learn.shapes import LAYER_NAME, kept_config, legal_width
@@ -35,7 +36,7 @@ class Sample:
     """Texts and what the teacher makes of them, for starts that are fitted to the teacher.
 
     Attributes:
-        texts: Any texts of the corpus.
+        texts: Any texts of the corpus, as the student reads them.
         vectors: Their teacher vectors, ``(n_texts, dim)`` float32, unit length.
         all_texts: All texts of the corpus, whose tokens are counted to prune a vocabulary; empty: ``texts``.
         held_out: Further texts, each with its language, on which the pruned tokenizer is compared with the whole one.
@@ -80,6 +81,8 @@ def init_student(
         write_report(prune_student(student, texts, config.vocab_size, held_out=sample.held_out), target)
     student.float().cpu()
     factors = factorise_table(student, config.table_rank, sample.texts) if config.table_rank else None
+    if config.init == "layers":
+        fit_head(student, sample.texts, sample.vectors)
     student.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
     if factors is not None:
         write_factors(target, factors)
@@ -106,7 +109,7 @@ def _from_layers(config: StudentConfig, teacher: SentenceTransformer, sample: Sa
     transformer = _transformer_of(teacher)
     modules: list[Any] = [_around(transformer, keep_layers(transformer.auto_model, config.layers))]
     for module in list(teacher)[1:]:
-        if isinstance(module, Dense) and isinstance(modules[-1], Dense) and _is_linear(modules[-1], module):
+        if isinstance(module, Dense) and isinstance(modules[-1], Dense) and is_linear(modules[-1], module):
             modules[-1] = fold_dense(modules[-1], module)
         else:
             modules.append(copy.deepcopy(module))
@@ -141,7 +144,7 @@ def _from_encoder(config: StudentConfig, teacher: SentenceTransformer, sample: S
     _limit_length(pooled, config, teacher)
     hidden = int(pooled.get_embedding_dimension() or 0)
     vectors = pooled.encode(list(sample.texts), batch_size=32, show_progress_bar=False, convert_to_numpy=True)
-    matrix = _least_squares(np.asarray(vectors, dtype=np.float64), sample.vectors)
+    matrix = least_squares(np.asarray(vectors, dtype=np.float64), sample.vectors)
     head = Dense(hidden, matrix.shape[1], bias=False, activation_function=torch.nn.Identity())
     head.linear.weight.data = torch.from_numpy(matrix.T.astype(np.float32)).contiguous()
     return SentenceTransformer(modules=[*pooled, head, Normalize()], device="cpu")
@@ -182,7 +185,7 @@ def _static(config: StudentConfig, teacher: SentenceTransformer, sample: Sample)
     for i, row in enumerate(ids):
         if row:
             means[i] = (table[row] * weights[row, None]).mean(axis=0)
-    matrix = _least_squares(means, sample.vectors)
+    matrix = least_squares(means, sample.vectors)
     rows = (table * weights[:, None].astype(np.float32)) @ matrix.astype(np.float32)
     # Row 0 stands for a text without any token; a table may hold zeros there, which have no direction.
     rows += 1e-6
@@ -256,12 +259,6 @@ def _limit_length(student: Any, config: StudentConfig, teacher: Any) -> None:
         student.max_seq_length = min(known)
 
 
-def _is_linear(*modules: Any) -> bool:
-    import torch
-
-    return all(isinstance(m.activation_function, torch.nn.Identity) and not m.use_residual for m in modules)
-
-
 def _around(transformer: Any, model: Any) -> Any:
     """The teacher's first module with another model in it, and a tokenizer of its own."""
     body = copy.copy(transformer)
@@ -277,10 +274,3 @@ def _transformer_of(teacher: Any) -> Any:
     if not isinstance(teacher[0], Transformer):
         raise ModelError(f"got a teacher that starts with {type(teacher[0]).__name__}, expected a Transformer")
     return teacher[0]
-
-
-def _least_squares(inputs: Any, targets: FloatArray) -> Any:
-    """Matrix M that minimises ``|inputs M - targets|²``, with a little ridge so that few texts do not overfit."""
-    gram = inputs.T @ inputs
-    ridge = 1e-3 * np.trace(gram) / len(gram) + 1e-12
-    return np.linalg.solve(gram + ridge * np.eye(len(gram)), inputs.T @ targets.astype(np.float64))

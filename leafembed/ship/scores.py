@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leafembed.reports import FLOOR, EvalReport, GateResult
-from leafembed.ship.markdown import count, fixed, ratio, table
+from leafembed.ship.markdown import count, fixed, ratio, table, with_interval
 
 __all__ = ["score_tables"]
 
@@ -28,6 +28,8 @@ def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "results": _results(reports),
         "results_by_task": table(["task", "language", "metric", "items", *_columns(reports)], by_task, words=3),
         "result_rows": len(by_task),
+        "has_intervals": any(report.intervals for report in reports.values()),
+        "has_too_few": any(report.too_few for report in reports.values()),
         "int8": int8,
         "int8_drop": _int8_drop(reports) if "int8" in reports else "",
         "behaviour": _behaviour(manifest.get("behaviour") or {}),
@@ -55,8 +57,11 @@ def _results(reports: Mapping[str, EvalReport]) -> str:
     names = _columns(reports)
     types = {name: reports[name].by_type() for name in names}
     teacher = types["teacher"]
-    rows = [[kind, *(fixed(types[name].get(kind), 4) for name in names)] for kind in teacher]
-    rows.append(["mean", *(fixed(reports[name].mean, 4) for name in names)])
+    types = {name: {**types[name], "mean": reports[name].mean} for name in names}
+    rows = [
+        [kind, *(with_interval(types[name].get(kind), reports[name].intervals.get(kind)) for name in names)]
+        for kind in types["teacher"]
+    ]
     last = names[-1]
     if last not in _SHIPPED:  # training stopped: nothing to compare with the teacher
         return table(["task type", *names], rows)
@@ -69,10 +74,15 @@ def _results(reports: Mapping[str, EvalReport]) -> str:
 
 def _results_by_task(reports: Mapping[str, EvalReport]) -> list[list[str]]:
     names = _columns(reports)
-    return [
-        [r.task, r.lang, r.metric, count(r.n), *(fixed(reports[name].score(r.task, r.lang), 4) for name in names)]
-        for r in reports["teacher"].results
-    ]
+    found = {name: {(r.task, r.lang): r for r in reports[name].results} for name in names}
+    rows = []
+    for r in reports["teacher"].results:
+        others = [found[name].get((r.task, r.lang)) for name in names]
+        cells = [with_interval(other.main_score, other.interval) if other else fixed(None, 4) for other in others]
+        rows.append([r.task, r.lang, r.metric, count(r.n), *cells])
+    for few in reports["teacher"].too_few:
+        rows.append([few.task, few.lang, "", count(few.n), *[str(few)] * len(names)])
+    return rows
 
 
 def _behaviour(seen: Mapping[str, Any]) -> dict[str, Any] | None:
