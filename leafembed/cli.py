@@ -179,6 +179,13 @@ def _card(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    from leafembed.single import report_run
+
+    print(report_run(args.run, args.out))
+    return 0
+
+
 def _info(args: argparse.Namespace) -> int:
     from leafembed.ship.bundle import read_verdict, verify
 
@@ -236,6 +243,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize": _quantize,
     "benchmark": _benchmark,
     "card": _card,
+    "report": _report,
     "info": _info,
     "encode": _encode,
 }

@@ -27,6 +27,7 @@ ALLOWED = {
     # Whether there is a plot to show; tables and sections; results as hubs list them.
     "ship.card": {"ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.vocabulary"},
     "ship.scores": {"ship.markdown"},
+    "ship.report": {"ship.markdown"},
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
@@ -42,6 +43,7 @@ ALLOWED = {
     "judge.mteb_run": {"judge.formats", "judge.mteb_model"},  # languages are chosen as in files
     "judge.mteb_files": {"judge.mteb_model"},
     "judge.suites": {"judge.mteb_run", "judge.tasks"},  # of both kinds of tasks
+    "judge.disagree": {"judge.metrics"},  # nearest neighbours
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.fused", "learn.models", "learn.remote"},
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
@@ -87,7 +89,10 @@ ALLOWED = {
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "guard", "steps", "pipeline", "single", "judging", "race", "record", "results", "planning"}
+COMPOSING = {
+    *("prepare", "guard", "steps", "pipeline", "neighbours", "single", "judging"),
+    *("race", "record", "results", "planning"),
+}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 
