@@ -189,19 +189,14 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
+    from leafembed.results import print_speed
     from leafembed.single import time_encoder
 
     result = time_encoder(args.bundle, read_texts(args.texts), threads=args.threads, allow_failed=args.allow_failed)
     if args.json:
         _print_json(result)
     else:
-        speed = result["speed"]
-        slowest, fastest = speed["spread"]
-        print(
-            f"{speed['texts_per_second']:.0f} texts/s (slowest {slowest:.0f}, fastest {fastest:.0f}), "
-            f"{speed['tokens_per_text']:.1f} tokens a text, batch {speed['batch_size']}, {speed['threads']} threads, "
-            f"{result['machine']['cpu']}"
-        )
+        print_speed(result["speed"], result["machine"])
     return 0
 
 
@@ -212,7 +207,15 @@ def _card(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    from leafembed.single import report_run
+
+    print(report_run(args.run, args.out))
+    return 0
+
+
 def _info(args: argparse.Namespace) -> int:
+    from leafembed.results import print_info
     from leafembed.ship.bundle import read_verdict, verify
 
     manifest = verify(args.bundle)
@@ -220,20 +223,7 @@ def _info(args: argparse.Namespace) -> int:
     if args.json:
         _print_json({**manifest, "verified": True, "passed": verdict.passed})
         return 0
-    student = manifest["student"]
-    facts = {
-        "name": manifest["name"],
-        "verdict": "passed the gate" if verdict.passed else f"REFUSED: {'; '.join(map(str, verdict.failed))}",
-        "teacher": manifest["teacher"]["name"],
-        "licence": student["licence"] or "not stated by the teacher",
-        "dim": student["dim"],
-        "reads": f"{student['max_seq_length']} tokens",
-        "size": f"{manifest['sizes']['total_bytes'] / 1e6:.1f} MB",
-        "made": f"{manifest['created']} by leafembed {manifest['leafembed']}",
-        "files": f"{len(manifest['files'])}, all hashes verified",
-    }
-    for name, value in facts.items():
-        print(f"{name + ':':<10}{value}")
+    print_info(manifest, verdict)
     return 0
 
 
@@ -271,6 +261,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": _export,
     "benchmark": _benchmark,
     "card": _card,
+    "report": _report,
     "info": _info,
     "encode": _encode,
 }

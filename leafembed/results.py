@@ -12,7 +12,15 @@ from leafembed.judge.compare import Judged, pairs
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.markdown import with_interval
 
-__all__ = ["print_comparison", "print_export", "print_members", "print_reports", "print_results"]
+__all__ = [
+    "print_comparison",
+    "print_export",
+    "print_info",
+    "print_members",
+    "print_reports",
+    "print_results",
+    "print_speed",
+]
 
 _FLOORS = ("random", "bag of words", "static table", "untrained student")
 _ORDER = ("teacher", *(f"floor: {name}" for name in _FLOORS), "student", "int8")
@@ -124,6 +132,34 @@ def print_export(files: Sequence[Mapping[str, Any]], *, texts: int) -> None:
     ]
     table = _table(["file", "MB", "cosine, mean", "cosine, least"], rows, words=1)
     _console().print(table, f"cosine to the student's own fp32 vectors, over {texts} texts")
+
+
+def print_info(manifest: Mapping[str, Any], verdict: GateResult) -> None:
+    """Print what a bundle is and whether the gate passed it, to stdout."""
+    student = manifest["student"]
+    facts = {
+        "name": manifest["name"],
+        "verdict": "passed the gate" if verdict.passed else f"REFUSED: {'; '.join(map(str, verdict.failed))}",
+        "teacher": manifest["teacher"]["name"],
+        "licence": student["licence"] or "not stated by the teacher",
+        "dim": student["dim"],
+        "reads": f"{student['max_seq_length']} tokens",
+        "size": f"{manifest['sizes']['total_bytes'] / 1e6:.1f} MB",
+        "made": f"{manifest['created']} by leafembed {manifest['leafembed']}",
+        "files": f"{len(manifest['files'])}, all hashes verified",
+    }
+    for name, value in facts.items():
+        print(f"{name + ':':<10}{value}")
+
+
+def print_speed(speed: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    """Print how fast a bundle was on a machine, to stdout."""
+    slowest, fastest = speed["spread"]
+    print(
+        f"{speed['texts_per_second']:.0f} texts/s (slowest {slowest:.0f}, fastest {fastest:.0f}), "
+        f"{speed['tokens_per_text']:.1f} tokens a text, batch {speed['batch_size']}, {speed['threads']} threads, "
+        f"{machine['cpu']}"
+    )
 
 
 def _print_table(
