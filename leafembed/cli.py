@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "main"]
 
-_SHOWN = 8
-"""Most lines about tasks that could not be scored."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -114,7 +111,7 @@ def _embed(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from leafembed.comparing import CACHE_DIR
     from leafembed.judging import Wanted, export_card, export_mteb, judge_beside
-    from leafembed.results import print_members, print_reports
+    from leafembed.results import print_members, print_reports, say_missing
 
     if args.suite and args.languages:
         raise Error(f"--languages: got {' '.join(args.languages)}, expected none beside --suite, which names its own")
@@ -123,10 +120,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     model, reference = judge_beside(args.model, args.reference, wanted, cache_dir=args.cache_dir or CACHE_DIR,
                                     allow_failed=args.allow_failed, dim=args.dim, exit=args.exit)  # fmt: skip
     kept = model.report.retention(reference.report) if reference else None
-    for name, reason in list(model.missing.items())[:_SHOWN]:
-        say(f"not scored: {name}: {reason}")
-    if len(model.missing) > _SHOWN:
-        say(f"not scored: {len(model.missing) - _SHOWN} more; --json names them")
+    say_missing(model.missing)
     if args.export_mteb:
         say(f"{export_mteb(args.export_mteb, model)} result files of mteb below {args.export_mteb / 'results'}")
     if args.export_card:
@@ -189,14 +183,14 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    from leafembed.results import speed_line
+    from leafembed.results import print_speed
     from leafembed.single import time_encoder
 
     result = time_encoder(args.bundle, read_texts(args.texts), threads=args.threads, allow_failed=args.allow_failed)
     if args.json:
         _print_json(result)
     else:
-        print(speed_line(result))
+        print_speed(result["speed"], result["machine"])
     return 0
 
 
@@ -207,8 +201,15 @@ def _card(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    from leafembed.single import report_run
+
+    print(report_run(args.run, args.out))
+    return 0
+
+
 def _info(args: argparse.Namespace) -> int:
-    from leafembed.results import info_lines
+    from leafembed.results import print_info
     from leafembed.ship.bundle import verify
     from leafembed.ship.verdict import read_verdict
 
@@ -217,19 +218,19 @@ def _info(args: argparse.Namespace) -> int:
     if args.json:
         _print_json({**manifest, "verified": True, "passed": verdict.passed})
         return 0
-    print("\n".join(info_lines(manifest, verdict)))
+    print_info(manifest, verdict)
     return 0
 
 
 def _gate(args: argparse.Namespace) -> int:
-    from leafembed.results import check_lines
+    from leafembed.results import print_checks
     from leafembed.single import judge_stored
 
     verdict, stage = judge_stored(args.bundle, args.recipe, args.set)
     if args.json:
         _print_json({"stage": stage, **verdict.to_dict()})
     else:
-        print("\n".join(check_lines(verdict)))
+        print_checks(verdict)
     if not verdict.passed:
         raise GateFailedError(verdict, stage=stage)
     return 0
@@ -269,6 +270,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": _export,
     "benchmark": _benchmark,
     "card": _card,
+    "report": _report,
     "info": _info,
     "gate": _gate,
     "encode": _encode,

@@ -108,9 +108,19 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                            default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
     benchmark.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     benchmark.add_argument("--allow-failed", **failed)
+    _add_bundle_commands(add, failed)
+
+
+def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:
     card = add("card", "render a bundle's card and plot again from its manifest", "  leaf card runs/quick/bundle",
                json_flag=False)  # fmt: skip
     card.add_argument("bundle", type=Path, help="bundle folder")
+    report = add("report", "make one HTML page of a run: curves, scores by language, where the student errs",
+                 "The page is one file that fetches nothing.\n\n"
+                 "  leaf report runs/quick\n"
+                 "  leaf report runs/quick --out quick.html", json_flag=False)  # fmt: skip
+    report.add_argument("run", type=Path, help="folder of a run, finished, refused or stopped")
+    report.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
     info = add("info", "say what a bundle is and whether it passed; verifies every file's hash",
                "  leaf info runs/quick/bundle")  # fmt: skip
     info.add_argument("bundle", type=Path, help="bundle folder")

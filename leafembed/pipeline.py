@@ -18,6 +18,7 @@ from leafembed.judge.evaluate import Candidate
 from leafembed.judge.gate import check
 from leafembed.learn.models import fingerprint_folder
 from leafembed.measured import fidelity, observed
+from leafembed.neighbours import compare_neighbours
 from leafembed.recipe import Recipe
 from leafembed.record import manifest
 from leafembed.reports import EvalReport, GateResult
@@ -84,6 +85,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
 
     floors = build_floors(line)
     student = open_student(line)
+    compare_neighbours(line, student)
     reports = _references(line, floors) | {"student": scored(line, "student", student)}
     behaviour = {"student": observed(line, "student", student)}
     judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors={n: reports[n] for n in floors},

@@ -62,6 +62,14 @@ class Material:
         """What the vectors depend on besides the texts: the teacher, its precision, length limit and prompts."""
         return _targets_id(self.teacher)
 
+    def held_out(self, limit: int) -> tuple[list[str], list[str], FloatArray]:
+        """At most ``limit`` validation texts of different vectors, their languages, and the teacher's vectors."""
+        first = len(self.corpus.train)
+        rows = _distinct(self.corpus, self.positions[first:])[:limit]
+        chosen = [self.corpus.validation[i] for i in rows]
+        vectors = self.targets(first + np.array(rows))
+        return [row.text for row in chosen], [row.lang for row in chosen], vectors
+
     def validation(self, limit: int) -> list[str]:
         """At most ``limit`` distinct texts that no student was trained on."""
         return list(dict.fromkeys(row.text for row in self.corpus.validation))[:limit]
@@ -104,11 +112,8 @@ def embed(recipe: Recipe) -> Material:
 
 
 def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions: NDArray[np.int64]) -> Task:
-    """The dev task without labels, over validation texts of different vectors: a translation or its text, not both."""
-    first: dict[str, int] = {}
-    for i, row in enumerate(corpus.validation):
-        first.setdefault(row.text, i)
-    rows = list({int(positions[i]): i for i in first.values()}.values())[: recipe.eval.max_dev_rows]
+    """The dev task without labels, over validation texts of different vectors."""
+    rows = _distinct(corpus, positions)[: recipe.eval.max_dev_rows]
     chosen = [corpus.validation[i] for i in rows]
     return agreement_task(
         [row.text for row in chosen],
@@ -117,6 +122,14 @@ def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions
         prompt_name=recipe.teacher.prompt_name,
         seed=recipe.seed,
     )
+
+
+def _distinct(corpus: Corpus, positions: NDArray[np.int64]) -> list[int]:
+    """Validation rows of different texts and vectors: a translation or its text, not both."""
+    first: dict[str, int] = {}
+    for i, row in enumerate(corpus.validation):
+        first.setdefault(row.text, i)
+    return list({int(positions[i]): i for i in first.values()}.values())
 
 
 def _with_negatives(

@@ -9,24 +9,28 @@ from typing import Any
 from leafembed.comparison_page import difference_cells, score_cells, task_rows
 from leafembed.errors import MissingExtraError
 from leafembed.judge.compare import Judged, pairs
+from leafembed.progress import say
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.markdown import with_interval
 
 __all__ = [
-    "check_lines",
-    "info_lines",
+    "print_checks",
     "print_comparison",
     "print_export",
+    "print_info",
     "print_members",
     "print_reports",
     "print_results",
-    "speed_line",
+    "print_speed",
+    "say_missing",
 ]
 
 _FLOORS = ("random", "bag of words", "static table", "untrained student")
 _ORDER = ("teacher", *(f"floor: {name}" for name in _FLOORS), "student", "int8")
 _WIDEST = 3
 """Most models whose intervals fit into a table of the terminal beside each other."""
+_MISSING = 8
+"""Most lines about tasks that could not be scored."""
 _SPEED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
 
 
@@ -107,36 +111,18 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) 
     return table
 
 
-def check_lines(verdict: GateResult) -> list[str]:
-    """Return a line for each check of a verdict: whether it holds, its value and its limit."""
-    return [f"{'pass' if check.passed else 'FAIL'}  {check}" for check in verdict.checks]
+def print_checks(verdict: GateResult) -> None:
+    """Print a line for each check of a verdict, to stdout: whether it holds, its value and its limit."""
+    for check in verdict.checks:
+        print(f"{'pass' if check.passed else 'FAIL'}  {check}")
 
 
-def info_lines(manifest: Mapping[str, Any], verdict: GateResult) -> list[str]:
-    """Return what a verified bundle is and whether it passed, one fact a line."""
-    student = manifest["student"]
-    facts = {
-        "name": manifest["name"],
-        "verdict": "passed the gate" if verdict.passed else f"REFUSED: {'; '.join(map(str, verdict.failed))}",
-        "teacher": manifest["teacher"]["name"],
-        "licence": student["licence"] or "not stated by the teacher",
-        "dim": student["dim"],
-        "reads": f"{student['max_seq_length']} tokens",
-        "size": f"{manifest['sizes']['total_bytes'] / 1e6:.1f} MB",
-        "made": f"{manifest['created']} by leafembed {manifest['leafembed']}",
-        "files": f"{len(manifest['files'])}, all hashes verified",
-    }
-    return [f"{name + ':':<10}{value}" for name, value in facts.items()]
-
-
-def speed_line(result: Mapping[str, Any]) -> str:
-    """Return how fast a bundle is, on what, in one line."""
-    speed, (slowest, fastest) = result["speed"], result["speed"]["spread"]
-    return (
-        f"{speed['texts_per_second']:.0f} texts/s (slowest {slowest:.0f}, fastest {fastest:.0f}), "
-        f"{speed['tokens_per_text']:.1f} tokens a text, batch {speed['batch_size']}, {speed['threads']} threads, "
-        f"{result['machine']['cpu']}"
-    )
+def say_missing(missing: Mapping[str, str]) -> None:
+    """Log which tasks could not be scored, each with its reason; of many, the first few."""
+    for name, reason in list(missing.items())[:_MISSING]:
+        say(f"not scored: {name}: {reason}")
+    if len(missing) > _MISSING:
+        say(f"not scored: {len(missing) - _MISSING} more; --json names them")
 
 
 def print_members(members: Sequence[Mapping[str, str]]) -> None:
@@ -165,6 +151,34 @@ def print_export(files: Sequence[Mapping[str, Any]], *, texts: int) -> None:
     ]
     table = _table(["file", "MB", "cosine, mean", "cosine, least"], rows, words=1)
     _console().print(table, f"cosine to the student's own fp32 vectors, over {texts} texts")
+
+
+def print_info(manifest: Mapping[str, Any], verdict: GateResult) -> None:
+    """Print what a bundle is and whether the gate passed it, to stdout."""
+    student = manifest["student"]
+    facts = {
+        "name": manifest["name"],
+        "verdict": "passed the gate" if verdict.passed else f"REFUSED: {'; '.join(map(str, verdict.failed))}",
+        "teacher": manifest["teacher"]["name"],
+        "licence": student["licence"] or "not stated by the teacher",
+        "dim": student["dim"],
+        "reads": f"{student['max_seq_length']} tokens",
+        "size": f"{manifest['sizes']['total_bytes'] / 1e6:.1f} MB",
+        "made": f"{manifest['created']} by leafembed {manifest['leafembed']}",
+        "files": f"{len(manifest['files'])}, all hashes verified",
+    }
+    for name, value in facts.items():
+        print(f"{name + ':':<10}{value}")
+
+
+def print_speed(speed: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    """Print how fast a bundle was on a machine, to stdout."""
+    slowest, fastest = speed["spread"]
+    print(
+        f"{speed['texts_per_second']:.0f} texts/s (slowest {slowest:.0f}, fastest {fastest:.0f}), "
+        f"{speed['tokens_per_text']:.1f} tokens a text, batch {speed['batch_size']}, {speed['threads']} threads, "
+        f"{machine['cpu']}"
+    )
 
 
 def _print_table(

@@ -1,4 +1,4 @@
-"""One stage at a time, for the commands that quantise or time a model that is already there."""
+"""One stage at a time, for the commands that quantise, time or report on what is already there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from leafembed.recipe_io import load_gate
 from leafembed.reports import GateResult
 from leafembed.ship.benchmark import Contender, benchmark
 from leafembed.ship.bundle import open_bundle, read_manifest, verify
+from leafembed.ship.card import MANIFEST
 from leafembed.ship.machine import machine_facts
 from leafembed.ship.verdict import judge_again, read_verdict
 
-__all__ = ["judge_stored", "quantize_folder", "time_encoder"]
+__all__ = ["judge_stored", "quantize_folder", "report_run", "time_encoder"]
 
 
 def judge_stored(folder: Path, recipe: Path | None, overrides: Sequence[str]) -> tuple[GateResult, str]:
@@ -66,6 +67,34 @@ def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> P
     size = QuantizeConfig().group_size if group_size is None else group_size
     shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted call
     quantize(model, partial, ref=ref, group_size=size, factors=read_factors(student))
+    partial.replace(target)
+    return target
+
+
+def report_run(run: Path, out: Path | None = None) -> Path:
+    """Write the HTML page of a run, or of a bundle alone, and return its path.
+
+    Args:
+        run: Folder of the run or bundle.
+        out: File to write; ``None``: ``report.html`` in the run's folder.
+
+    Raises:
+        DataError: If there is neither a bundle nor a refusal.
+    """
+    from leafembed.neighbours import read_neighbours
+    from leafembed.ship.report import render_report
+
+    found = [folder for folder in (run / "refused", run / "bundle", run) if (folder / MANIFEST).is_file()]
+    if not found:
+        raise DataError(f"{run}: got neither bundle nor refusal, expected the folder of a run that has ended")
+    if found[0] == run and out is None:
+        raise DataError(f"{run}: got a bundle, to which nothing may be added; name the page's place with --out")
+    manifest = json.loads((found[0] / MANIFEST).read_text(encoding="utf-8"))
+    stopped = "diagnosis" in manifest["training"]  # then what an earlier student was compared by lies there
+    page = render_report(manifest, None if stopped else read_neighbours(run))
+    target = out or run / "report.html"
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_text(page, encoding="utf-8")
     partial.replace(target)
     return target
 

@@ -37,6 +37,7 @@ ALLOWED = {
     "ship.seed_format": {"ship.graph", "ship.seed_model"},  # and the class that goes into the file
     "ship.companions": {"ship.graph"},  # what the program takes, and how much of it
     "ship.export_page": {"ship.graph", "ship.markdown"},  # what "no limit" is
+    "ship.report": {"ship.markdown"},
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
     # Models of other makers: opened, checked and batched as ours; what a text that a table does not know gets.
@@ -60,6 +61,7 @@ ALLOWED = {
     "judge.mteb_run": {"judge.evaluate", "judge.formats", "judge.mteb_model"},  # languages are chosen as in files
     "judge.mteb_files": {"judge.evaluate", "judge.mteb_model"},
     "judge.suites": {"judge.mteb_run", "judge.tasks"},  # of both kinds of tasks
+    "judge.disagree": {"judge.metrics"},  # nearest neighbours
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.cached", "learn.fused", "learn.models", "learn.remote"},
     "learn.cached": {"learn.cache"},  # an encoder in front of its store
@@ -112,7 +114,8 @@ ALLOWED = {
     "recipe_io": set(),
 }
 COMPOSING = {
-    *("prepare", "guard", "steps", "measured", "pipeline", "single", "race", "record", "results", "planning"),
+    *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
+    "planning",
     *("opening", "comparing", "judging", "comparison_page", "comparison_plot", "exporting"),
 }
 TOP = {"cli", "options", "__main__", "__init__"}
