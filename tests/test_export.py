@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from families import bert, gemma_headless, qwen, toy_recipe, toy_texts, xlm_roberta
-from tiny import sample_manifest, verdict
+from tiny import sample_manifest
 
 from leafembed import exporting
 from leafembed.cli import main
@@ -242,7 +242,7 @@ def run_folder(root, *, judged="bundle", retention=0.953, fingerprint=None):
     """A run's folder: a student, and the card and manifest of its verdict."""
     student = bert(root / "student", num_hidden_layers=1)
     (root / RESOLVED).write_text("", encoding="utf-8")
-    manifest = sample_manifest(verdict=verdict(retention=retention))
+    manifest = sample_manifest(kept=retention)
     manifest["student"] |= {"fingerprint": fingerprint or fingerprint_folder(student), "licence": "gemma"}
     (root / judged).mkdir()
     (root / judged / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")

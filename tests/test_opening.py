@@ -12,7 +12,7 @@ from families import bert, qwen
 from model2vec import StaticModel
 from stub_server import serve
 from test_onnx_folder import MODULES, put, write_graph, write_modules
-from tiny import WORDS, make_model_folder, sample_manifest, save_tokenizer, token_table, verdict
+from tiny import WORDS, make_model_folder, sample_manifest, save_tokenizer, token_table
 from tokenizers import Tokenizer
 
 from leafembed import opening
@@ -215,7 +215,7 @@ def test_prompts_of_the_files_are_used_unless_others_are_given(opened, tmp_path)
 
 
 def test_a_refused_bundle_is_found_before_anything_is_opened(tmp_path, opened):
-    refused = make_bundle(tmp_path / "refused", verdict=verdict(retention=0.5))
+    refused = make_bundle(tmp_path / "refused", kept=0.5)
     with pytest.raises(GateFailedError):
         locate(str(refused))
     assert opened(refused, allow_failed=True).encoder.ref.name == "tiny"
