@@ -169,7 +169,7 @@ def test_the_python_of_its_page_runs(exported, monkeypatch):
 def test_a_static_table_can_be_exported(tmp_path, format, expected):
     student = static(tmp_path / "student")
     result = export(student, tmp_path / "out", format=format, texts=TEXTS)
-    assert files_of(tmp_path / "out") == expected
+    assert files_of(tmp_path / "out") == expected | {PROMPTS}
     assert [file["cosine_min"] > 0.999 for file in result["files"]] == [True, True]
     page = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "texts of any length" in page
