@@ -12,6 +12,7 @@ from leafembed.judge.compare import Judged, pairs
 from leafembed.progress import say
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.markdown import with_interval
+from leafembed.ship.scores import TIMED, reading_order
 
 __all__ = [
     "print_checks",
@@ -25,20 +26,17 @@ __all__ = [
     "say_missing",
 ]
 
-_FLOORS = ("random", "bag of words", "static table", "untrained student")
-_ORDER = ("teacher", *(f"floor: {name}" for name in _FLOORS), "student", "int8")
 _WIDEST = 3
 """Most models whose intervals fit into a table of the terminal beside each other."""
 _MISSING = 8
 """Most lines about tasks that could not be scored."""
-_SPEED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
 
 
 def print_results(manifest: Mapping[str, Any]) -> None:
     """Print quality, size and speed of everything measured in a run, then the verdict, to stdout."""
-    reports = {name: EvalReport.from_dict(manifest["reports"][name]) for name in _ORDER if name in manifest["reports"]}
+    reports = {name: EvalReport.from_dict(manifest["reports"][name]) for name in reading_order(manifest["reports"])}
     speeds = {entry["name"]: entry for entry in manifest.get("speed", ())}
-    rows = {name: speeds.get(_SPEED.get(name, "")) for name in reports}
+    rows = {name: speeds.get(TIMED.get(name, "")) for name in reports}
     extra = {"teacher, INT8": speeds["teacher, INT8"]} if "teacher, INT8" in speeds else {}
     _print_table(reports, reference="teacher", speeds={**rows, **extra})
     verdict = GateResult.from_dict(manifest["verdict"])

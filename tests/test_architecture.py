@@ -27,17 +27,19 @@ ALLOWED = {
     "ship.verdict": {"judge.gate", "recipe_io"},  # judged again by the one gate, by rules as recipes have them
     # Whether there is a plot to show; tables and sections; results as hubs list them.
     "ship.card": {
-        *("ship.contamination", "ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.vocabulary"),
+        *("ship.contamination", "ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.templates"),
+        "ship.vocabulary",
     },
     "ship.contamination": {"ship.markdown"},
     "ship.scores": {"ship.markdown"},
+    "ship.templates": {"ship.markdown"},  # what templates may do with a value
     # Everything that is shipped is made from one captured program.
-    "ship.quantize": {"ship.graph"},
+    "ship.quantize": {"ship.folder", "ship.graph"},  # where prompts stand
     "ship.onnx_format": {"ship.graph"},
     "ship.seed_format": {"ship.graph", "ship.seed_model"},  # and the class that goes into the file
-    "ship.companions": {"ship.graph"},  # what the program takes, and how much of it
-    "ship.export_page": {"ship.graph", "ship.markdown"},  # what "no limit" is
-    "ship.report": {"ship.markdown"},
+    "ship.companions": {"ship.folder", "ship.graph"},  # where prompts stand; what the program takes
+    "ship.export_page": {"ship.graph", "ship.markdown", "ship.templates"},  # what "no limit" is
+    "ship.report": {"ship.markdown", "ship.scores", "ship.templates"},  # the same order as on the card
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
     # Models of other makers: opened, checked and batched as ours; what a text that a table does not know gets.

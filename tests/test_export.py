@@ -20,12 +20,14 @@ from leafembed.learn.factors import factorise_table, write_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.teacher import TorchEncoder
+from leafembed.opening import locate, open_model
 from leafembed.pipeline import run
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.recipe_learn import StudentConfig
 from leafembed.reports import Check, GateResult
 from leafembed.ship import onnx_format
 from leafembed.ship.export_page import Exported, render_page
+from leafembed.ship.folder import PROMPTS
 from leafembed.ship.onnx_format import FP32, INT8, encode_onnx
 from leafembed.steps import RESOLVED
 from leafembed.types import ModelRef
@@ -81,7 +83,8 @@ def wrong_vectors(monkeypatch):
 
 def test_an_onnx_folder_holds_what_transformers_js_looks_for(exported):
     student, folder, result = exported
-    assert files_of(folder) == ONNX
+    prompts = load_sentence_transformer(student).prompts
+    assert files_of(folder) == ONNX | ({PROMPTS} if any(prompts.values()) else set())
     assert result["passed"] is None
     assert [file["file"] for file in result["files"]] == [FP32, INT8]
     assert result["texts"] == len(TEXTS) + 1
@@ -97,6 +100,18 @@ def test_onnx_gives_the_vectors_of_the_student(exported, batch):
     own = torch_vectors(student, batch)
     assert np.allclose(encode_onnx(folder, FP32, [batch]), own, atol=1e-5)
     assert np.sum(encode_onnx(folder, INT8, [batch]) * own, axis=1).min() > 0.998
+
+
+def test_what_is_exported_is_judged_as_the_student_is(exported, tmp_path):
+    student, folder, _ = exported
+    own, encoder = (open_model(locate(str(path)), cache_dir=tmp_path).encoder for path in (student, folder))
+    assert {name: text for name, text in encoder.ref.prompts.items() if text} == {
+        name: text for name, text in own.ref.prompts.items() if text
+    }
+    assert encoder.ref.max_seq_length == own.ref.max_seq_length
+    for name in (None, *encoder.ref.prompts):
+        vectors = [each.encode(HARD[0], prompt_name=name) for each in (own, encoder)]
+        assert np.sum(vectors[0] * vectors[1], axis=1).min() > 0.999  # the student runs in bf16 where torch has it
 
 
 def test_int8_is_int8(exported):
@@ -154,7 +169,7 @@ def test_the_python_of_its_page_runs(exported, monkeypatch):
 def test_a_static_table_can_be_exported(tmp_path, format, expected):
     student = static(tmp_path / "student")
     result = export(student, tmp_path / "out", format=format, texts=TEXTS)
-    assert files_of(tmp_path / "out") == expected
+    assert files_of(tmp_path / "out") == expected | {PROMPTS}
     assert [file["cosine_min"] > 0.999 for file in result["files"]] == [True, True]
     page = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "texts of any length" in page

@@ -62,6 +62,16 @@ def test_every_score_is_in_the_table_as_text(html):
     assert {f"PASSED: {checks} of {checks} checks", "leaf-small"} <= set(text)
 
 
+def test_a_score_names_its_interval_and_a_language_with_too_few_rows_its_rows():
+    manifest = sample_manifest()
+    student, teacher = (manifest["reports"][name] for name in ("int8", "teacher"))
+    student["results"][0]["interval"] = [0.1234, 0.5678]
+    teacher["too_few"] = [{"task": "sts/x.test", "type": "STS", "lang": "yo", "n": 7}]
+    html = render_report(manifest, None)
+    assert html.count('title="95 % interval: 0.123 to 0.568"') == 1
+    assert "Not scored: sts/x.test in yo, too few rows (7)." in Page(html).text
+
+
 def test_texts_are_escaped(html):
     assert "<script>alert(1)" not in html
     assert any("<script>alert(1)</script> & more" in piece for piece in Page(html).text)

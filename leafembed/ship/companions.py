@@ -1,4 +1,4 @@
-"""Config and tokenizer beside an exported model, in the form that transformers and transformers.js both read.
+"""Config, tokenizer and prompts beside an exported model, in the form that transformers and transformers.js both read.
 
 The tokenizer keeps its own file. ``tokenizer_config.json`` is written from a few facts and not copied, since what a
 version of transformers puts there another cannot read.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leafembed.ship.folder import PROMPTS
 from leafembed.ship.graph import INPUTS, length_limit
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Reading:
 
 
 def write_companions(model: SentenceTransformer, folder: Path) -> Reading:
-    """Write ``config.json``, ``tokenizer.json`` and ``tokenizer_config.json`` into a folder that exists.
+    """Write config, tokenizer, its settings and, where there are any, prompts into a folder that exists.
 
     ``tokenizer.json`` cuts and pads by itself, so that a program that reads nothing else gives a batch that fits.
     """
@@ -74,6 +75,8 @@ def write_companions(model: SentenceTransformer, folder: Path) -> Reading:
         settings["add_prefix_space"] = first_step["add_prefix_space"]
     _write_json(folder / "tokenizer_config.json", settings)
     _write_json(folder / "config.json", config)
+    if any(model.prompts.values()):
+        _write_json(folder / PROMPTS, {"prompts": dict(model.prompts)})
     return Reading(limit, closing if cut == "right" else ())
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leafembed.errors import ModelError, NonFiniteError
+from leafembed.errors import ModelError, NonFiniteError, first_line
 from leafembed.ship.folder import REQUIRED_FILES, EncoderConfig, read_prompts
 from leafembed.ship.machine import usable_cores
 from leafembed.types import FloatArray, ModelRef, check_vectors
 
-__all__ = ["BundleEncoder", "batches_by_length", "check_texts", "first_line", "open_tokenizer"]
+__all__ = ["BundleEncoder", "batches_by_length", "check_texts", "open_tokenizer"]
 
 _logger = logging.getLogger(__name__)
 
@@ -256,8 +256,3 @@ def _positive(value: int, name: str) -> int:
     if value < 1:
         raise ValueError(f"{name}: got {value}, expected at least 1")
     return value
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or the name of its kind when it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -6,13 +6,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Literal
 
-from leafembed.errors import MissingExtraError
 from leafembed.reports import GateResult
 from leafembed.ship.graph import NO_LIMIT
 from leafembed.ship.markdown import fixed, line, table
+from leafembed.ship.templates import fill_markdown
 from leafembed.types import ModelRef
 
 __all__ = ["Exported", "render_page"]
@@ -120,29 +119,22 @@ def render_page(export: Exported) -> str:
     Raises:
         MissingExtraError: If jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "train") from error
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    environment.filters.update(line=line)
-    source = resources.files("leafembed.ship").joinpath("export.md.jinja").read_text(encoding="utf-8")
     ref, kind, verdict = export.ref, _KINDS[export.format], export.verdict
     rows = [[f["file"], fixed(f["mb"], 2), *(fixed(f[key], 5) for key in _COSINES)] for f in export.files]
     prompts = [[name, json.dumps(text, ensure_ascii=False)] for name, text in ref.prompts.items()]
     prompts = prompts if any(ref.prompts.values()) else []  # empty ones are nothing to put before a text
-    text = environment.from_string(source).render(
-        export=export,
+    values = {
         **kind,
-        reads=f"Reads up to {export.max_seq_length:,} tokens; the rest of a text is cut."
+        "export": export,
+        "reads": f"Reads up to {export.max_seq_length:,} tokens; the rest of a text is cut."
         if export.max_seq_length < NO_LIMIT
         else "Reads texts of any length.",
-        front_matter=_front_matter(ref, kind),
-        failed=verdict.failed if verdict else (),
-        files=table(["file", "MB", "cosine, mean", "cosine, least"], rows),
-        prompts=table(["prompt", "text"], prompts, words=2) if prompts else "",
-    )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+        "front_matter": _front_matter(ref, kind),
+        "failed": verdict.failed if verdict else (),
+        "files": table(["file", "MB", "cosine, mean", "cosine, least"], rows),
+        "prompts": table(["prompt", "text"], prompts, words=2) if prompts else "",
+    }
+    return fill_markdown("export.md.jinja", values)
 
 
 def _front_matter(ref: ModelRef, kind: Mapping[str, Any]) -> str:

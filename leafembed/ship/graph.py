@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import ModelError
+from leafembed.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -27,7 +27,6 @@ __all__ = [
     "capture",
     "eager_attention",
     "factored_table",
-    "first_line",
     "length_limit",
 ]
 
@@ -77,11 +76,6 @@ def capture(model: SentenceTransformer, *, closing: Sequence[int] = ()) -> Any:
             )
     except (RuntimeError, ValueError, TypeError, torch._dynamo.exc.UserError) as error:
         raise ModelError(f"the model cannot be exported as one graph: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, cut to a line; its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _embedding_graph(model: SentenceTransformer, closing: Sequence[int], length: int) -> Any:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from leafembed.errors import MissingExtraError, ModelError
+from leafembed.errors import MissingExtraError, ModelError, first_line
 from leafembed.judge.floors import RandomEncoder
-from leafembed.ship.encoder import check_texts, first_line
+from leafembed.ship.encoder import check_texts
 from leafembed.stages import file_sha256, fingerprint
 from leafembed.types import FloatArray, ModelRef, check_vectors
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leafembed.errors import MissingExtraError, ModelError
-from leafembed.ship.encoder import batches_by_length, check_texts, first_line, open_tokenizer
+from leafembed.errors import MissingExtraError, ModelError, first_line
+from leafembed.ship.encoder import batches_by_length, check_texts, open_tokenizer
 from leafembed.ship.folder import read_prompts
 from leafembed.ship.machine import usable_cores
 from leafembed.stages import file_sha256, fingerprint

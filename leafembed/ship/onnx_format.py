@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leafembed.errors import MissingExtraError, ModelError
-from leafembed.ship.graph import INPUTS, capture, eager_attention, factored_table, first_line
+from leafembed.errors import MissingExtraError, ModelError, first_line
+from leafembed.ship.graph import INPUTS, capture, eager_attention, factored_table
 from leafembed.types import FloatArray
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import MissingExtraError, ModelError
-from leafembed.ship.graph import INPUTS, capture, factored_table, first_line, length_limit
+from leafembed.errors import MissingExtraError, ModelError, first_line
+from leafembed.ship.folder import PROMPTS
+from leafembed.ship.graph import INPUTS, capture, factored_table, length_limit
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -137,7 +138,7 @@ def _write_companions(model: SentenceTransformer, target: Path, *, ref: ModelRef
         first.auto_model.config.save_pretrained(target)
         pad, side = int(first.tokenizer.pad_token_id or 0), str(first.tokenizer.padding_side)
     settings = {"prompts": dict(model.prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    _write_json(target / "config_sentence_transformers.json", settings)
+    _write_json(target / PROMPTS, settings)
     _write_json(
         target / "encoder.json",
         {

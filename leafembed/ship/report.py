@@ -7,19 +7,19 @@ nothing. Text is escaped by the template. The plots are plotly's, which carries 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from leafembed.errors import MissingExtraError
 from leafembed.reports import FLOOR, EvalReport, GateResult
-from leafembed.ship.markdown import count, fixed
+from leafembed.ship.markdown import count
+from leafembed.ship.scores import TIMED, reading_order
+from leafembed.ship.templates import fill_html
 
 __all__ = ["render_report"]
 
 _GREY, _GRID = "#7b8794", "rgba(123, 135, 148, 0.25)"  # readable on white and on black
 _COLOURS = ("#0f9d8a", "#8b5cf6", "#2f80d0", "#d97706", "#d6336c", "#7b8794")
 _LOSSES = ("loss", "distillation", "alignment", "exit_alignment", "contrastive", "triplet")
-
 _CONFIG = {"responsive": True, "displayModeBar": False}
 
 
@@ -33,32 +33,21 @@ def render_report(manifest: Mapping[str, Any], neighbours: Mapping[str, Any] | N
     Raises:
         MissingExtraError: If jinja2 or plotly is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "train") from error
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
-    environment.filters.update(fixed=fixed, count=count)
-    source = resources.files("leafembed.ship").joinpath("report.html.jinja").read_text(encoding="utf-8")
     reports = {name: EvalReport.from_dict(report) for name, report in manifest["reports"].items()}
     verdict = GateResult.from_dict(manifest["verdict"])
-    text: str = environment.from_string(source).render(
-        manifest=manifest,
-        verdict=verdict,
-        diagnosis=manifest["training"].get("diagnosis", ""),
-        alarms=manifest["training"].get("alarms", ()),
-        facts=_facts(manifest, reports),
-        columns=_columns(reports),
-        scores=_scores(reports),
-        plots=_plots(manifest, reports),
-        neighbours=neighbours,
-    )
-    return text
-
-
-def _columns(reports: Mapping[str, EvalReport]) -> list[str]:
-    floors = [name for name in reports if name.startswith(FLOOR)]
-    return [name for name in ("teacher", *floors, "student", "int8") if name in reports]
+    values = {
+        "manifest": manifest,
+        "verdict": verdict,
+        "diagnosis": manifest["training"].get("diagnosis", ""),
+        "alarms": manifest["training"].get("alarms", ()),
+        "facts": _facts(manifest, reports),
+        "columns": reading_order(reports),
+        "scores": _scores(reports),
+        "too_few": reports["teacher"].too_few,
+        "plots": _plots(manifest, reports),
+        "neighbours": neighbours,
+    }
+    return fill_html("report.html.jinja", values)
 
 
 def _judged(reports: Mapping[str, EvalReport]) -> str:
@@ -88,13 +77,16 @@ def _facts(manifest: Mapping[str, Any], reports: Mapping[str, EvalReport]) -> li
 
 def _scores(reports: Mapping[str, EvalReport]) -> list[dict[str, Any]]:
     """A row for each task and language; ``kept`` is the judged model's score over the teacher's."""
-    names, last = _columns(reports), _judged(reports)
-    rows = []
+    names, last = reading_order(reports), _judged(reports)
+    found = {name: {(r.task, r.lang): r.interval for r in reports[name].results} for name in names}
+    rows: list[dict[str, Any]] = []
     for result in reports["teacher"].results:
         values = {name: reports[name].score(result.task, result.lang) for name in names}
+        intervals = {name: found[name].get((result.task, result.lang)) for name in names}
         mine, theirs = values[last], values["teacher"]
         kept = mine / theirs if last != "teacher" and mine is not None and theirs else None
-        rows.append({"task": result.task, "lang": result.lang, "n": result.n, "values": values, "kept": kept})
+        where = {"task": result.task, "lang": result.lang, "n": result.n}
+        rows.append({**where, "values": values, "intervals": intervals, "kept": kept})
     return rows
 
 
@@ -186,13 +178,13 @@ def _by_language(report: EvalReport) -> dict[str, float]:
 def _speed(go: Any, manifest: Mapping[str, Any], reports: Mapping[str, EvalReport]) -> Any:
     """Quality against rate of what was both scored and timed."""
     timed = {entry["name"]: entry["texts_per_second"] for entry in manifest.get("speed", ())}
-    of = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
-    points = [(timed[of[name]], reports[name].mean, name) for name in of if name in reports and of[name] in timed]
+    both = [(name, timed[engine]) for name, engine in TIMED.items() if name in reports and engine in timed]
+    points = [(rate, reports[name].mean, name) for name, rate in both]
     if not points:
         return None
     figure = go.Figure()
     for (rate, score, name), colour in zip(points, (_GREY, _COLOURS[2], _COLOURS[0]), strict=False):
-        figure.add_scatter(x=[rate], y=[score], name=of[name], mode="markers", marker={"color": colour, "size": 13})
+        figure.add_scatter(x=[rate], y=[score], name=TIMED[name], mode="markers", marker={"color": colour, "size": 13})
     return _styled(figure, "texts per second", "mean over task types")
 
 

@@ -8,7 +8,10 @@ from typing import Any
 from leafembed.reports import FLOOR, EvalReport, GateResult
 from leafembed.ship.markdown import count, fixed, ratio, table, with_interval
 
-__all__ = ["score_tables"]
+__all__ = ["TIMED", "reading_order", "score_tables"]
+
+TIMED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
+"""Names of reports to what the same model is called where it was timed."""
 
 _SHIPPED = {"int8": "INT8", "student": "student"}
 """Reports that retention may be of, the last of the line first."""
@@ -26,7 +29,7 @@ def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "failed": verdict.failed,
         "shipped": next((word for name, word in _SHIPPED.items() if name in reports), ""),
         "results": _results(reports),
-        "results_by_task": table(["task", "language", "metric", "items", *_columns(reports)], by_task, words=3),
+        "results_by_task": table(["task", "language", "metric", "items", *reading_order(reports)], by_task, words=3),
         "result_rows": len(by_task),
         "has_intervals": any(report.intervals for report in reports.values()),
         "has_too_few": any(report.too_few for report in reports.values()),
@@ -47,14 +50,14 @@ def _outcome(passed: bool) -> str:
     return "pass" if passed else "FAIL"
 
 
-def _columns(reports: Mapping[str, EvalReport]) -> list[str]:
-    """Reports in reading order: teacher, floors, student, INT8."""
+def reading_order(reports: Mapping[str, EvalReport]) -> list[str]:
+    """Return the names of reports as one reads them: teacher, floors, student, INT8."""
     floors = [name for name in reports if name.startswith(FLOOR)]
     return [name for name in ["teacher", *floors, "student", "int8"] if name in reports]
 
 
 def _results(reports: Mapping[str, EvalReport]) -> str:
-    names = _columns(reports)
+    names = reading_order(reports)
     types = {name: reports[name].by_type() for name in names}
     teacher = types["teacher"]
     types = {name: {**types[name], "mean": reports[name].mean} for name in names}
@@ -73,7 +76,7 @@ def _results(reports: Mapping[str, EvalReport]) -> str:
 
 
 def _results_by_task(reports: Mapping[str, EvalReport]) -> list[list[str]]:
-    names = _columns(reports)
+    names = reading_order(reports)
     found = {name: {(r.task, r.lang): r for r in reports[name].results} for name in names}
     rows = []
     for r in reports["teacher"].results:
