@@ -9,7 +9,7 @@ RECIPE ?= recipes/quick.toml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install run test test-slow bench-training compare-mteb check fix clean
+.PHONY: install run test test-slow test-js bench-training compare-mteb check fix clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,11 @@ test: check ## everything CI runs
 
 test-slow: install ## real models
 	$(BIN)/pytest -q -m slow --timeout 3600
+
+JS := tests/js
+test-js: install ## exported students in transformers.js; needs node and npm
+	npm install --prefix $(JS) --ignore-scripts --no-package-lock --no-audit --no-fund
+	$(BIN)/pytest -q -m slow --timeout 3600 tests/test_transformers_js.py
 
 TEACHER ?= ~/.cache/leafembed/teachers/embeddinggemma-300m
 TEXTS ?= data/train/common_voice_sentences.jsonl.gz

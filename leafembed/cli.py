@@ -19,15 +19,12 @@ from typing import TYPE_CHECKING, Any
 from leafembed.errors import Error, GateFailedError, StoppedError
 from leafembed.options import build_parser
 from leafembed.progress import say
+from leafembed.text import read_texts
 
 if TYPE_CHECKING:
     from leafembed.recipe import Recipe
-    from leafembed.types import Encoder
 
 __all__ = ["COMMANDS", "main"]
-
-_SHOWN = 8
-"""Most lines about tasks that could not be scored."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,38 +109,54 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from leafembed.judging import Wanted, export_card, export_mteb, judge
-    from leafembed.recipe import is_url
-    from leafembed.results import print_members, print_reports
+    from leafembed.comparing import CACHE_DIR
+    from leafembed.judging import Wanted, export_card, export_mteb, judge_beside
+    from leafembed.results import print_members, print_reports, say_missing
 
     if args.suite and args.languages:
         raise Error(f"--languages: got {' '.join(args.languages)}, expected none beside --suite, which names its own")
-    served = [name for name in (args.model, args.reference) if name and is_url(name)]
-    if (args.served_model or args.api_key_file) and not served:
-        raise Error("--served-model, --api-key-file: expected a URL as MODEL or --reference, got none")
     wanted = Wanted(data=args.data, tasks=args.tasks, languages=args.languages, max_rows=args.max_rows, mteb=args.mteb,
                     suite=args.suite)  # fmt: skip
-    judged = judge(_open_part(args), wanted)
-    reports = {"model": judged.report}
-    if args.reference:
-        reports["reference"] = judge(_open(args.reference, args), wanted).report
-    for name, reason in list(judged.missing.items())[:_SHOWN]:
-        say(f"not scored: {name}: {reason}")
-    if len(judged.missing) > _SHOWN:
-        say(f"not scored: {len(judged.missing) - _SHOWN} more; --json names them")
+    model, reference = judge_beside(args.model, args.reference, wanted, cache_dir=args.cache_dir or CACHE_DIR,
+                                    allow_failed=args.allow_failed, dim=args.dim, exit=args.exit)  # fmt: skip
+    kept = model.report.retention(reference.report) if reference else None
+    say_missing(model.missing)
     if args.export_mteb:
-        say(f"{export_mteb(args.export_mteb, judged)} result files of mteb below {args.export_mteb / 'results'}")
+        say(f"{export_mteb(args.export_mteb, model)} result files of mteb below {args.export_mteb / 'results'}")
     if args.export_card:
-        export_card(args.export_card, judged)
-        say(f"model-index of {len(judged.report.results)} results in {args.export_card}")
+        export_card(args.export_card, model)
+        say(f"model-index of {len(model.report.results)} results in {args.export_card}")
     if args.json:
-        data: dict[str, Any] = {name: report.to_dict() for name, report in reports.items()}
-        if args.reference:
-            data["retention"] = reports["model"].retention(reports["reference"])
-        _print_json(data | {"missing": dict(judged.missing), "suite": list(judged.members)})
+        data: dict[str, Any] = {"model": model.report.to_dict()}
+        if reference:
+            data |= {"reference": reference.report.to_dict(), "retention": kept}
+        _print_json(data | {"missing": dict(model.missing), "suite": list(model.members)})
     else:
-        print_members(judged.members)
-        print_reports(reports, reference="reference" if args.reference else None)
+        reports = [one.report for one in (model, reference) if one]
+        names = [report.model.name for report in reports]
+        labels = names if len(set(names)) == len(names) else [args.model, args.reference]
+        print_members(model.members)
+        print_reports(dict(zip(labels, reports, strict=True)), reference=labels[1] if reference else None)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from leafembed.comparing import CACHE_DIR, judge_all, read_tasks
+    from leafembed.comparison_page import PAGE, comparison_data, write_comparison
+    from leafembed.results import print_comparison
+
+    tasks = read_tasks(args.data, args.tasks, languages=args.languages, max_rows=args.max_rows)
+    specs = [*args.models, *([args.reference] if args.reference else [])]
+    models = judge_all(specs, tasks, cache_dir=args.cache_dir or CACHE_DIR, allow_failed=args.allow_failed)
+    reference = next((model for model in models if model.spec == args.reference), None)
+    data = None
+    if args.out:
+        data = write_comparison(models, args.out, reference=reference)
+        say(f"table and plot: {args.out / PAGE}")
+    if args.json:
+        _print_json(data or comparison_data(models, reference=reference))
+    else:
+        print_comparison(models, reference=reference)
     return 0
 
 
@@ -155,20 +168,29 @@ def _quantize(args: argparse.Namespace) -> int:
     return 0
 
 
-def _benchmark(args: argparse.Namespace) -> int:
-    from leafembed.single import time_encoder
+def _export(args: argparse.Namespace) -> int:
+    from leafembed.exporting import export
+    from leafembed.results import print_export
 
-    result = time_encoder(args.bundle, _lines(args.texts), threads=args.threads, allow_failed=args.allow_failed)
+    result = export(
+        args.source, args.out, format=args.format, texts=read_texts(args.texts), allow_failed=args.allow_failed
+    )
     if args.json:
         _print_json(result)
     else:
-        speed = result["speed"]
-        slowest, fastest = speed["spread"]
-        print(
-            f"{speed['texts_per_second']:.0f} texts/s (slowest {slowest:.0f}, fastest {fastest:.0f}), "
-            f"{speed['tokens_per_text']:.1f} tokens a text, batch {speed['batch_size']}, {speed['threads']} threads, "
-            f"{result['machine']['cpu']}"
-        )
+        print_export(result["files"], texts=result["texts"])
+    return 0
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from leafembed.results import print_speed
+    from leafembed.single import time_encoder
+
+    result = time_encoder(args.bundle, read_texts(args.texts), threads=args.threads, allow_failed=args.allow_failed)
+    if args.json:
+        _print_json(result)
+    else:
+        print_speed(result["speed"], result["machine"])
     return 0
 
 
@@ -179,28 +201,38 @@ def _card(args: argparse.Namespace) -> int:
     return 0
 
 
+def _report(args: argparse.Namespace) -> int:
+    from leafembed.single import report_run
+
+    print(report_run(args.run, args.out))
+    return 0
+
+
 def _info(args: argparse.Namespace) -> int:
-    from leafembed.ship.bundle import read_verdict, verify
+    from leafembed.results import print_info
+    from leafembed.ship.bundle import verify
+    from leafembed.ship.verdict import read_verdict
 
     manifest = verify(args.bundle)
-    verdict, _ = read_verdict(args.bundle, manifest)
+    verdict, _ = read_verdict(manifest, str(args.bundle))
     if args.json:
         _print_json({**manifest, "verified": True, "passed": verdict.passed})
         return 0
-    student = manifest["student"]
-    facts = {
-        "name": manifest["name"],
-        "verdict": "passed the gate" if verdict.passed else f"REFUSED: {'; '.join(map(str, verdict.failed))}",
-        "teacher": manifest["teacher"]["name"],
-        "licence": student["licence"] or "not stated by the teacher",
-        "dim": student["dim"],
-        "reads": f"{student['max_seq_length']} tokens",
-        "size": f"{manifest['sizes']['total_bytes'] / 1e6:.1f} MB",
-        "made": f"{manifest['created']} by leafembed {manifest['leafembed']}",
-        "files": f"{len(manifest['files'])}, all hashes verified",
-    }
-    for name, value in facts.items():
-        print(f"{name + ':':<10}{value}")
+    print_info(manifest, verdict)
+    return 0
+
+
+def _gate(args: argparse.Namespace) -> int:
+    from leafembed.results import print_checks
+    from leafembed.single import judge_stored
+
+    verdict, stage = judge_stored(args.bundle, args.recipe, args.set)
+    if args.json:
+        _print_json({"stage": stage, **verdict.to_dict()})
+    else:
+        print_checks(verdict)
+    if not verdict.passed:
+        raise GateFailedError(verdict, stage=stage)
     return 0
 
 
@@ -213,7 +245,7 @@ def _encode(args: argparse.Namespace) -> int:
     if args.prompt_name is not None and args.prompt_name not in encoder.prompts:
         raise Error(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {', '.join(encoder.prompts) or 'none'}")
     try:
-        vectors = encoder.encode(_lines(args.file), prompt_name=args.prompt_name, dim=args.truncate_dim)
+        vectors = encoder.encode(read_texts(args.file), prompt_name=args.prompt_name, dim=args.truncate_dim)
     except ValueError as error:
         raise Error(str(error)) from error
     if args.output is None:
@@ -233,28 +265,16 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "embed": _embed,
     "evaluate": _evaluate,
+    "compare": _compare,
     "quantize": _quantize,
+    "export": _export,
     "benchmark": _benchmark,
     "card": _card,
+    "report": _report,
     "info": _info,
+    "gate": _gate,
     "encode": _encode,
 }
-
-
-def _open(name: str, args: argparse.Namespace) -> Encoder:
-    from leafembed.single import open_encoder
-
-    return open_encoder(
-        name, allow_failed=args.allow_failed, served_model=args.served_model, api_key_file=args.api_key_file
-    )
-
-
-def _open_part(args: argparse.Namespace) -> Encoder:
-    from leafembed.judge.views import View
-
-    encoder = _open(args.model, args)
-    whole = args.dim is None and args.exit is None
-    return encoder if whole else View(encoder, dim=args.dim, exit=args.exit)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -273,17 +293,6 @@ def _remove_run(run_dir: Path, recipe: Path) -> None:
     if not (run_dir / RESOLVED).is_file() or recipe.resolve().is_relative_to(run_dir.resolve()):
         raise Error(f"--fresh: got {run_dir}, expected the folder of a run and nothing else; remove it by hand")
     shutil.rmtree(run_dir)
-
-
-def _lines(path: Path) -> list[str]:
-    from leafembed.text import decode_lines, read_lines, read_rows
-
-    if str(path) == "-":
-        # The bytes, since sys.stdin would decode as the locale says and pass damaged text on.
-        return [line for _, line in decode_lines(sys.stdin.buffer, "standard input")]
-    if ".jsonl" in path.suffixes:
-        return [row["text"] for row in read_rows(path, texts=("text",))]
-    return [line for _, line in read_lines(path)]
 
 
 def _print_json(data: Any) -> None:

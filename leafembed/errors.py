@@ -37,6 +37,7 @@ __all__ = [
     "NonFiniteError",
     "RecipeError",
     "StoppedError",
+    "first_line",
     "require",
     "require_at_least",
 ]
@@ -107,6 +108,11 @@ class StoppedError(Error):
         super().__init__(diagnosis)
         self.alarms = tuple(alarms)
         self.training = training
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or the name of its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def require(condition: bool, key: str, got: Any, expected: str) -> None:

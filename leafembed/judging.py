@@ -1,24 +1,30 @@
-"""What ``leaf evaluate`` does: any model on local tasks, on mteb's, or on a named suite of both."""
+"""What ``leaf evaluate`` does: one model on local tasks, on mteb's, or on a named suite of both.
+
+Local results are kept and found again as those of ``leaf compare`` are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leafembed.comparing import judge_one, read_tasks
 from leafembed.errors import DataError
+from leafembed.opening import Opened, locate, open_model
 from leafembed.progress import say
 from leafembed.reports import EvalReport, TaskResult
 from leafembed.ship.model_index import model_index, write_model_index
-from leafembed.single import score
 
 if TYPE_CHECKING:
+    from leafembed.judge.evaluate import Candidate
     from leafembed.judge.mteb_run import MtebRun
     from leafembed.judge.suites import Found
-    from leafembed.types import Encoder
+    from leafembed.judge.tasks import Task
+    from leafembed.types import ModelRef
 
-__all__ = ["Judged", "Wanted", "export_card", "export_mteb", "judge"]
+__all__ = ["Evaluation", "Wanted", "export_card", "export_mteb", "judge", "judge_beside"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +49,12 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Evaluation:
     """What a model scored, and what it could not be scored on.
 
     Attributes:
         encoder: What was scored.
-        report: All scores.
+        report: All scores; a mean has an interval where all that it is of was resampled, which mteb's scores are not.
         local: Those on local tasks.
         native: mteb's own results on its tasks.
         datasets: Hub ids of the data of mteb's tasks, by our names of these.
@@ -56,7 +62,7 @@ class Judged:
         members: Each task of the suite: member, task, where its data is, what stands for it and how that differs.
     """
 
-    encoder: Encoder
+    encoder: Candidate
     report: EvalReport
     local: tuple[TaskResult, ...]
     native: tuple[Any, ...] = ()
@@ -65,34 +71,33 @@ class Judged:
     members: tuple[Mapping[str, str], ...] = ()
 
 
-def judge(encoder: Encoder, wanted: Wanted) -> Judged:
-    """Score an encoder on what is wanted, local tasks first.
+def judge(opened: Opened, wanted: Wanted, *, cache_dir: Path) -> Evaluation:
+    """Score a model on what is wanted, local tasks first.
+
+    Args:
+        opened: The model.
+        wanted: What to score it on.
+        cache_dir: Where results on local tasks are kept.
 
     Raises:
         DataError: If a name means nothing, local data cannot be read, or no data at all is there.
+        ModelError: If mteb is to score a bag of words.
         MissingExtraError: If mteb is wanted and not installed.
     """
-    local: list[TaskResult] = []
-    names = ["*"] if wanted.tasks is None and not wanted.mteb and wanted.suite is None else wanted.tasks
-    if names:
-        local += _local(encoder, wanted, names, wanted.languages)
     suite = _open_suite(wanted)
-    for id, languages in dict.fromkeys((found.local.id, tuple(found.languages)) for found in suite if found.local):
-        local += _local(encoder, wanted, [id], languages)
-    unique = tuple({(result.task, result.lang): result for result in local}.values())
-    cached = {(found.name, *found.task.hf_subsets): found.task for found in suite if found.where == "cache"}
-    run = _run_mteb(encoder, wanted, list(cached.values()))
+    tasks, native = _read_local(wanted, suite), _find_native(wanted, suite)
+    local = judge_one(opened, tasks, cache_dir=cache_dir).report if tasks else None
+    run = _run_mteb(opened.encoder, native)
     missing = {found.name: "neither in the cache nor among the local files" for found in suite
                if found.where == "missing"}  # fmt: skip
     missing |= run.missing if run else {}
-    results = (*unique, *(run.results if run else ()))
-    if not results:
+    if local is None and not (run and run.results):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(missing.items())[:3])
         raise DataError(f"nothing was scored, since no data is there. {reasons}")
-    return Judged(
-        encoder,
-        EvalReport(encoder.ref, results),
-        unique,
+    return Evaluation(
+        opened.encoder,
+        _together(opened.encoder.ref, local, run.results if run else ()),
+        local.results if local else (),
         run.native if run else (),
         run.datasets if run else {},
         missing,
@@ -100,20 +105,69 @@ def judge(encoder: Encoder, wanted: Wanted) -> Judged:
     )
 
 
-def export_mteb(folder: Path, judged: Judged) -> int:
+def judge_beside(
+    spec: str,
+    reference: str | None,
+    wanted: Wanted,
+    *,
+    cache_dir: Path,
+    allow_failed: bool = False,
+    dim: int | None = None,
+    exit: int | None = None,
+) -> tuple[Evaluation, Evaluation | None]:
+    """Score a model, or a part of it, and the whole of another one; both are found before any is scored.
+
+    Args:
+        spec: The model, as ``opening.py`` lists them.
+        reference: The other one; ``None``: none.
+        wanted: What to score them on.
+        cache_dir: Where vectors and results are kept.
+        allow_failed: Score bundles that the gate refused, too.
+        dim: Leading dimensions of the model that count; ``None``: all.
+        exit: Layer after which its vector is taken; ``None``: after the last.
+
+    Raises:
+        Error: As :func:`judge`, :func:`~leafembed.opening.locate` and :func:`~leafembed.opening.open_model` do.
+    """
+    cache_dir = cache_dir.expanduser()
+    model, *others = [locate(each, allow_failed=allow_failed) for each in (spec, reference) if each]
+    opened = open_model(model, cache_dir=cache_dir, allow_failed=allow_failed, dim=dim, exit=exit)
+    evaluation = judge(opened, wanted, cache_dir=cache_dir)
+    if not others:
+        return evaluation, None
+    return evaluation, judge(
+        open_model(others[0], cache_dir=cache_dir, allow_failed=allow_failed), wanted, cache_dir=cache_dir
+    )
+
+
+def export_mteb(folder: Path, evaluation: Evaluation) -> int:
     """Write all results as mteb's result files; return how many tasks they are of."""
     from leafembed.judge.mteb_files import write_mteb_results
 
-    return len(write_mteb_results(folder, judged.encoder, judged.local, judged.native))
+    return len(write_mteb_results(folder, evaluation.encoder, evaluation.local, evaluation.native))
 
 
-def export_card(card: Path, judged: Judged) -> None:
+def export_card(card: Path, evaluation: Evaluation) -> None:
     """Put all results into the ``model-index`` of a model card."""
-    write_model_index(card, model_index(judged.report.model.name, judged.report.results, datasets=judged.datasets))
+    report = evaluation.report
+    write_model_index(card, model_index(report.model.name, report.results, datasets=evaluation.datasets))
 
 
-def _local(encoder: Encoder, wanted: Wanted, names: Sequence[str], languages: Sequence[str]) -> Sequence[TaskResult]:
-    return score(encoder, wanted.data, names, languages=languages, max_rows=wanted.max_rows).results
+def _read_local(wanted: Wanted, suite: Sequence[Found]) -> list[Task]:
+    """The local tasks that are named, then those of the suite, each in each language once."""
+    names = ["*"] if wanted.tasks is None and not wanted.mteb and wanted.suite is None else wanted.tasks
+    chosen = [(names, tuple(wanted.languages))] if names else []
+    chosen += [([found.local.id], tuple(found.languages)) for found in suite if found.local]
+    tasks: list[Task] = []
+    seen: set[tuple[str, str]] = set()
+    for ids, languages in chosen:
+        for task in read_tasks(wanted.data, ids, languages=languages, max_rows=wanted.max_rows):
+            parts = tuple(part for part in task.parts if (task.id, part.lang) not in seen)
+            few = {lang: n for lang, n in task.too_few.items() if (task.id, lang) not in seen}
+            seen |= {(task.id, lang) for lang in (*few, *(part.lang for part in parts))}
+            if parts or few:
+                tasks.append(replace(task, parts=parts, too_few=few))
+    return tasks
 
 
 def _open_suite(wanted: Wanted) -> list[Found]:
@@ -124,13 +178,31 @@ def _open_suite(wanted: Wanted) -> list[Found]:
     return open_suite(wanted.suite, wanted.data)
 
 
-def _run_mteb(encoder: Encoder, wanted: Wanted, cached: Sequence[Any]) -> MtebRun | None:
-    if not wanted.mteb and not cached:
-        return None
-    from leafembed.judge.mteb_run import find_mteb_tasks, run_mteb
+def _find_native(wanted: Wanted, suite: Sequence[Found]) -> list[Any]:
+    """The tasks of mteb to score: those of the suite that the cache holds, then those that are named."""
+    cached = {(found.name, *found.task.hf_subsets): found.task for found in suite if found.where == "cache"}
+    if not wanted.mteb:
+        return list(cached.values())
+    from leafembed.judge.mteb_run import find_mteb_tasks
 
-    tasks = [*cached, *find_mteb_tasks(wanted.mteb, languages=wanted.languages)]
+    return [*cached.values(), *find_mteb_tasks(wanted.mteb, languages=wanted.languages)]
+
+
+def _run_mteb(encoder: Candidate, tasks: Sequence[Any]) -> MtebRun | None:
+    if not tasks:
+        return None
+    from leafembed.judge.mteb_run import run_mteb
+
     return run_mteb(encoder, tasks, on_task=lambda task: say(f"scoring {encoder.ref.name} on mteb's {task}"))
+
+
+def _together(model: ModelRef, local: EvalReport | None, native: Sequence[TaskResult]) -> EvalReport:
+    """One report; a type that mteb scored a task of has no interval, and nor has the mean."""
+    if local is None:
+        return EvalReport(model, tuple(native))
+    mixed = {"mean", *(result.type for result in native)} if native else set()
+    intervals = {kind: interval for kind, interval in local.intervals.items() if kind not in mixed}
+    return replace(local, results=(*local.results, *native), intervals=intervals)
 
 
 def _describe(found: Found) -> dict[str, str]:

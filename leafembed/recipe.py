@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from leafembed.errors import require, require_at_least
-from leafembed.recipe_learn import AlarmConfig, DataConfig, StudentConfig, TeacherConfig, TrainConfig
+from leafembed.recipe_learn import AlarmConfig, DataConfig, Source, StudentConfig, TeacherConfig, TrainConfig
 
 __all__ = [
     "BenchmarkConfig",
@@ -26,8 +26,10 @@ __all__ = [
     "QuantizeConfig",
     "Recipe",
     "is_url",
-    "require_plain_url",
+    "require_served",
 ]
+
+_SAYS_WHAT_TO_READ = ("named", "path", "hub", "revision", "files", "text", "positive", "negative", "licence", "origin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,20 @@ class EvalConfig:
     """Targets of a plan that cannot be measured here, each with the reason; the card lists them."""
     max_dev_rows: int = 1_000
     """Most items of one dev task in one language, so that evaluation stays cheap beside training."""
+    min_rows: int = 50
+    """Fewest items of one task in one language that give a score; with fewer the card says "too few rows", and they
+    take no part in means, retention or gate. Of dev tasks at most max_dev_rows are asked for."""
+    teacher_sources: tuple[Source, ...] = ()
+    """Text that the teacher was trained on, where it is to be had; tables as ``[[data.sources]]``, of which only what
+    says what to read is legal. The card counts what it shares with the tasks; nothing is learned from it."""
 
     def __post_init__(self) -> None:
-        require_at_least("eval", self, max_dev_rows=8)
+        require_at_least("eval", self, max_dev_rows=8, min_rows=1)
+        for source in self.teacher_sources:
+            plain = Source(**{name: getattr(source, name) for name in _SAYS_WHAT_TO_READ})
+            names = (item.name for item in dataclasses.fields(Source))
+            idle = [name for name in names if getattr(source, name) != getattr(plain, name)]
+            require(not idle, "eval.teacher_sources", idle, f"only {', '.join(_SAYS_WHAT_TO_READ)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +80,21 @@ class GateConfig:
     min_score: Mapping[str, float] = field(default_factory=dict)
     """Least main score by task id, in every language or in one, e.g. { "sts/x.test" = 0.6, "sts/x.test@en" = 0.7 }."""
     beat_floors: bool = True
-    """Whether the student must score above every floor in every task type and every judged language."""
+    """Whether the student must score above every floor in every task type and every judged language, and above the bag
+    of words in the mean over types."""
     max_int8_drop: float = 0.01
     """Most that the INT8 model may lose against its own fp32 student in any task type."""
     min_int8_cosine: float = 0.999
     """Least mean cosine between INT8 and fp32 vectors on held-out text."""
     languages: tuple[str, ...] = ()
     """Languages that the test tasks must cover; empty: whatever they cover."""
+    max_contamination: float = 0.05
+    """Largest share of a test task's scored items that overlap with text of the sources. Such text is dropped, but
+    where there is much of it, more may hide in other words."""
+    min_batch_cosine: float = 0.99
+    """Least cosine between the vector of a held-out text alone and in a batch with longer ones."""
+    min_tail_response: float = 0.1
+    """Least change of vectors, of the teacher's, when the last third of a held-out text is replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,16 +185,6 @@ def is_url(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
-def require_plain_url(key: str, url: str) -> None:
-    """Raise :class:`RecipeError` naming ``key`` if a URL could hold a password or token, which is not repeated."""
-    require(
-        _is_plain(url),
-        key,
-        "a URL that is not shown, since it may hold a key",
-        "http(s)://HOST[:PORT]/PATH without user, query or fragment; a key goes into a file (api_key_file)",
-    )
-
-
 def _require_teacher(teacher: TeacherConfig, student: StudentConfig) -> None:
     """What a teacher at a URL needs and cannot give, and what no other teacher takes."""
     if not is_url(teacher.model):
@@ -181,11 +192,21 @@ def _require_teacher(teacher: TeacherConfig, student: StudentConfig) -> None:
             value = getattr(teacher, key)
             require(not value, f"teacher.{key}", value, "nothing, since teacher.model is no URL")
         return
-    require_plain_url("teacher.model", teacher.model)
-    require(bool(teacher.served_model), "teacher.served_model", "", "the model's name at the URL of teacher.model")
-    require(teacher.revision is None, "teacher.revision", teacher.revision, "nothing, since teacher.model is a URL")
+    require_served(teacher)
     need = "encoder, with student.model, since teacher.model is a URL: it gives vectors, but no layers and no tokens"
     require(student.init == "encoder", "student.init", student.init, need)
+
+
+def require_served(model: TeacherConfig, section: str = "teacher.") -> None:
+    """Raise :class:`RecipeError` unless a model at a URL is named as such a model must be."""
+    require(
+        _is_plain(model.model),
+        f"{section}model",
+        "a URL that is not shown, since it may hold a key",
+        f"http(s)://HOST[:PORT]/PATH without user, query or fragment; a key goes into {section}api_key_file",
+    )
+    require(bool(model.served_model), f"{section}served_model", "", f"the model's name at the URL of {section}model")
+    require(model.revision is None, f"{section}revision", model.revision, f"nothing, since {section}model is a URL")
 
 
 def _is_plain(url: str) -> bool:

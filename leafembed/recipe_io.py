@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leafembed.errors import RecipeError, require
-from leafembed.recipe import Recipe
-from leafembed.recipe_learn import Source
+from leafembed.recipe import GateConfig, Recipe, is_url, require_served
+from leafembed.recipe_learn import Source, TeacherConfig
 
-__all__ = ["field_docs", "load_recipe", "recipe_from_dict", "reference_page"]
+__all__ = ["field_docs", "load_gate", "load_model_file", "load_recipe", "recipe_from_dict", "reference_page"]
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -42,6 +43,39 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """Build a recipe from plain data, as :meth:`Recipe.to_dict` gives it."""
     recipe: Recipe = _build(Recipe, data, prefix="")
     return recipe
+
+
+def load_gate(stored: Mapping[str, Any], path: Path | None = None, overrides: Iterable[str] = ()) -> GateConfig:
+    """The rules of a gate: those stored with a bundle, or the ``[gate]`` of a file that need not hold more, overridden.
+
+    Raises:
+        RecipeError: If the file cannot be read or has no such table, or a key or value is not legal.
+    """
+    rules = stored if path is None else _read(path, "a recipe, or one with [gate] alone").get("gate")
+    if not isinstance(rules, dict):
+        raise RecipeError(f"{path or 'gate'}: got no table [gate], expected one")
+    data: dict[str, Any] = {"gate": copy.deepcopy(rules)}
+    for override in overrides:
+        require(override.startswith("gate."), "--set", override, "a key of the gate, e.g. gate.min_mean_retention=0.95")
+        _apply_override(data, override)
+    config: GateConfig = _build(GateConfig, data["gate"], prefix="gate.")
+    return config
+
+
+def load_model_file(path: Path) -> TeacherConfig:
+    """Read a file that names a model to judge by the keys of a recipe's ``[teacher]``; paths are relative to it.
+
+    Raises:
+        RecipeError: If the file cannot be read, a key is unknown, or a value is not legal.
+    """
+    data = _read(path, "a model")
+    section = {"teacher": data}
+    _rebase_paths(section, path.resolve().parent)
+    config: TeacherConfig = _build(TeacherConfig, section["teacher"], prefix="")
+    require(bool(config.model), f"{path}: model", "", "a folder, a hub id, package:NAME or a URL")
+    if is_url(config.model):
+        require_served(config, section=f"{path}: ")
+    return config
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +235,9 @@ def reference_page() -> str:
     for name, hint in hints.items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             sections[name] = hint
-            sections |= {f"{name}.{key}": kind for key, kind in _tables(hint).items()}
+            # The keys of a table are listed once, where the first such table is.
+            new = {key: kind for key, kind in _tables(hint).items() if kind not in sections.values()}
+            sections |= {f"{name}.{key}": kind for key, kind in new.items()}
     for name, kind in sections.items():
         heading = f"[[{name}]]" if "." in name else f"[{name}]"
         lines += [f"## `{heading}`" if name else "## Top level", "", "| key | default | meaning |", "|---|---|---|"]

@@ -107,8 +107,8 @@ class TeacherConfig:
     """The model to distil."""
 
     model: str = ""
-    """Folder, hub id, ``package:NAME`` for a model inside an installed Python package, or an ``http(s)://.../v1`` URL
-    whose ``/embeddings`` answers as OpenAI's does."""
+    """Folder, hub id, ``package:NAME`` for a model inside an installed Python package, or the URL of a server that
+    answers as OpenAI's ``/embeddings`` (``http(s)://.../v1``) or Ollama (``http(s)://.../api/embed``)."""
     revision: str | None = None
     """Hub commit; None is only legal for a folder, package or URL."""
     served_model: str = ""

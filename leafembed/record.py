@@ -7,15 +7,18 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from leafembed import __version__
+from leafembed.evidence import Behaviour, Contamination
+from leafembed.judge.known import known_data
 from leafembed.recipe import Recipe
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.types import Corpus, ModelRef, Speed
 
-__all__ = ["PACKAGES", "manifest", "run_facts"]
+__all__ = ["PACKAGES", "manifest", "run_facts", "teacher_facts"]
 
 PACKAGES = ("leafembed", "torch", "transformers", "sentence-transformers", "openvino", "nncf", "tokenizers", "numpy")
 """What the manifest records the versions of."""
@@ -52,6 +55,7 @@ def run_facts(
             "validation_rows": len(corpus.validation),
             "sources": [dict(source) for source in corpus.sources],
         },
+        "contamination": [entry.to_dict() for entry in corpus.contamination],
         "training": dict(training),
         "sizes": {"parts": [dict(part) for part in parts]},
         "machine": {**machine_facts(), "scored_in": dict(scored_in)},
@@ -60,12 +64,27 @@ def run_facts(
     return facts if vocabulary is None else facts | {"vocabulary": dict(vocabulary)}
 
 
+def teacher_facts(
+    recipe: Recipe, corpus: Corpus, teacher: ModelRef, exposure: Sequence[Contamination]
+) -> dict[str, Any]:
+    """What a manifest says of what the teacher was trained on.
+
+    ``exposure`` is what of the tasks its own training text touches, empty if that text is not to be had.
+    """
+    facts = {"teacher_data": known_data(teacher.name, [entry.task for entry in corpus.contamination])}
+    if exposure:
+        places = [source.path or source.hub or source.named for source in recipe.eval.teacher_sources]
+        facts["teacher_overlap"] = {"sources": places, "sets": [entry.to_dict() for entry in exposure]}
+    return facts
+
+
 def manifest(
     facts: Mapping[str, Any],
     reports: Mapping[str, EvalReport],
     verdict: GateResult,
     stage: str,
     *,
+    behaviour: Mapping[str, Behaviour] = MappingProxyType({}),
     int8: Mapping[str, Any] | None = None,
     speed: Sequence[Speed] = (),
 ) -> dict[str, Any]:
@@ -76,6 +95,7 @@ def manifest(
         reports: Scores by what was scored: ``teacher``, ``student``, ``int8`` and floors.
         verdict: The gate's last word.
         stage: What that word was on: ``student`` or ``INT8 model``.
+        behaviour: How ``student`` and ``int8`` behave where no task looks; empty when none was observed.
         int8: Fidelity of INT8 to fp32; ``None`` when the student was refused before.
         speed: Speed of each encoder.
     """
@@ -83,6 +103,7 @@ def manifest(
         **facts,
         "verdict": {**verdict.to_dict(), "stage": stage},
         "reports": {name: report.to_dict() for name, report in reports.items()},
+        "behaviour": {name: dataclasses.asdict(seen) for name, seen in behaviour.items()},
     }
     if int8 is not None:
         content |= {"int8": dict(int8), "speed": [dataclasses.asdict(entry) for entry in speed]}

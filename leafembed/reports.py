@@ -1,7 +1,5 @@
 """What judging gives: a score for each task, a report for each encoder, and the gate's verdict on it.
 
-What pruning a vocabulary changed stands beside them, since the card shows it too.
-
 All are frozen and check themselves when built, as the nouns of ``types.py`` do. They go through JSON and back, since
 the manifest stores them. Nothing here imports torch.
 """
@@ -9,14 +7,25 @@ the manifest stores them. Nothing here imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from leafembed.errors import DataError, NonFiniteError
 from leafembed.types import ModelRef
 
-__all__ = ["Check", "EvalReport", "GateResult", "Retokenised", "TaskResult", "VocabularyReport"]
+__all__ = ["FLOOR", "Check", "EvalReport", "GateResult", "Interval", "TaskResult", "TooFew", "mean_by_type"]
+
+FLOOR = "floor: "
+"""How the names of reports begin that a student must beat."""
+
+Interval = tuple[float, float]
+"""Low and high end of what the bootstrap leaves likely; ``judge/intervals.py`` says how."""
+
+_Score = TypeVar("_Score", float, NDArray[np.float64])
 
 _SPLITS = ("train", "dev", "valid", "validation", "test")
 _CROSS = "cross"  # what follows @ and names pairs of languages, no split
@@ -36,6 +45,7 @@ class TaskResult:
         n: Scored items (pairs, queries, texts).
         data: Hash of the data it was computed on.
         seconds: Wall time, encoding included.
+        interval: 95 % interval of the main score; ``None`` in a report of before there were any.
     """
 
     task: str
@@ -47,9 +57,11 @@ class TaskResult:
     n: int
     data: str
     seconds: float
+    interval: Interval | None = None
 
     def __post_init__(self) -> None:
-        for name, value in {"main_score": self.main_score, **self.scores}.items():
+        ends = dict(zip(("low end", "high end"), self.interval or (), strict=False))
+        for name, value in {"main_score": self.main_score, **self.scores, **ends}.items():
             if not math.isfinite(value):
                 raise NonFiniteError(f"{name} of task {self.task} ({self.lang}) is {value}: a score must be a number")
         if self.n < 1:
@@ -66,11 +78,41 @@ class TaskResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TooFew:
+    """A language of a task that has too few rows for a number to mean anything; it was not scored.
+
+    Attributes:
+        task: Task id.
+        type: Type of the task.
+        lang: Language tag, as in :class:`TaskResult`.
+        n: Rows that there are.
+    """
+
+    task: str
+    type: str
+    lang: str
+    n: int
+
+    def __str__(self) -> str:
+        return f"too few rows ({self.n})"
+
+
+@dataclass(frozen=True, slots=True)
 class EvalReport:
-    """All scores of one encoder."""
+    """All scores of one encoder.
+
+    Attributes:
+        model: What was scored.
+        results: One entry for each task and language.
+        too_few: Languages that were left out; they take no part in anything below.
+        intervals: 95 % interval of the mean by task type and, under ``mean``, of the mean over types; empty in a
+            report of before there were any.
+    """
 
     model: ModelRef
     results: tuple[TaskResult, ...]
+    too_few: tuple[TooFew, ...] = ()
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.results:
@@ -78,10 +120,7 @@ class EvalReport:
 
     def by_type(self) -> dict[str, float]:
         """Mean main score of each task type: languages within a task first, then tasks."""
-        types: dict[str, dict[str, list[float]]] = {}
-        for result in self.results:
-            types.setdefault(result.type, {}).setdefault(result.task, []).append(result.main_score)
-        return {kind: _mean(_mean(scores) for scores in tasks.values()) for kind, tasks in types.items()}
+        return mean_by_type(self.results, [result.main_score for result in self.results])
 
     def by_task(self) -> dict[str, float]:
         """Mean main score of each task over its languages, where a type has several tasks; else nothing."""
@@ -129,12 +168,18 @@ class EvalReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"model": asdict(self.model), "results": [asdict(result) for result in self.results]}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EvalReport:
         """The inverse of :meth:`to_dict`."""
-        return cls(ModelRef(**data["model"]), tuple(TaskResult(**result) for result in data["results"]))
+        results = ({**result, "interval": _interval(result.get("interval"))} for result in data["results"])
+        return cls(
+            ModelRef(**data["model"]),
+            tuple(TaskResult(**result) for result in results),
+            tuple(TooFew(**entry) for entry in data.get("too_few", ())),
+            {kind: (low, high) for kind, (low, high) in data.get("intervals", {}).items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,87 +244,28 @@ class GateResult:
         return cls(tuple(Check(**{k: v for k, v in check.items() if k in names}) for check in data["checks"]))
 
 
-@dataclass(frozen=True, slots=True)
-class Retokenised:
-    """How held-out texts of one language are tokenised before and after pruning.
+def mean_by_type(results: Sequence[TaskResult], scores: Sequence[_Score]) -> dict[str, _Score]:
+    """Return the mean score of each task type: languages within a task first, then tasks.
 
-    Attributes:
-        lang: Language tag; ``all`` for the total.
-        texts: Number of texts, at least 1.
-        identical: Texts of which every token is the same as before.
-        tokens_before: Tokens of all texts, without special ones.
-        tokens_after: The same after pruning.
-        fallback_before: Of these, tokens that stand for bytes or for unknown text.
-        fallback_after: The same after pruning.
+    Args:
+        results: What was scored.
+        scores: For each, a number, or an array of numbers of which each is averaged by itself.
     """
-
-    lang: str
-    texts: int
-    identical: int
-    tokens_before: int
-    tokens_after: int
-    fallback_before: int
-    fallback_after: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.identical <= self.texts or self.texts < 1:
-            raise ValueError(f"{self.lang}: got {self.identical} identical of {self.texts} texts, expected 0 to all")
-
-    @property
-    def identical_share(self) -> float:
-        """Share of texts tokenised as before, 0 to 1."""
-        return self.identical / self.texts
-
-    @property
-    def inflation(self) -> float:
-        """Tokens after over tokens before; 1 is none."""
-        return self.tokens_after / max(1, self.tokens_before)
-
-    @property
-    def fallback_shares(self) -> tuple[float, float]:
-        """Share of fallback tokens before and after, 0 to 1."""
-        return self.fallback_before / max(1, self.tokens_before), self.fallback_after / max(1, self.tokens_after)
+    types: dict[str, dict[str, list[_Score]]] = {}
+    for result, score in zip(results, scores, strict=True):
+        types.setdefault(result.type, {}).setdefault(result.task, []).append(score)
+    return {kind: _mean(_mean(scores) for scores in tasks.values()) for kind, tasks in types.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class VocabularyReport:
-    """What pruning a vocabulary changed, on texts that took no part in choosing the tokens.
-
-    Attributes:
-        size_before: Tokens of the tokenizer before.
-        size_after: Tokens after.
-        counted_texts: Texts whose tokens were counted to choose by.
-        languages: One entry a language, that of most texts first.
-    """
-
-    size_before: int
-    size_after: int
-    counted_texts: int
-    languages: tuple[Retokenised, ...]
-
-    def __post_init__(self) -> None:
-        if not self.languages:
-            raise ValueError("got no held-out text, expected some: without it nothing is known of a pruned vocabulary")
-
-    @property
-    def total(self) -> Retokenised:
-        """All languages together."""
-        names = [f.name for f in fields(Retokenised) if f.name != "lang"]
-        return Retokenised("all", *(sum(getattr(entry, name) for entry in self.languages) for name in names))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**asdict(self), "languages": [asdict(entry) for entry in self.languages]}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> VocabularyReport:
-        """The inverse of :meth:`to_dict`."""
-        return cls(**{**data, "languages": tuple(Retokenised(**entry) for entry in data["languages"])})
-
-
-def _mean(values: Iterable[float]) -> float:
+def _mean(values: Iterable[_Score]) -> _Score:
     numbers = list(values)
-    return sum(numbers) / len(numbers)
+    total: Any = sum(numbers)
+    mean: _Score = total / len(numbers)
+    return mean
+
+
+def _interval(ends: Sequence[float] | None) -> Interval | None:
+    return (ends[0], ends[1]) if ends else None
 
 
 def _keys(report: EvalReport) -> set[tuple[str, str, str]]:

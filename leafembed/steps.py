@@ -16,8 +16,9 @@ import numpy as np
 
 from leafembed.errors import Error
 from leafembed.guard import watched
-from leafembed.judge.evaluate import evaluate
-from leafembed.judge.floors import RandomEncoder
+from leafembed.judge.evaluate import Candidate, evaluate
+from leafembed.judge.floors import BagOfWords, RandomEncoder
+from leafembed.judge.intervals import RESAMPLES
 from leafembed.learn.factors import carry_factors, read_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.plan import parts_of
@@ -29,7 +30,7 @@ from leafembed.progress import say
 from leafembed.race import Entry, race
 from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
-from leafembed.record import PACKAGES, run_facts
+from leafembed.record import PACKAGES, run_facts, teacher_facts
 from leafembed.reports import EvalReport
 from leafembed.ship.card import PLOT
 from leafembed.ship.curves import plot_curves
@@ -38,10 +39,9 @@ from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
 from leafembed.stages import fingerprint, once
-from leafembed.types import Encoder, Factors, Speed
+from leafembed.types import Factors, Speed
 
 __all__ = [
-    "FIT_TEXTS",
     "RESOLVED",
     "TABLE",
     "UNTRAINED",
@@ -49,7 +49,6 @@ __all__ = [
     "begin",
     "build_floors",
     "facts_of",
-    "fidelity",
     "open_student",
     "quantized",
     "scored",
@@ -60,7 +59,7 @@ __all__ = [
 RESOLVED = "resolved.toml"
 """File in a run's folder with the recipe as it was understood, every default filled in."""
 
-FIT_TEXTS = 20_000
+_FIT_TEXTS = 20_000
 """Most texts that a linear start is fitted on."""
 
 UNTRAINED, TABLE = "untrained student", "static table"
@@ -98,18 +97,19 @@ def begin(recipe: Recipe, folder: Path) -> Line:
     return Line(recipe, folder, learned)
 
 
-def build_floors(line: Line) -> dict[str, Encoder]:
-    """What a student must beat: random vectors, itself untrained, and a static table."""
+def build_floors(line: Line) -> dict[str, Candidate]:
+    """What a student must beat: random vectors, a bag of words, itself untrained, and a static table."""
     recipe, learned = line.recipe, line.learned
     static = StudentConfig(init="static")
     if learned.teacher.torch is None:  # there is no table of the teacher's: that of the student's encoder
         static = dataclasses.replace(static, model=recipe.student.model, revision=recipe.student.revision)
     configs = {UNTRAINED: recipe.student, TABLE: static}
-    rows = learned.corpus.train[:FIT_TEXTS]
+    rows = learned.corpus.train[:_FIT_TEXTS]
     vectors = learned.targets(np.arange(len(rows)))
     held_out = [(row.text, row.lang) for row in learned.corpus.validation]
     every = (row.text for row in learned.corpus.train)  # read once at most, and never held
-    encoders: dict[str, Encoder] = {"floor: random": RandomEncoder(learned.teacher.ref.dim, recipe.seed)}
+    floors = RandomEncoder(learned.teacher.ref.dim, recipe.seed), BagOfWords()
+    encoders: dict[str, Candidate] = {floor.ref.name: floor for floor in floors}
     made = versions(PACKAGES)
     for name, config in configs.items():
         folder = line.folder / name.replace(" ", "-")
@@ -136,9 +136,7 @@ def _has_encoder(config: StudentConfig, learned: Material) -> bool:
 
 
 def train_student(line: Line, floor: float) -> dict[str, Any]:
-    """Train the untrained student into the run's ``student`` folder; return what training reported.
-
-    Checkpoints go once the student is there.
+    """Train the untrained student into the run's ``student`` folder, drop checkpoints, return what training reported.
 
     Args:
         line: The run.
@@ -218,7 +216,7 @@ def _torch_encoder(line: Line, folder: Path, name: str, config: StudentConfig) -
     return TorchEncoder(model, ref, precision=how.precision, batch_tokens=how.batch_tokens)
 
 
-def scored(line: Line, name: str, encoder: Encoder, *, dev: bool = False, how: Sequence[object] = ()) -> EvalReport:
+def scored(line: Line, name: str, encoder: Candidate, *, dev: bool = False, how: Sequence[object] = ()) -> EvalReport:
     """Score an encoder, or read what an interrupted run scored of the same encoder on the same data.
 
     Args:
@@ -231,7 +229,8 @@ def scored(line: Line, name: str, encoder: Encoder, *, dev: bool = False, how: S
     learned = line.learned
     tasks = learned.dev if dev else learned.test
     data = [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
-    base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed)
+    few = [dict(task.too_few) for task in tasks]
+    base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed, few, RESAMPLES)
     about = dataclasses.asdict(encoder.ref)
     key = fingerprint(about, data, *base, how, versions((*PACKAGES, "scikit-learn", "scipy")))
 
@@ -244,17 +243,18 @@ def scored(line: Line, name: str, encoder: Encoder, *, dev: bool = False, how: S
 
 def facts_of(line: Line, student: TorchEncoder, training: Mapping[str, Any], *, trained: bool = True) -> dict[str, Any]:
     """What the manifest says of a run before its models are judged, of the student after training or as it starts."""
-    folder, arithmetic = _student_folder(line, trained), line.learned.teacher.arithmetic
-    return run_facts(
+    folder, learned, arithmetic = _student_folder(line, trained), line.learned, line.learned.teacher.arithmetic
+    facts = run_facts(
         line.recipe,
-        line.learned.corpus,
-        teacher=line.learned.teacher.ref,
+        learned.corpus,
+        teacher=learned.teacher.ref,
         student=student.ref,
         parts=[dataclasses.asdict(part) for part in parts_of(student.model, read_factors(folder))],
         training=training,
         vocabulary=read_report(folder),
         scored_in={"precision": arithmetic.precision, "device": arithmetic.device},
     )
+    return facts | teacher_facts(line.recipe, learned.corpus, learned.teacher.ref, learned.exposure)
 
 
 def quantized(line: Line, student: TorchEncoder) -> BundleEncoder:
@@ -273,15 +273,6 @@ def _quantized(encoder: TorchEncoder, target: Path, group_size: int, factors: Fa
 
     once(target, key, build)
     return target
-
-
-def fidelity(line: Line, student: TorchEncoder, int8: Encoder) -> dict[str, Any]:
-    """Cosine between the INT8 model and its student in fp32, on held-out texts."""
-    texts, prompt_name = line.learned.validation(line.recipe.quantize.check_texts), line.recipe.teacher.prompt_name
-    fp32 = TorchEncoder(student.model, student.ref, precision="fp32")
-    exact, rounded = (encoder.encode(texts, prompt_name=prompt_name) for encoder in (fp32, int8))
-    cosines = np.sum(exact * rounded, axis=1)
-    return {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min()), "texts": len(texts)}
 
 
 def timed(line: Line, student: TorchEncoder, int8: BundleEncoder) -> tuple[Speed, ...]:

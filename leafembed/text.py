@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "read_lines",
     "read_objects",
     "read_rows",
+    "read_texts",
     "text_hash",
 ]
 
@@ -178,6 +180,20 @@ def read_rows(
                 raise DataError(f"{path}:{number}: got {key} = {str(value[key])[:80]!r}, expected {error}") from error
         rows.append(row)
     return rows
+
+
+def read_texts(path: Path) -> list[str]:
+    """Return the texts of a file that has one a line, or of JSON lines with ``text``; ``-`` is standard input.
+
+    Raises:
+        DataError: As :func:`read_lines` and :func:`read_rows`.
+    """
+    if str(path) == "-":
+        # The bytes, since sys.stdin would decode as the locale says and pass damaged text on.
+        return [line for _, line in decode_lines(sys.stdin.buffer, "standard input")]
+    if ".jsonl" in path.suffixes:
+        return [row["text"] for row in read_rows(path, texts=("text",))]
+    return [line for _, line in read_lines(path)]
 
 
 def _as_any_text(value: Any) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafembed.errors import NonFiniteError
+from leafembed.evidence import Contamination
 
 __all__ = [
     "Corpus",
@@ -103,6 +104,7 @@ class Corpus:
         counts: How many rows were read, kept and dropped, by reason and by source.
         fingerprint: Hash of every row in order.
         sources: One record per source: path, licence, where it came from.
+        contamination: For each evaluation set, what of it the sources held; none of it is in the rows.
     """
 
     train: Sequence[Row]
@@ -110,6 +112,7 @@ class Corpus:
     counts: Mapping[str, int]
     fingerprint: str
     sources: tuple[Mapping[str, str], ...] = ()
+    contamination: tuple[Contamination, ...] = ()
 
     @property
     def languages(self) -> dict[str, int]:

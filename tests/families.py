@@ -60,7 +60,7 @@ def toy_recipe(root: Path, teacher_dir: Path, eval_data: Path, /, **sections: An
         "data": {"root": str(root), "sources": [{"path": "corpus.txt", "lang": "en"}], "validation_rows": 24},
         "teacher": {"model": str(teacher_dir), "precision": "fp32"},
         "train": {"max_steps": 12, "batch_size": 16, "eval_steps": 6, "warmup_steps": 2, "precision": "fp32"},
-        "eval": {"data": str(eval_data), "dev": ["agreement"], "test": ["retrieval/toy_en"]},
+        "eval": {"data": str(eval_data), "dev": ["agreement"], "test": ["retrieval/toy_en"], "min_rows": 8},
         # A random teacher knows nothing that a gate could judge by: what is tested here is the line.
         "alarms": {"stop": False},
         "gate": {"beat_floors": False, "min_mean_retention": 0.0, "max_int8_drop": 1.0, "min_int8_cosine": 0.9},

@@ -22,7 +22,10 @@ def answer(body: Any, status: int = 200, **headers: str) -> Answer:
 
 
 class Stub:
-    """Gives the answers in ``script`` first, one a request, then an encoder's vectors; unsorted, as is allowed."""
+    """Gives the answers in ``script`` first, one a request, then an encoder's vectors; unsorted, as is allowed.
+
+    ``url`` is asked as OpenAI is, ``ollama`` as Ollama is.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -31,6 +34,7 @@ class Stub:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.url = ""
+        self.ollama = ""
         self._lock = threading.Lock()
 
     @property
@@ -51,6 +55,9 @@ class Stub:
             told = self.script.pop(0) if self.script else self.always
         if told is not None:
             return told() if callable(told) else told
+        if path == "/api/embed":
+            vectors = self.encoder.encode(request["input"])
+            return answer({"model": request["model"], "embeddings": vectors.tolist(), "total_duration": 1})
         if path != "/v1/embeddings":
             return answer({"error": f"no such page: {path}"}, 404)
         return answer(self.vectors(request["input"]))
@@ -84,6 +91,7 @@ def serve(encoder: Encoder) -> Iterator[Stub]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     stub.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    stub.ollama = f"http://127.0.0.1:{server.server_address[1]}/api/embed"
     try:
         yield stub
     finally:

@@ -13,7 +13,8 @@ from leafembed.types import Encoder
 
 def score(task: Task, encoder: Encoder) -> float:
     (part,) = task.parts
-    return part.score(lambda texts, prompt_name: encoder.encode(texts, prompt_name=prompt_name))["cosine_spearman"]
+    scored = part.score(lambda texts, prompt_name: encoder.encode(texts, prompt_name=prompt_name))
+    return scored.scores["cosine_spearman"]
 
 
 def test_agreement_is_one_for_the_teacher_and_nothing_for_chance() -> None:

@@ -14,38 +14,65 @@ FILES = sorted(ROOT.rglob("*.py"))
 MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in FILES}
 HEAVY = {
     *("torch", "transformers", "sentence_transformers", "openvino", "nncf"),
-    *("sklearn", "scipy", "matplotlib", "jinja2", "mteb", "datasets", "huggingface_hub"),
+    *("sklearn", "scipy", "matplotlib", "jinja2", "mteb", "datasets", "huggingface_hub", "onnx", "onnxruntime"),
 }
 
-NOUNS = {"errors", "types", "reports", "recipe", "recipe_learn"}
+NOUNS = {"errors", "types", "evidence", "reports", "reports_vocabulary", "recipe", "recipe_learn"}
 HELPERS = {"text", "progress", "stages"}
 
 # Who may import what besides nouns and helpers. A stage that is not named here imports no other stage.
 ALLOWED = {
-    # A bundle is a model folder with card and plot, and opens as an encoder.
-    "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder"},
+    # A bundle is a model folder with card and plot, and opens as an encoder where its verdict allows.
+    "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder", "ship.verdict"},
+    "ship.verdict": {"judge.gate", "recipe_io"},  # judged again by the one gate, by rules as recipes have them
     # Whether there is a plot to show; tables and sections; results as hubs list them.
-    "ship.card": {"ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.vocabulary"},
+    "ship.card": {
+        *("ship.contamination", "ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.templates"),
+        "ship.vocabulary",
+    },
+    "ship.contamination": {"ship.markdown"},
     "ship.scores": {"ship.markdown"},
+    "ship.templates": {"ship.markdown"},  # what templates may do with a value
+    # Everything that is shipped is made from one captured program.
+    "ship.quantize": {"ship.folder", "ship.graph"},  # where prompts stand
+    "ship.onnx_format": {"ship.graph"},
+    "ship.seed_format": {"ship.graph", "ship.seed_model"},  # and the class that goes into the file
+    "ship.companions": {"ship.folder", "ship.graph"},  # where prompts stand; what the program takes
+    "ship.export_page": {"ship.graph", "ship.markdown", "ship.templates"},  # what "no limit" is
+    "ship.report": {"ship.markdown", "ship.scores", "ship.templates"},  # the same order as on the card
     "ship.vocabulary": {"ship.markdown"},
     "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
+    # Models of other makers: opened, checked and batched as ours; what a text that a table does not know gets.
+    "ship.onnx_folder": {"ship.encoder", "ship.folder", "ship.machine"},
+    "ship.model2vec_folder": {"judge.floors", "ship.encoder"},
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
+    # What it scores, with which prompt; a bag of words is fitted to each set; how sure a score is.
+    "judge.evaluate": {"judge.floors", "judge.intervals", "judge.kinds", "judge.tasks"},
+    "judge.compare": {"judge.evaluate", "judge.intervals"},  # reports and their resampled scores
+    "judge.gate": {"judge.floors"},  # one of them is a floor of the mean alone
     # A task is rows of a format, scored as its kind says; agreement is one without a file.
-    "judge.evaluate": {"judge.kinds", "judge.tasks"},
-    "judge.tasks": {"judge.formats", "judge.kinds"},
+    "judge.tasks": {"judge.formats", "judge.intervals", "judge.kinds"},
     "judge.agreement": {"judge.formats", "judge.kinds", "judge.metrics", "judge.tasks"},
-    "judge.kinds": {"judge.formats", "judge.metrics", "judge.probes"},
+    # Scores say what they are resampled from.
+    "judge.kinds": {"judge.formats", "judge.intervals", "judge.metrics", "judge.probes"},
+    "judge.metrics": {"judge.intervals"},
+    "judge.probes": {"judge.intervals", "judge.metrics"},  # arrays are refused for the same reasons
     "judge.formats": {"judge.probes"},  # which documents are clustered
-    "judge.probes": {"judge.metrics"},  # arrays are refused for the same reasons
     # mteb: an encoder or a part of one becomes its model, which its tasks score and its files name.
-    "judge.mteb_model": {"judge.views"},
-    "judge.mteb_run": {"judge.formats", "judge.mteb_model"},  # languages are chosen as in files
-    "judge.mteb_files": {"judge.mteb_model"},
+    "judge.mteb_model": {"judge.evaluate", "judge.floors", "judge.views"},  # a bag of words can be named, not scored
+    "judge.mteb_run": {"judge.evaluate", "judge.formats", "judge.mteb_model"},  # languages are chosen as in files
+    "judge.mteb_files": {"judge.evaluate", "judge.mteb_model"},
     "judge.suites": {"judge.mteb_run", "judge.tasks"},  # of both kinds of tasks
+    "judge.disagree": {"judge.metrics"},  # nearest neighbours
     # A teacher is a loaded model, or a server that is asked, behind a cache.
-    "learn.teacher": {"learn.cache", "learn.fused", "learn.models", "learn.remote"},
+    "learn.teacher": {"learn.cache", "learn.cached", "learn.fused", "learn.models", "learn.remote"},
+    "learn.cached": {"learn.cache"},  # an encoder in front of its store
     "learn.remote": {"learn.endpoint"},  # asks a server and knows it again
-    "learn.data": {"learn.draw", "learn.named", "learn.rows", "learn.sources"},  # reads, draws, writes
+    # Reads, leaves out what is judged by, draws, writes.
+    "learn.data": {"learn.draw", "learn.named", "learn.overlap", "learn.rows", "learn.sources"},
+    "learn.sources": {"learn.overlap"},  # drops what overlaps as it reads
+    # What a teacher was trained on is read and compared as training text is.
+    "learn.exposure": {"learn.named", "learn.overlap", "learn.sources"},
     "learn.negatives": {"learn.links", "learn.rows"},  # which rows mean the same; their columns
     # A student is built from kept layers or at random, narrowed, pruned, factorised; an encoder has to be found.
     "learn.student": {
@@ -88,7 +115,11 @@ ALLOWED = {
     # Outside the three floors.
     "recipe_io": set(),
 }
-COMPOSING = {"prepare", "guard", "steps", "pipeline", "single", "judging", "race", "record", "results", "planning"}
+COMPOSING = {
+    *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
+    "planning",
+    *("opening", "comparing", "judging", "comparison_page", "comparison_plot", "exporting"),
+}
 TOP = {"cli", "options", "__main__", "__init__"}
 
 
@@ -147,12 +178,19 @@ def test_every_exception_is_used():
     assert not {module: names for module, names in unused.items() if names}
 
 
+# What turns a torch model into something else runs torch when it is called; whoever runs a bundle never calls it.
+EXPORTERS = {
+    *("ship.companions", "ship.graph", "ship.onnx_format", "ship.quantize", "ship.seed_format", "ship.seed_model")
+}
+
+
 def test_judge_and_ship_never_import_torch():
-    torch_free = [m for m in MODULES if m.startswith(("judge", "ship")) and m != "ship.quantize"]
+    torch_free = [m for m in MODULES if m.startswith(("judge", "ship")) and m not in EXPORTERS]
     for module in torch_free:
         roots = {name.partition(".")[0] for name in _imports(_tree(MODULES[module]))}
         assert not roots & {"torch", "transformers", "sentence_transformers"}, module
-    names = ", ".join(f"leafembed.{module}".removesuffix(".__init__") for module in [*torch_free, "ship.quantize"])
+    every = [*torch_free, *sorted(EXPORTERS)]
+    names = ", ".join(f"leafembed.{module}".removesuffix(".__init__") for module in every)
     loaded = _run(f"import sys, {names}; print(*sorted({HEAVY!r} & set(sys.modules)))")
     assert loaded == ""
 

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 from conftest import write_rows
-from tiny import make_model_folder, sample_manifest
+from tiny import make_model_folder, reseal, sample_manifest
 
 from leafembed.cli import main
 from leafembed.ship.bundle import write_bundle
@@ -30,6 +30,7 @@ layers = [0]
 data = "eval"
 dev = ["sts/dev"]
 test = ["sts/test"]
+min_rows = 8
 """
 
 
@@ -192,10 +193,11 @@ def test_a_bundle_whose_manifest_is_damaged(work, refusal):
     path = work / "run" / "bundle" / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     for damaged, message in (
-        ({**manifest, "format": 2}, "got format 2, expected 1"),
+        ({**manifest, "format": 1}, "got format 1, expected 2"),
         ({**manifest, "verdict": {"stage": "INT8 model", "checks": []}}, "the verdict is not readable"),
         ({k: v for k, v in manifest.items() if k != "files"}, "lacks files"),
     ):
+        reseal(damaged)
         path.write_text(json.dumps(damaged), encoding="utf-8")
         assert message in refusal("info", work / "run" / "bundle")
     path.write_text("{", encoding="utf-8")

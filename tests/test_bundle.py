@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tiny import make_model_folder, refused_before_int8, sample_manifest, verdict
+from tiny import WORDS, make_model_folder, refused_before_int8, reseal, sample_manifest
 
 from leafembed.errors import BundleError, GateFailedError
 from leafembed.ship.bundle import open_bundle, read_manifest, refresh_card, verify, write_bundle, write_refusal
@@ -32,10 +32,12 @@ def bundle(written, tmp_path):
     return shutil.copytree(written, tmp_path / "bundle")
 
 
-def _edit(bundle, change):
+def _edit(bundle, change, *, sealed=True):
     path = bundle / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     change(manifest)
+    if sealed:
+        reseal(manifest)
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -97,7 +99,7 @@ def test_a_missing_file_is_refused(bundle, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format=2), "got format 2, expected 1"),
+        (lambda m: m.update(format=1), "got format 1, expected 2"),
         (lambda m: m.pop("format"), "got format None"),
         (lambda m: m.pop("teacher"), "lacks teacher"),
         (lambda m: m.update(files=[]), "not a table of hashes"),
@@ -125,20 +127,42 @@ def test_no_manifest_or_a_damaged_one_is_refused(bundle, tmp_path):
 
 
 def test_a_refused_bundle_opens_only_when_asked_to(model, tmp_path):
-    refused = write_bundle(tmp_path / "b", model, sample_manifest(verdict=verdict(retention=0.7)))
+    refused = write_bundle(tmp_path / "b", model, sample_manifest(kept=0.7))
     with pytest.raises(GateFailedError, match=r"refused the INT8 model: mean retention is 0\.7000") as caught:
         open_bundle(refused)
     assert not caught.value.result.passed
     assert open_bundle(refused, allow_failed=True, threads=1).encode(["red"]).shape == (1, 8)
 
 
-def test_the_verdict_is_recomputed_and_not_believed(bundle):
-    def lie(manifest):
-        manifest["verdict"]["checks"][0].update(value=0.1, passed=True)
-        manifest["verdict"]["passed"] = True
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["speed"][0].update(texts_per_second=1e6),
+        lambda m: m["teacher"].update(licence="MIT"),
+        lambda m: m["recipe"]["gate"].update(max_int8_drop=1.0),
+        lambda m: m["reports"]["floor: random"]["results"][0].update(n=5),
+        lambda m: m.update(seal="0" * 64),
+        lambda m: m.pop("seal"),
+    ],
+)
+def test_any_edit_breaks_the_seal(bundle, change):
+    _edit(bundle, change, sealed=False)
+    for use in (open_bundle, verify, refresh_card):
+        with pytest.raises(BundleError, match="edited after it was written, its seal does not fit"):
+            use(bundle)
 
-    _edit(bundle, lie)
-    with pytest.raises(GateFailedError):
+
+def test_the_tokenizer_of_another_bundle_is_refused(bundle, tmp_path):
+    other = make_model_folder(tmp_path / "other", vocab=[*WORDS[:3], *reversed(WORDS[3:])])
+    shutil.copyfile(other / "tokenizer.json", bundle / "tokenizer.json")
+    with pytest.raises(BundleError, match=r"tokenizer\.json was altered"):
+        open_bundle(bundle)
+
+
+def test_the_weights_of_another_bundle_are_refused(bundle, tmp_path):
+    other = make_model_folder(tmp_path / "other", vocab=[*WORDS, "more"])
+    shutil.copyfile(other / "model.bin", bundle / "model.bin")
+    with pytest.raises(BundleError, match=r"model\.bin was altered"):
         open_bundle(bundle)
 
 
@@ -211,3 +235,14 @@ def test_a_refusal_is_a_card_and_its_manifest_but_no_bundle(tmp_path):
     assert (folder / "README.md").read_text(encoding="utf-8") == render_card(manifest)
     with pytest.raises(BundleError, match="lacks files"):
         open_bundle(folder, allow_failed=True)
+
+
+def test_what_is_no_number_is_not_written(model, tmp_path):
+    manifest = sample_manifest()
+    manifest["sizes"]["parts"][0]["int8_mb"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        write_bundle(tmp_path / "b", model, manifest)
+    refused = refused_before_int8()
+    refused["training"]["seconds"] = float("inf")
+    with pytest.raises(ValueError, match="JSON"):
+        write_refusal(tmp_path / "r", refused)

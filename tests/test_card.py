@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny import TASKS, refused_before_int8, sample_manifest, verdict
 
-from leafembed.reports import Retokenised, VocabularyReport
+from leafembed.reports_vocabulary import Retokenised, VocabularyReport
 from leafembed.ship.card import render_card
 from leafembed.ship.curves import plot_curves
 from leafembed.ship.markdown import bullets, fixed, table, to_toml
@@ -61,6 +61,45 @@ def test_targets_that_were_not_measured_are_listed_with_the_reason(manifest):
     assert "- STS22 of 0.50: no data" in card[card.index("### Not measured") : card.index("## Training")]
 
 
+def test_overlap_with_training_text_is_shown_by_evaluation_set(manifest):
+    card = render_card(manifest)
+    assert "| sts/stsb_multi_mt.dev | dev | 1,500 | 2 | 1 | 0.20% | 6 |" in card
+    assert "| retrieval/miracl | test | 500 | 0 | 0 | 0.00% | 0 |" in card
+    manifest["contamination"] = []
+    assert "### Overlap" not in render_card(manifest)
+
+
+def test_what_the_teacher_was_trained_on_is_named_or_said_to_be_unknown(manifest):
+    card = render_card(manifest)
+    assert "as far as it is published: MIRACL (source:\na paper)" in card
+    assert "- retrieval/miracl and MIRACL: the same data set (source: its name)" in card
+    manifest["teacher_data"]["shared"] = []
+    card = render_card(manifest)
+    assert "The teacher may have seen it" not in card
+    assert "No evaluation set here is known to be one of these" in card
+    manifest["teacher_data"] = None
+    assert "What the teacher was trained on is not known here" in render_card(manifest)
+
+
+def test_what_the_teachers_own_text_touches_is_counted_where_that_text_is_here(manifest):
+    assert "as far as it is here" not in render_card(manifest)
+    touched = {"task": "retrieval/miracl", "items": 500, "exact": 20, "ngram": 5, "rows_exact": 31, "rows_ngram": 9}
+    manifest["teacher_overlap"] = {"sources": ["miracl_train.jsonl.gz"], "sets": [{**touched, "share": 0.05}]}
+    card = render_card(manifest)
+    assert "as far as it is here (miracl_train.jsonl.gz)" in card
+    assert "| retrieval/miracl | test | 500 | 20 | 5 | 5.00% | 40 |" in card
+    manifest["teacher_overlap"]["sets"][0]["share"] = 0.04
+    with pytest.raises(ValueError, match=r"got share 0\.04, the counts give 0\.05"):
+        render_card(manifest)
+
+
+def test_behaviour_is_shown_for_student_and_int8(manifest):
+    card = render_card(manifest)
+    assert "| student | 0.99998 | 0.0600 | 0.1000 |\n| INT8 | 0.99970 | 0.0610 | 0.1000 |" in card
+    manifest["behaviour"] = {}
+    assert "### Behaviour" not in render_card(manifest)
+
+
 ALARM = {"name": "stall", "step": 1500, "message": "the loss fell | the score did not", "fatal": False, "facts": {}}
 
 
@@ -106,6 +145,8 @@ def test_scores_and_retention_are_those_of_the_reports(manifest):
     [
         (lambda m: m["reports"]["int8"]["results"][2].update(main_score=0.1234), "0.1234"),
         (lambda m: m["int8"].update(cosine_min=0.87654), "0.87654"),
+        (lambda m: m["contamination"][1].update(ngram=33, share=33 / 500), "6.60%"),
+        (lambda m: m["behaviour"]["int8"].update(tail=0.07654), "0.0765"),
         (lambda m: m["speed"][2].update(texts_per_second=16.8), "16.8"),
         (lambda m: m["sizes"]["parts"][0].update(parameters=123456789), "123,456,789"),
         (lambda m: m["corpus"].update(train_rows=31337), "31,337"),
@@ -178,6 +219,7 @@ def test_the_recipe_on_the_card_is_toml_of_the_same_recipe(manifest):
 
 
 def test_many_rows_are_folded_and_many_languages_cut(manifest):
+    manifest["verdict"] = verdict()
     assert "rows)</summary>" not in render_card(manifest)
     for report in manifest["reports"].values():
         report["results"] += [{**report["results"][0], "lang": f"x{i}"} for i in range(9)]
@@ -251,3 +293,27 @@ def test_toml_survives_awkward_values():
         "list": {"of": [{"a": 1, "m": {"k": "v"}}, {"a": 2}]},
     }
     assert tomllib.loads(to_toml(data)) == data
+
+
+def test_scores_carry_their_intervals(manifest):
+    assert "In brackets" not in render_card(manifest)
+    for report in manifest["reports"].values():
+        report["intervals"] = {kind: [0.1, 0.2] for kind in ("STS", "BitextMining", "Retrieval", "mean")}
+        for result in report["results"]:
+            result["interval"] = [result["main_score"] - 0.01234, result["main_score"] + 0.02]
+    card = render_card(manifest)
+    assert "In brackets: the 95 % interval" in card
+    row = next(row for row in card.splitlines() if row.startswith("| sts/stsb_multi_mt.test | en |"))
+    assert "| 500 | 0.8213 [0.809, 0.841] |" in row
+    for kind in ("STS", "mean"):
+        assert next(row for row in card.splitlines() if row.startswith(f"| {kind} |")).count(" [0.100, 0.200] |") == 6
+
+
+def test_a_language_with_too_few_rows_says_so(manifest):
+    few = {"task": "sts/stsb_multi_mt.test", "type": "STS", "lang": "sw", "n": 12}
+    for report in manifest["reports"].values():
+        report["too_few"] = [few]
+    card = render_card(manifest)
+    row = next(row for row in card.splitlines() if row.startswith("| sts/stsb_multi_mt.test | sw |"))
+    assert row.count("| too few rows (12) ") == 6
+    assert "A language with too few rows has no score" in card

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import HashEncoder
 from stub_server import serve
-from tiny import WORDS, make_model_folder, sample_manifest, verdict
+from tiny import WORDS, make_model_folder, sample_manifest
 
 from leafembed import __version__
 from leafembed.cli import COMMANDS, main
@@ -32,7 +32,7 @@ def bundle(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def refused(model, tmp_path_factory):
-    manifest = sample_manifest(verdict=verdict(retention=0.5))
+    manifest = sample_manifest(kept=0.5)
     return write_bundle(tmp_path_factory.mktemp("cli") / "refused", model, manifest)
 
 
@@ -203,7 +203,10 @@ def test_a_refused_bundle_opens_only_when_asked_to(leaf, refused, tmp_path):
     for argv in (["encode", refused, texts], ["benchmark", refused, "--texts", texts], ["evaluate", refused]):
         status, out, err = leaf(*argv)
         assert (status, out) == (3, "")
-        assert err == ["leaf: the gate refused the INT8 model: mean retention is 0.5000, must be at least 0.9000"]
+        assert len(err) == 1
+        assert err[0].startswith(
+            "leaf: the gate refused the INT8 model: mean retention is 0.5000, must be at least 0.9000; "
+        )
     assert leaf("encode", refused, texts, "--allow-failed")[0] == 0
 
 
@@ -225,19 +228,46 @@ def test_evaluate_scores_a_bundle_beside_a_reference(leaf, eval_data, tmp_path):
     vocab = [*WORDS, *(f"{lang}{i}" for lang in ("en", "de") for i in range(500))]
     model = make_model_folder(tmp_path / "model", vocab=vocab, dim=64, max_seq_length=32)
     bundle = write_bundle(tmp_path / "bundle", model, sample_manifest())
-    argv = ["evaluate", bundle, "--reference", model, "--data", eval_data, "--tasks", "sts/toy.test", "retrieval/*"]
+    argv = ["evaluate", bundle, "--reference", model, "--data", eval_data, "--cache-dir", tmp_path / "cache"]
+    argv += ["--tasks", "sts/toy.test", "classification/*", "retrieval/*"]
     status, out, _ = leaf(*argv, "--json")
     data = json.loads(out)
     assert status == 0
-    assert {r["task"] for r in data["model"]["results"]} == {"sts/toy.test", "retrieval/toy_de", "retrieval/toy_en"}
-    assert data["retention"] == {"STS": 1.0, "Retrieval": 1.0}
-    _, shown, _ = leaf(*argv)
+    assert {r["task"] for r in data["model"]["results"]} == {"sts/toy.test", "classification/toy"}
+    assert all(len(r["interval"]) == 2 for r in data["model"]["results"])
+    assert {few["task"] for few in data["model"]["too_few"]} == {"retrieval/toy_de", "retrieval/toy_en"}
+    assert data["retention"] == {"STS": 1.0, "Classification": 1.0}
+    _, shown, err = leaf(*argv)
     assert "retention" in shown
-    assert "sts/toy.test" in shown
+    assert "too few rows (30)" in shown
+    row = next(line for line in shown.splitlines() if line.strip().startswith("sts/toy.test "))
+    low, high = data["model"]["results"][0]["interval"]
+    assert row.count(f"[{low:.3f}, {high:.3f}]") == 2
+    assert err[-1].endswith("3 results, 3 of them from before")
 
 
-def test_a_reference_that_scores_nothing_is_an_error(leaf, bundle, model, eval_data):
-    argv = ["--reference", model, "--data", eval_data, "--tasks", "sts/toy.test", "--json"]
+def test_compare_holds_models_against_each_other(leaf, eval_data, tmp_path):
+    vocab = [*WORDS, *(f"{lang}{i}" for lang in ("en", "de") for i in range(500))]
+    folder = make_model_folder(tmp_path / "model", vocab=vocab, dim=64, max_seq_length=32)
+    argv = ["compare", folder, "floor:random", "--reference", "floor:bag-of-words", "--data", eval_data]
+    argv += ["--tasks", "sts/toy.test", "--languages", "deu", "--max-rows", 50, "--cache-dir", tmp_path / "cache"]
+    status, out, err = leaf(*argv, "--out", tmp_path / "out", "--json")
+    data = json.loads(out)
+    assert status == 0
+    assert [model["label"] for model in data["models"]] == ["tiny", "floor: random", "floor: bag of words"]
+    assert {(result["lang"], result["n"]) for model in data["models"] for result in model["results"]} == {("de", 50)}
+    assert data["reference"] == "floor: bag of words"
+    assert data == json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert str(tmp_path / "out" / "README.md") in err[-1]
+    status, shown, err = leaf(*argv)
+    assert status == 0
+    assert "A above B" in shown
+    assert len([line for line in err if "1 results, 1 of them from before" in line]) == 3
+    assert leaf("compare", "./nowhere", "--data", eval_data)[0] == 1
+
+
+def test_a_reference_that_scores_nothing_is_an_error(leaf, bundle, model, eval_data, tmp_path):
+    argv = ["--reference", model, "--data", eval_data, "--tasks", "sts/toy.test", "--json", "--cache-dir", tmp_path]
     status, out, err = leaf("evaluate", bundle, *argv)  # every word of these texts is unknown to it
     assert (status, out) == (1, "")
     assert err[-1].startswith("leaf: tiny scores 0.0000 on STS, expected above 0")
@@ -246,20 +276,8 @@ def test_a_reference_that_scores_nothing_is_an_error(leaf, bundle, model, eval_d
 def test_evaluate_narrows_to_languages_rows_and_dimensions_and_exports(leaf, eval_data, tmp_path):
     vocab = [*WORDS, *(f"{lang}{i}" for lang in ("en", "de") for i in range(500))]
     model = make_model_folder(tmp_path / "model", vocab=vocab, dim=64, max_seq_length=32)
-    argv = [
-        "evaluate",
-        model,
-        "--data",
-        eval_data,
-        "--tasks",
-        "sts/*",
-        "--languages",
-        "de",
-        "--max-rows",
-        20,
-        "--dim",
-        8,
-    ]
+    argv = ["evaluate", model, "--data", eval_data, "--tasks", "sts/*", "--languages", "de", "--max-rows", 20]
+    argv += ["--dim", 8, "--cache-dir", tmp_path / "cache"]
     exports = ["--export-mteb", tmp_path / "results", "--export-card", tmp_path / "card.md"]
     status, out, err = leaf(*argv, *exports, "--json")
     data = json.loads(out)
@@ -274,11 +292,15 @@ def test_evaluate_narrows_to_languages_rows_and_dimensions_and_exports(leaf, eva
     assert f"2 result files of mteb below {tmp_path / 'results' / 'results'}" in err
     assert f"model-index of 2 results in {tmp_path / 'card.md'}" in err
     assert len(list((tmp_path / "results").rglob("experiments/embed_dim_8/sts-*.json"))) == 2
+    _, shown, _ = leaf(*argv, "--reference", model)
+    assert ["tiny (dim 8)", "tiny"] == [
+        line.split("  ")[0].strip() for line in shown.splitlines() if "tiny" in line[:9]
+    ]
     for part, message in (
         (["--dim", 65], "dim of tiny: got 65, expected 1 to 64"),
         (["--exit", 3], "exit of tiny: got 3"),
     ):
-        status, _, err = leaf("evaluate", model, "--data", eval_data, *part)
+        status, _, err = leaf("evaluate", model, "--data", eval_data, "--cache-dir", tmp_path / "cache", *part)
         assert (status, len(err)) == (1, 1)
         assert message in err[0]
 
@@ -292,30 +314,28 @@ def test_evaluate_shows_what_of_a_suite_is_here(leaf, eval_data, tmp_path, monke
     monkeypatch.setattr(
         suites, "SUITES", {"mine": (suites.Member("here", "STS12", local=toy), suites.Member("not", "STS13"))}
     )
-    status, out, err = leaf("evaluate", model, "--data", eval_data, "--suite", "mine")
+    argv = ["evaluate", model, "--data", eval_data, "--suite", "mine", "--cache-dir", tmp_path / "cache"]
+    status, out, err = leaf(*argv)
     assert status == 0
     assert "sts/toy.test (a toy)" in out
     assert "not scored: STS13: neither in the cache nor among the local files" in err
-    status, _, err = leaf("evaluate", model, "--data", eval_data, "--suite", "mine", "--languages", "de")
+    status, _, err = leaf(*argv, "--languages", "de")
     assert (status, len(err)) == (1, 1)
     assert "--languages: got de, expected none beside --suite" in err[0]
 
 
-def test_a_model_at_a_url_needs_its_name_and_hides_no_key(leaf, eval_data):
+def test_a_model_at_a_url_needs_its_name_and_hides_no_key(leaf, eval_data, tmp_path):
+    argv = ["--data", eval_data, "--tasks", "sts/toy.dev", "--max-rows", 20, "--json", "--cache-dir", tmp_path]
     with serve(HashEncoder(16)) as stub:
-        argv = ["--data", eval_data, "--tasks", "sts/toy.dev", "--json"]
-        status, out, _ = leaf("evaluate", stub.url, "--served-model", "hash-16", *argv)
+        status, out, _ = leaf("evaluate", f"hash-16@{stub.url}", *argv)
         assert status == 0
         assert json.loads(out)["model"]["model"]["name"] == "hash-16"
         status, _, err = leaf("evaluate", stub.url, *argv)
         assert (status, len(err)) == (1, 1)
-        assert "--served-model: got none" in err[0]
-    status, _, err = leaf("evaluate", "http://me:secret@127.0.0.1/v1", "--served-model", "a", *argv)
+        assert "expected NAME@URL" in err[0]
+    status, _, err = leaf("evaluate", "a@http://me:secret@127.0.0.1/v1", *argv)
     assert status == 1
     assert "secret" not in err[0]
-    status, _, err = leaf("evaluate", "folder", "--served-model", "a", *argv)
-    assert (status, len(err)) == (1, 1)
-    assert "expected a URL as MODEL or --reference" in err[0]
 
 
 def test_an_unknown_task_is_an_error_that_names_near_ones(leaf, bundle, eval_data):

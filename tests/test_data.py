@@ -16,7 +16,9 @@ import pytest
 from conftest import write_rows
 
 from leafembed.errors import DataError
+from leafembed.evidence import Contamination
 from leafembed.learn.data import prepare_corpus
+from leafembed.learn.overlap import JudgedSet
 from leafembed.learn.sources import Record
 from leafembed.recipe_learn import DataConfig, Source
 from leafembed.text import clean_text, normalise_text
@@ -28,10 +30,12 @@ def lines(n, word="word"):
     return [f"{word} number {i}" for i in range(n)]
 
 
-def corpus(root, *sources, seed=0, prompt_name=None, forbidden=(), **config):
+def corpus(root, *sources, seed=0, prompt_name=None, judged=(), **config):
     config = DataConfig(root=root, sources=sources, **({"validation_rows": 16} | config))
     kept = root / "kept"
-    return prepare_corpus(config, kept, seed=seed, prompt_name=prompt_name, forbidden=frozenset(forbidden))
+    texts = frozenset(map(normalise_text, judged))
+    sets = {"sts/judged": JudgedSet(frozenset((text,) for text in texts), texts)} if texts else {}
+    return prepare_corpus(config, kept, seed=seed, prompt_name=prompt_name, judged=sets)
 
 
 def texts(rows):
@@ -123,8 +127,9 @@ def test_duplicates_short_texts_and_other_languages_are_dropped_and_counted(tmp_
 def test_evaluation_texts_are_dropped_with_their_pair_and_counted(tmp_path):
     write_rows(tmp_path / "a.jsonl", [{"text": f"question {i}", "a": f"answer {i}"} for i in range(60)])
     source = Source(path="a.jsonl", positive="a")
-    found = corpus(tmp_path, source, forbidden=[normalise_text("Question 5"), normalise_text("ANSWER  7"), "word"])
+    found = corpus(tmp_path, source, judged=["Question 5", "ANSWER  7", "word"])
     assert found.counts["dropped: equals an evaluation text"] == 2
+    assert found.contamination == (Contamination("sts/judged", 3, exact=2, ngram=0, rows_exact=2, rows_ngram=0),)
     assert not {"question 5", "answer 5", "question 7", "answer 7"} & set(texts([*found.train, *found.validation]))
 
 
@@ -305,7 +310,7 @@ def test_a_second_run_of_the_same_finds_the_corpus_and_a_changed_file_does_not(p
     (plain / "plain.txt").touch()
     assert corpus(plain, Source(path="plain.txt")) == first
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    for change in ({"seed": 1}, {"prompt_name": "STS"}, {"max_rows": 40}, {"forbidden": ("word number 3",)}):
+    for change in ({"seed": 1}, {"prompt_name": "STS"}, {"max_rows": 40}, {"judged": ("word number 3",)}):
         corpus(plain, Source(path="plain.txt"), **change)
     corpus(plain, Source(path="plain.txt", lang="en"))
     (plain / "plain.txt").write_text("\n".join(lines(101)), encoding="utf-8")

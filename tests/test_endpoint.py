@@ -12,7 +12,7 @@ from conftest import HashEncoder
 from stub_server import answer, serve
 
 from leafembed.errors import ModelError, NonFiniteError
-from leafembed.learn.endpoint import PATIENCE, Patience, Server, _retry_after
+from leafembed.learn.endpoint import PATIENCE, Patience, Server, _retry_after, place_of
 
 KEY = "sk-4f1c9e-secret"
 QUICK = Patience(attempts=3, pause=0.01, timeout=5)
@@ -216,3 +216,20 @@ def test_the_key_is_sent_and_never_shown(stub, ask, capsys):
     assert all("[key]" in message for message in messages)
     server = Server("http://localhost/v1/embeddings", "m", KEY)
     assert not [text for text in (*messages, repr(server), *capsys.readouterr()) if KEY in text]
+
+
+def test_ollama_is_asked_and_read_as_ollama(stub, ask):
+    assert place_of(f"{stub.ollama}/") == stub.ollama
+    assert place_of("https://host/v1/") == "https://host/v1/embeddings"
+    vectors = ask(url=stub.ollama)
+    assert np.allclose(vectors, HashEncoder(16).encode(TEXTS), atol=1e-6)
+    assert stub.asked == [{"model": "some-model", "input": TEXTS, "truncate": True}]
+    stub.script = [answer({"error": 'model "x" not found, try pulling it first'}, 404)]
+    with pytest.raises(ModelError, match='404 Not Found: model "x" not found, try pulling it first'):
+        ask(url=stub.ollama)
+    stub.script = [answer(items([1.0, 0.0]))]
+    with pytest.raises(ModelError, match=r'expected JSON with "embeddings", a list with one of each text'):
+        ask(url=stub.ollama)
+    stub.script = [answer({"embeddings": [[1.0, 0.0]]})]
+    with pytest.raises(ModelError, match=r"got 1 vectors with index \[0\], expected one for each of 3 texts"):
+        ask(url=stub.ollama)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from conftest import HashEncoder
 
 from leafembed.errors import NonFiniteError
 from leafembed.judge.evaluate import evaluate
+from leafembed.judge.floors import BagOfWords
 from leafembed.judge.tasks import load_tasks
 from leafembed.reports import EvalReport
 from leafembed.types import FloatArray
@@ -85,6 +87,52 @@ def test_missing_vectors_and_missing_tasks_raise(eval_data: Path) -> None:
         evaluate(Broken("short"), load_tasks(eval_data, NAMES))
     with pytest.raises(ValueError, match="no task was scored"):
         evaluate(HashEncoder(), ())
+
+
+def test_every_score_has_an_interval_and_so_has_every_type(eval_data: Path) -> None:
+    report = evaluate(HashEncoder(), load_tasks(eval_data, NAMES))
+    for result in report.results:
+        assert result.interval is not None
+        low, high = result.interval
+        assert 0 < low <= result.main_score <= high <= 1
+    assert set(report.intervals) == {*report.by_type(), "mean"}
+    for kind, score in {**report.by_type(), "mean": report.mean}.items():
+        low, high = report.intervals[kind]
+        assert low <= score <= high
+    widths = [np.ptp(result.interval) for result in report.results if result.type == "STS"]
+    assert np.ptp(report.intervals["STS"]) < max(widths)
+
+
+def test_a_language_with_too_few_rows_is_named_and_not_scored(eval_data: Path) -> None:
+    report = evaluate(HashEncoder(), load_tasks(eval_data, NAMES, min_rows=40))
+    assert [(few.task, few.lang, few.n) for few in report.too_few] == [
+        ("retrieval/toy_en", "en", 30),
+        ("reranking/toy", "en", 20),
+    ]
+    assert str(report.too_few[0]) == "too few rows (30)"
+    assert "Retrieval" not in report.by_type()
+    assert report.score("retrieval/toy_en", "en") is None
+    assert EvalReport.from_dict(report.to_dict()) == report
+
+
+def test_a_report_of_before_there_were_intervals_is_read(eval_data: Path) -> None:
+    report = evaluate(HashEncoder(), load_tasks(eval_data, NAMES))
+    old = json.loads(json.dumps(report.to_dict()))
+    del old["intervals"], old["too_few"]
+    for result in old["results"]:
+        del result["interval"]
+    read = EvalReport.from_dict(old)
+    assert (read.by_type(), read.intervals, read.too_few) == (report.by_type(), {}, ())
+    assert all(result.interval is None for result in read.results)
+
+
+def test_the_bag_of_words_counts_on_the_set_that_is_scored(eval_data: Path) -> None:
+    tasks = load_tasks(eval_data, NAMES)
+    together = evaluate(BagOfWords(), tasks)
+    alone = [evaluate(BagOfWords(), [task]).results for task in tasks]
+    scores = [dict(result.scores) for result in together.results]
+    assert scores == [dict(result.scores) for results in alone for result in results]
+    assert all(result.main_score > 0.7 for result in together.results)
 
 
 def test_a_prompt_is_looked_for_by_type_and_role_then_type_then_role(eval_data: Path) -> None:

@@ -23,7 +23,7 @@ BUNDLE = {
     *("tokenizer_config.json", "config.json", "config_sentence_transformers.json"),
     *("README.md", "curves.png", "manifest.json"),
 }
-FLOORS = {"floor: random", "floor: untrained student", "floor: static table"}
+FLOORS = {"floor: random", "floor: bag of words", "floor: untrained student", "floor: static table"}
 
 
 @dataclass(frozen=True)

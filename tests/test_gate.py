@@ -15,7 +15,7 @@ from leafembed.judge.floors import RandomEncoder
 from leafembed.judge.gate import check
 from leafembed.judge.tasks import Task, load_tasks
 from leafembed.recipe import GateConfig
-from leafembed.reports import EvalReport, GateResult, TaskResult
+from leafembed.reports import EvalReport, GateResult, TaskResult, TooFew
 from leafembed.types import FloatArray, ModelRef
 
 TYPES = ("STS", "BitextMining", "Classification", "Retrieval")
@@ -186,3 +186,24 @@ def test_a_teacher_that_scores_nothing_has_nothing_to_retain(score: float) -> No
 def test_a_score_that_is_no_number_never_reaches_the_gate(teacher: EvalReport) -> None:
     with pytest.raises(NonFiniteError):
         dataclasses.replace(teacher.results[0], main_score=math.nan)
+
+
+def test_a_required_language_with_only_too_few_rows_is_missing() -> None:
+    few = (TooFew("STS/a", "STS", "ja", 12),)
+    mine = dataclasses.replace(report({("STS/a", "de"): 0.8}), too_few=few)
+    config = GateConfig(languages=("de", "ja"), beat_floors=False)
+    result = check(mine, mine, config, floors={})
+    assert failed(result) == ["results in language ja"]
+    assert {one.name for one in result.checks} == {"mean retention", "results in language de", "results in language ja"}
+    with pytest.raises(RecipeError, match="min_score: got 'STS/a@ja'"):
+        check(mine, mine, GateConfig(min_score={"STS/a@ja": 0.1}, beat_floors=False), floors={})
+
+
+def test_the_bag_of_words_is_a_floor_of_the_mean_alone() -> None:
+    mine = report({("STS/a", "de"): 0.8, ("Retrieval/b", "de"): 0.9})
+    bag = "floor: bag of words"
+    beats_one = report({("STS/a", "de"): 0.6, ("Retrieval/b", "de"): 0.95})
+    assert check(mine, mine, GateConfig(), floors={bag: beats_one}).passed
+    assert not check(mine, mine, GateConfig(), floors={"floor: random": beats_one}).passed
+    equal = report({("STS/a", "de"): 0.9, ("Retrieval/b", "de"): 0.8})
+    assert failed(check(mine, mine, GateConfig(), floors={bag: equal})) == [f"mean above {bag}"]

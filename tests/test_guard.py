@@ -65,7 +65,10 @@ def test_a_random_student_stops_and_leaves_a_card(plain, random_start, tmp_path)
     assert [entry["step"] for entry in training["history"]] == [0, 2, 4]
     assert manifest["verdict"]["passed"] is False
     assert manifest["verdict"]["stage"] == "training, step 4"
-    assert set(manifest["reports"]) == {"teacher", "floor: random", "floor: untrained student", "floor: static table"}
+    assert set(manifest["reports"]) == {
+        "teacher",
+        *(f"floor: {name}" for name in ("random", "bag of words", "untrained student", "static table")),
+    }
     card = (run_dir / "refused" / "README.md").read_text()
     body = card.split("---")[2].strip()
     assert body.startswith(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mteb
@@ -8,11 +9,21 @@ from conftest import HashEncoder, write_rows
 from hub_cache import write_cache
 from huggingface_hub import ModelCard
 from mteb.mocks import mock_tasks
+from tiny import make_model_folder
 
-from leafembed.errors import DataError
+from leafembed.errors import DataError, ModelError
 from leafembed.judge import mteb_run, suites
 from leafembed.judge.mteb_run import find_mteb_tasks
-from leafembed.judging import Wanted, export_card, export_mteb, judge
+from leafembed.judging import Evaluation, Wanted, export_card, export_mteb, judge, judge_beside
+from leafembed.opening import Opened
+
+Judge = Callable[[Wanted], Evaluation]
+
+
+@pytest.fixture
+def hashed(tmp_path: Path) -> Judge:
+    """Judges an encoder that needs no files."""
+    return lambda wanted: judge(Opened("hash", HashEncoder(16), "key"), wanted, cache_dir=tmp_path / "kept")
 
 
 @pytest.fixture
@@ -24,8 +35,8 @@ def mocks(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_all_local_tasks_are_scored_where_nothing_is_named(eval_data: Path) -> None:
-    judged = judge(HashEncoder(16), Wanted(data=eval_data, max_rows=10, languages=["en"]))
+def test_all_local_tasks_are_scored_where_nothing_is_named(hashed: Judge, eval_data: Path) -> None:
+    judged = hashed(Wanted(data=eval_data, max_rows=10, languages=["en"]))
     assert {result.type for result in judged.local} == {
         *("STS", "Classification", "Clustering", "Reranking", "Retrieval")
     }
@@ -35,18 +46,18 @@ def test_all_local_tasks_are_scored_where_nothing_is_named(eval_data: Path) -> N
 
 
 @pytest.mark.usefixtures("mocks", "cache")
-def test_mteb_alone_needs_no_local_data(tmp_path: Path) -> None:
-    judged = judge(HashEncoder(16), Wanted(data=tmp_path, mteb=["MockSTSTask", "STS12"]))
+def test_mteb_alone_needs_no_local_data(hashed: Judge, tmp_path: Path) -> None:
+    judged = hashed(Wanted(data=tmp_path, mteb=["MockSTSTask", "STS12"]))
     assert [result.task for result in judged.report.results] == ["mteb/MockSTSTask"]
     assert set(judged.missing) == {"STS12"}
     with pytest.raises(DataError, match=r"nothing was scored, since no data is there\. STS12: mteb/sts12-sts: Couldn"):
-        judge(HashEncoder(16), Wanted(data=tmp_path, mteb=["STS12"]))
+        hashed(Wanted(data=tmp_path, mteb=["STS12"]))
 
 
 @pytest.mark.usefixtures("mocks")
-def test_local_tasks_and_mteb_are_exported_together(eval_data: Path, tmp_path: Path) -> None:
+def test_local_tasks_and_mteb_are_exported_together(hashed: Judge, eval_data: Path, tmp_path: Path) -> None:
     wanted = Wanted(data=eval_data, tasks=["sts/toy.test"], mteb=["MockSTSTask"])
-    judged = judge(HashEncoder(16), wanted)
+    judged = hashed(wanted)
     assert len(judged.report.results) == 3
     assert export_mteb(tmp_path / "results", judged) == 2
     assert len(list((tmp_path / "results").rglob("*.json"))) == 3
@@ -56,6 +67,7 @@ def test_local_tasks_and_mteb_are_exported_together(eval_data: Path, tmp_path: P
 
 
 def test_a_suite_scores_each_task_where_its_data_is(
+    hashed: Judge,
     cache: Path,
     tmp_path: Path,
     eval_data: Path,
@@ -72,7 +84,7 @@ def test_a_suite_scores_each_task_where_its_data_is(
     (task,) = find_mteb_tasks(["STSBenchmark"])
     rows = [{"sentence1": f"a b{i}", "sentence2": f"a b{i % 3}", "score": float(i)} for i in range(9)]
     write_cache(cache, "mteb/stsbenchmark-sts", {"test": rows}, task.metadata.revision)
-    judged = judge(HashEncoder(16), Wanted(data=eval_data, suite="mine"))
+    judged = hashed(Wanted(data=eval_data, suite="mine"))
     assert [(result.task, result.lang, result.n) for result in judged.report.results] == [
         ("sts/toy.test", "en", 60),
         ("mteb/STSBenchmark", "en", 9),
@@ -88,7 +100,55 @@ def test_a_suite_scores_each_task_where_its_data_is(
     assert not (tmp_path / "results").exists()
 
 
-def test_a_local_name_that_means_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_local_name_that_means_nothing_is_an_error(hashed: Judge, tmp_path: Path) -> None:
     write_rows(tmp_path / "bitext/a.jsonl", [{"sentence1": "a", "sentence2": "b", "lang_pair": "deu-eng"}])
     with pytest.raises(DataError, match="no task 'bitext/b'"):
-        judge(HashEncoder(16), Wanted(data=tmp_path, tasks=["bitext/b"]))
+        hashed(Wanted(data=tmp_path, tasks=["bitext/b"]))
+
+
+@pytest.mark.usefixtures("mocks")
+def test_what_mteb_scored_is_in_no_interval(hashed: Judge, eval_data: Path) -> None:
+    local = ["sts/toy.test", "bitext/toy"]
+    alone = hashed(Wanted(data=eval_data, tasks=local, max_rows=40)).report
+    assert set(alone.intervals) == {"STS", "BitextMining", "mean"}
+    mixed = hashed(Wanted(data=eval_data, tasks=local, max_rows=40, mteb=["MockSTSTask"])).report
+    assert mixed.results[: len(alone.results)] == alone.results
+    assert mixed.intervals == {"BitextMining": alone.intervals["BitextMining"]}
+    assert [result.interval for result in mixed.results[len(alone.results) :]] == [None]
+
+
+def test_a_task_that_is_named_and_in_the_suite_is_scored_once(
+    hashed: Judge, eval_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        suites, "SUITES", {"mine": (suites.Member("one", "STS12", local=suites.Counterpart("sts/toy.test")),)}
+    )
+    judged = hashed(Wanted(data=eval_data, tasks=["sts/toy.test", "retrieval/*", "bitext/toy"], suite="mine"))
+    assert [(result.task, result.lang) for result in judged.local] == [("sts/toy.test", lang) for lang in ("de", "en")]
+    few = [(few.task, few.n) for few in judged.report.too_few]
+    assert few == [("retrieval/toy_de", 30), ("retrieval/toy_en", 30), ("bitext/toy", 40)]
+
+
+def test_results_are_found_again_and_a_part_has_its_own(
+    eval_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"{lang}{i}" for lang in ("en", "de") for i in range(500)]
+    folder = str(
+        make_model_folder(tmp_path / "m", vocab=["[PAD]", "[UNK]", "[CLS]", *words], dim=32, max_seq_length=32)
+    )
+    wanted = Wanted(data=eval_data, tasks=["sts/toy.test"])
+    part, whole = judge_beside(folder, folder, wanted, cache_dir=tmp_path / "cache", dim=4)
+    assert whole is not None
+    assert (part.report.model.dim, whole.report.model.dim) == (4, 32)
+    assert part.report.mean < whole.report.mean
+    again, none = judge_beside(folder, None, wanted, cache_dir=tmp_path / "cache", dim=4)
+    assert (again.report, none) == (part.report, None)
+    counts = [line.rpartition("results, ")[2] for line in capsys.readouterr().err.splitlines() if "from before" in line]
+    assert ["texts encoded" in count for count in counts] == [True, False, False]  # the vectors of one serve the other
+    assert [count.split(" ")[0] for count in counts] == ["0", "0", "2"]
+
+
+def test_a_reference_that_there_is_not_costs_no_time(eval_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        judge_beside("floor:random", "./nowhere", Wanted(data=eval_data), cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())

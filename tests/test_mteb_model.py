@@ -17,12 +17,13 @@ from stub_server import serve
 from tiny import make_model_folder, sample_manifest
 
 import leafembed
-from leafembed.errors import MissingExtraError, NonFiniteError
+from leafembed.errors import MissingExtraError, ModelError, NonFiniteError
+from leafembed.judge.floors import BagOfWords
 from leafembed.judge.mteb_model import MtebModel, import_mteb, model_meta
 from leafembed.judge.mteb_run import run_mteb
 from leafembed.judge.views import View
+from leafembed.opening import locate, open_model
 from leafembed.ship.bundle import write_bundle
-from leafembed.single import open_encoder
 from leafembed.types import Encoder, FloatArray
 
 TEXT_TASKS = [
@@ -60,18 +61,24 @@ def test_a_bundle_and_a_part_of_it_are_models_of_mteb(tmp_path: Path) -> None:
 
 
 def test_a_student_folder_is_a_model_of_mteb(tmp_path: Path) -> None:
-    run = run_mteb(
-        open_encoder(str(bert(tmp_path / "student"))), [mock_tasks.MockSTSTask(), mock_tasks.MockRerankingTask()]
-    )
+    opened = open_model(locate(str(bert(tmp_path / "student"))), cache_dir=tmp_path / "cache")
+    run = run_mteb(opened.encoder, [mock_tasks.MockSTSTask(), mock_tasks.MockRerankingTask()])
     assert [result.task for result in run.results] == ["mteb/MockSTSTask", "mteb/MockRerankingTask"]
 
 
-def test_a_served_model_is_a_model_of_mteb() -> None:
+def test_a_served_model_is_a_model_of_mteb(tmp_path: Path) -> None:
     with serve(HashEncoder(32)) as stub:
-        served = run_mteb(open_encoder(stub.url, served_model="hash-32"), [mock_tasks.MockRetrievalTask()])
+        opened = open_model(locate(f"hash-32@{stub.url}"), cache_dir=tmp_path)
+        served = run_mteb(opened.encoder, [mock_tasks.MockRetrievalTask()])
     assert [result.main_score for result in served.results] == [
         result.main_score for result in run_mteb(HashEncoder(32), [mock_tasks.MockRetrievalTask()]).results
     ]
+
+
+def test_a_bag_of_words_has_a_name_and_is_no_model_of_mteb() -> None:
+    assert model_meta(BagOfWords()).name == "leafembed/floor-bag-of-words"
+    with pytest.raises(ModelError, match="floor: bag of words: got mteb's tasks, expected local ones"):
+        run_mteb(BagOfWords(), [mock_tasks.MockSTSTask()])
 
 
 def test_it_has_the_protocol_of_an_encoder_and_of_nothing_else() -> None:

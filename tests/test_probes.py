@@ -27,18 +27,20 @@ def test_classification_of_separable_and_of_unrelated_labels() -> None:
     train, test = unit(*[0, 90, 180] * 20), unit(*[5, 95, 185] * 10)
     labels, gold = ["x", "y", "z"] * 20, ["x", "y", "z"] * 10
     draws = draw_examples(labels, seed=0)
-    assert classification(train, labels, test, gold, draws=draws) == {"accuracy": 1.0, "f1": 1.0}
+    assert classification(train, labels, test, gold, draws=draws).scores == {"accuracy": 1.0, "f1": 1.0}
     # Turned by one label everything is wrong; half of it turned, half is.
     turned = gold[1:] + gold[:1]
-    assert classification(train, labels, test, turned, draws=draws) == {"accuracy": 0.0, "f1": 0.0}
+    assert classification(train, labels, test, turned, draws=draws).scores == {"accuracy": 0.0, "f1": 0.0}
     mixed = gold[:15] + turned[15:]
-    assert classification(train, labels, test, mixed, draws=draws)["accuracy"] == pytest.approx(0.5)
+    half = classification(train, labels, test, mixed, draws=draws)
+    assert half.scores["accuracy"] == pytest.approx(0.5)
+    assert half.items.values[:, 0].tolist() == [1.0] * 15 + [0.0] * 15
 
 
 def test_classification_of_a_collapsed_model_is_chance_and_warns_of_nothing() -> None:
     same = np.repeat(random_unit(1, 16, 0), 40, axis=0)
     labels = ["x", "y"] * 20
-    scores = classification(same, labels, same, labels, draws=draw_examples(labels, seed=0))
+    scores = classification(same, labels, same, labels, draws=draw_examples(labels, seed=0)).scores
     assert scores["accuracy"] == pytest.approx(0.5)
 
 
@@ -54,15 +56,15 @@ def test_classification_refuses_nan_and_missing_labels() -> None:
 def test_clusters_of_separate_and_of_unrelated_labels() -> None:
     # Every direction of the plane is its own label; then labels that know nothing of direction.
     vectors, labels = unit(*[0, 2, 120, 122, 240, 242] * 10), ["x", "x", "y", "y", "z", "z"] * 10
-    assert clustering(vectors, labels, draws=draw_documents(60)) == pytest.approx({"v_measure": 1, "v_measure_std": 0})
-    unrelated = ["x", "y"] * 30
-    assert clustering(vectors, unrelated, draws=draw_documents(60))["v_measure"] < 0.01
+    draws = draw_documents(60)
+    assert clustering(vectors, labels, draws=draws).scores == pytest.approx({"v_measure": 1, "v_measure_std": 0})
+    assert clustering(vectors, ["x", "y"] * 30, draws=draws).scores["v_measure"] < 0.01
 
 
 def test_v_measure_by_hand() -> None:
     # Two clusters of two and one of one label x y: homogeneity is H(C) - H(C|K) over H(C), here with one y astray.
     vectors = unit(0, 0, 0, 90)
-    found = clustering(vectors, ["x", "x", "y", "y"], draws=[np.arange(4)])["v_measure"]
+    found = clustering(vectors, ["x", "x", "y", "y"], draws=[np.arange(4)]).scores["v_measure"]
     h_labels, h_clusters = np.log(2), -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     h_given = 0.75 * -(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3))
     shared = h_labels - h_given
@@ -84,7 +86,17 @@ def test_documents_are_drawn_among_those_picked_the_same_each_time() -> None:
 
 def test_clustering_of_a_collapsed_model_is_nothing_and_warns_of_nothing() -> None:
     same = np.repeat(random_unit(1, 16, 0), 40, axis=0)
-    assert clustering(same, ["x", "y"] * 20, draws=draw_documents(40))["v_measure"] < 0.01
+    assert clustering(same, ["x", "y"] * 20, draws=draw_documents(40)).scores["v_measure"] < 0.01
+
+
+def test_each_document_has_its_cluster_and_how_often_a_clustering_drew_it() -> None:
+    vectors, draws = unit(0, 1, 90, 91, 180), [np.array([0, 0, 1, 2, 3]), np.array([3, 2, 1, 0, 4])]
+    items = clustering(vectors, ["x", "x", "y", "y", "y"], draws=draws).items
+    labels, first, second, *drawn = items.values.T.tolist()
+    assert (items.statistic, labels) == ("v_measure", [0, 0, 1, 1, 1])
+    for clusters in (first, second):
+        assert clusters[0] == clusters[1] != clusters[2] == clusters[3]
+    assert drawn == [[2, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
 def test_clustering_refuses_what_cannot_be_scored() -> None:

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import HashEncoder
+from conftest import HashEncoder, write_rows
 from families import bert, toy_recipe, toy_texts
 from stub_server import answer, serve
 
 import leafembed
 from leafembed.errors import CacheError, ModelError, NonFiniteError, RecipeError
+from leafembed.judge.tasks import load_tasks
 from leafembed.learn.endpoint import Patience
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.plan import parts_of, plan
@@ -23,6 +25,7 @@ from leafembed.recipe_io import load_recipe, recipe_from_dict
 from leafembed.recipe_learn import TeacherConfig
 from leafembed.results import print_results
 from leafembed.ship.bundle import refresh_card
+from leafembed.ship.verdict import judge_again
 from leafembed.types import Row
 
 DIM = 32
@@ -110,7 +113,7 @@ def test_nan_stores_nothing_and_a_failing_server_keeps_what_was_stored(stub, tmp
     with pytest.raises(NonFiniteError, match=f"hash-32 at .* for {REQUEST_TEXTS} of {REQUEST_TEXTS} texts, first 'en"):
         teacher.embed_rows(rows(texts))
     assert len(teacher.store) == 0
-    stub.script = [None, None, None, answer({"error": "quota"}, 403)]
+    stub.script = [None] * IN_FLIGHT + [answer({"error": "quota"}, 403)]  # one of those asked once the first is stored
     with pytest.raises(ModelError, match="got 403 Forbidden: quota"):
         teacher.embed_rows(rows(texts))
     assert len(teacher.store) >= REQUEST_TEXTS
@@ -195,7 +198,9 @@ def test_a_file_without_a_key_is_an_error_that_does_not_show_it(stub, tmp_path, 
     path = tmp_path / "key"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(RecipeError, match=r"teacher\.api_key_file: .*key") as caught:
+    with pytest.raises(
+        RecipeError, match=rf"^api_key_file: got {re.escape(str(path))}, .*expected a file that holds the key"
+    ) as caught:
         connect(config(stub, api_key_file=path))
     assert "words" not in str(caught.value)
     assert stub.asked == []
@@ -261,6 +266,10 @@ def line(tmp_path_factory, eval_data):
         teacher = {"model": stub.url, "served_model": "hash-32", "prompts": PROMPTS, "prompt_name": "query"}
         student = {"init": "encoder", "model": str(bert(root / "body"))}
         plain = toy_recipe(root, "", eval_data, teacher=teacher | {"api_key_file": str(root / "key")}, student=student)
+        write_rows(
+            root / "seen.jsonl", [{"text": next(iter(load_tasks(eval_data, ["retrieval/toy_en"])[0].scored))[0]}]
+        )
+        plain["eval"]["teacher_sources"] = [{"path": "seen.jsonl", "licence": "CC0-1.0"}]
         recipe = recipe_from_dict(plain)
         gc.disable()  # as in test_families.py
         try:
@@ -284,6 +293,15 @@ def test_the_whole_line_runs_on_vectors_alone(line):
     assert manifest["reports"].keys() >= {"teacher", "floor: static table", "floor: untrained student", "int8"}
     assert [entry["name"] for entry in manifest["speed"]] == ["student, torch fp32", "student, INT8"]
     assert manifest["machine"]["scored_in"] == {"precision": "fp32", "device": "cpu"}
+    assert manifest["behaviour"].keys() == {"student", "int8"}
+    assert [entry["task"] for entry in manifest["contamination"]] == ["retrieval/toy_en"]
+    overlap = manifest["teacher_overlap"]
+    assert overlap["sources"] == ["seen.jsonl"]
+    assert [(entry["task"], entry["exact"], entry["rows_exact"]) for entry in overlap["sets"]] == [
+        ("retrieval/toy_en", 1, 1)
+    ]
+    assert "as far as it is here (seen.jsonl)" in (line.outcome.folder / "README.md").read_text(encoding="utf-8")
+    assert judge_again(manifest, "run").checks == line.outcome.verdict.checks
 
 
 def test_the_student_starts_from_its_encoder_and_the_static_floor_is_made_of_its_tokens(line):
@@ -304,7 +322,8 @@ def test_the_student_starts_from_its_encoder_and_the_static_floor_is_made_of_its
 def test_each_text_was_asked_for_once_and_a_second_run_asks_for_the_probe_alone(line):
     texts = [text for text in line.asked if text not in PROBES]
     assert len(texts) == len(set(texts))
-    assert sum(text.startswith("search: ") for text in texts) == 120 + 30  # the corpus, and the queries of the task
+    # The corpus, the queries of the task, and the validation texts with other ends.
+    assert sum(text.startswith("search: ") for text in texts) == 120 + 30 + 24
     assert line.again == list(PROBES)
 
 

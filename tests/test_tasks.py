@@ -21,7 +21,7 @@ def scores(task: Task, encoder: Any) -> dict[str, dict[str, float]]:
         vectors: FloatArray = encoder.encode(texts, prompt_name=prompt_name)
         return vectors
 
-    return {part.lang: part.score(encode) for part in task.parts}
+    return {part.lang: part.score(encode).scores for part in task.parts}
 
 
 def sts(text: str, score: float, lang: str = "en") -> dict[str, Any]:
@@ -232,6 +232,16 @@ def test_a_language_of_which_nothing_is_left_is_an_error(eval_data: Path) -> Non
     assert len(task.parts[0].texts) == 2 * task.parts[0].n
     with pytest.raises(DataError, match=r"bitext/toy \(de-en\): got no row to score, expected at least 1"):
         load_tasks(eval_data, ["bitext/toy"], excluded=task.scored)
+
+
+def test_languages_with_too_few_rows_are_left_out_and_named(tmp_path: Path) -> None:
+    rows = [sts(f"text {i}", i % 4) for i in range(30)] + [sts(f"wort {i}", 3, "de") for i in range(29)]
+    write_rows(tmp_path / "sts/a.test.jsonl", rows)
+    (task,) = load_tasks(tmp_path, ["sts/*"], min_rows=30)
+    assert ([part.lang for part in task.parts], dict(task.too_few)) == (["en"], {"de": 29})
+    assert len(task.scored) == 59  # what is not scored is still no training text
+    with pytest.raises(DataError, match=r"too few rows in every language, .*'en': 30.* in sts/a\.test, expected 31"):
+        load_tasks(tmp_path, ["sts/*"], min_rows=31)
 
 
 def test_the_split_of_pairs_is_test_or_the_one_that_is_named(eval_data: Path) -> None:

@@ -16,7 +16,7 @@ from leafembed.learn.vocabulary import REPORT, compare, count_tokens, prune_stud
 from leafembed.learn.vocabulary_bpe import derivation, merge_pairs, merge_ranks
 from leafembed.learn.vocabulary_tokenizer import fallback_tokens, prune_tokenizer, tokens_of
 from leafembed.recipe_learn import StudentConfig
-from leafembed.reports import VocabularyReport
+from leafembed.reports_vocabulary import VocabularyReport
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.quantize import quantize
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from leafembed.reports import Check, EvalReport, GateResult, TaskResult
+from leafembed.ship.bundle import SEAL, seal
+from leafembed.ship.verdict import judge_again
 from leafembed.types import FloatArray, ModelRef
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "red", "green", "blue", "one", "two", "three", "query", ":", "grün", "赤")
@@ -30,7 +32,7 @@ def make_model_folder(
     """
     path.mkdir(parents=True)
     _save_graph(path / "model.xml", table=token_table(len(vocab), dim), first_token_only=first_token_only)
-    _save_tokenizer(path / "tokenizer.json", vocab)
+    save_tokenizer(path / "tokenizer.json", vocab)
     settings = {
         "name": "tiny",
         "dim": dim,
@@ -72,7 +74,7 @@ def _save_graph(path: Path, *, table: FloatArray, first_token_only: bool) -> Non
     openvino.save_model(graph, path, compress_to_fp16=False)
 
 
-def _save_tokenizer(path: Path, vocab: Sequence[str]) -> None:
+def save_tokenizer(path: Path, vocab: Sequence[str]) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocab)}, unk_token="[UNK]"))
@@ -93,6 +95,8 @@ TASKS = (
     ("retrieval/miracl", "Retrieval", "en", "ndcg_at_10", 0.5127),
 )
 
+UNTOUCHED = {"items": 500, "exact": 0, "ngram": 0, "rows_exact": 0, "rows_ngram": 0, "share": 0.0}
+
 
 def report(ref: ModelRef, factor: float) -> EvalReport:
     """Every task's score times ``factor``."""
@@ -111,8 +115,11 @@ def verdict(*, stage: str = "INT8 model", retention: float = 0.953) -> dict[str,
     return {**GateResult(checks).to_dict(), "stage": stage}
 
 
-def sample_manifest(*, drop: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
-    """What a run records, before the bundle adds files and total size; through JSON, as a reader would get it."""
+def sample_manifest(*, drop: Sequence[str] = (), kept: float = 0.953, **changes: Any) -> dict[str, Any]:
+    """What a run records, before the bundle adds files and total size; through JSON, as a reader would get it.
+
+    ``kept`` is the share of the teacher's scores that the INT8 model has; below 0.95 the gate refuses it.
+    """
     teacher = ModelRef(
         "google/embeddinggemma-300m", 768, "a" * 16, "b" * 40, "gemma", 2048, {"query": "task: search | query: "}
     )
@@ -120,11 +127,11 @@ def sample_manifest(*, drop: Sequence[str] = (), **changes: Any) -> dict[str, An
     refs = {"floor: random": 0.02, "floor: untrained student": 0.41, "floor: static table": 0.7}
     floors = {name: report(ModelRef(name, 768), factor).to_dict() for name, factor in refs.items()}
     manifest = {
-        "format": 1,
+        "format": 2,
         "name": "leaf-small",
         "created": "2026-11-23T22:00:00+00:00",
         "leafembed": "0.1.0",
-        "verdict": verdict(),
+        "verdict": {"stage": "INT8 model"},
         "teacher": _plain(teacher),
         "student": _plain(student),
         "recipe": {
@@ -159,8 +166,24 @@ def sample_manifest(*, drop: Sequence[str] = (), **changes: Any) -> dict[str, An
         "reports": {
             "teacher": report(teacher, 1.0).to_dict(),
             **floors,
-            "student": report(student, 0.954).to_dict(),
-            "int8": report(student, 0.953).to_dict(),
+            "student": report(student, kept + 0.001).to_dict(),
+            "int8": report(student, kept).to_dict(),
+        },
+        "contamination": [
+            {"task": "sts/stsb_multi_mt.dev", "items": 1500, "exact": 2, "ngram": 1, "rows_exact": 5, "rows_ngram": 1}
+            | {"share": 0.002},
+            *({**UNTOUCHED, "task": task} for task in dict.fromkeys(task for task, *_ in TASKS)),
+        ],
+        "teacher_data": {
+            "source": "a paper",
+            "sets": ["MIRACL"],
+            "shared": [
+                {"task": "retrieval/miracl", "set": "MIRACL", "what": "the same data set", "source": "its name"}
+            ],
+        },
+        "behaviour": {
+            "student": {"texts": 32, "batch_cosine": 0.99998, "tail": 0.06, "teacher_tail": 0.1},
+            "int8": {"texts": 32, "batch_cosine": 0.9997, "tail": 0.061, "teacher_tail": 0.1},
         },
         "int8": {"cosine_mean": 0.99971, "cosine_min": 0.99412, "texts": 1000},
         "sizes": {
@@ -179,15 +202,31 @@ def sample_manifest(*, drop: Sequence[str] = (), **changes: Any) -> dict[str, An
         "versions": {"openvino": "2026.4.1", "tokenizers": "0.23.3"},
         **changes,
     }
-    kept = {name: value for name, value in manifest.items() if name not in drop}
-    result: dict[str, Any] = json.loads(json.dumps(kept))
+    if "verdict" not in changes:
+        judge(manifest)
+    result: dict[str, Any] = json.loads(
+        json.dumps({name: value for name, value in manifest.items() if name not in drop})
+    )
     return result
+
+
+def judge(manifest: dict[str, Any]) -> None:
+    """Give a manifest the verdict that follows from its scores."""
+    stage = manifest["verdict"]["stage"]
+    manifest["verdict"] = {**judge_again(manifest, "sample").to_dict(), "stage": stage}
+
+
+def reseal(manifest: dict[str, Any]) -> None:
+    """Give a manifest the seal of its content, as someone would who edits it with care."""
+    manifest[SEAL] = seal(manifest)
 
 
 def refused_before_int8() -> dict[str, Any]:
     """A run that the gate stopped at the trained student."""
-    manifest = sample_manifest(drop=("int8", "speed", "files"), verdict=verdict(stage="student", retention=0.8123))
-    del manifest["reports"]["int8"]
+    manifest = sample_manifest(drop=("int8", "speed", "files"), kept=0.8123 - 0.001)
+    del manifest["reports"]["int8"], manifest["behaviour"]["int8"]
+    manifest["verdict"]["stage"] = "student"
+    judge(manifest)
     return manifest
 
 

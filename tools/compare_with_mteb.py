@@ -25,9 +25,9 @@ import numpy as np
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.mteb_model import MtebModel
 from leafembed.judge.tasks import load_tasks
+from leafembed.opening import locate, open_model
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.ship.markdown import count, fixed, table
-from leafembed.single import open_encoder
 from leafembed.text import normalise_lang
 from leafembed.types import Encoder, FloatArray
 
@@ -337,9 +337,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     args = parser.parse_args()
     start = time.perf_counter()
-    encoder = open_encoder(args.model)
     compared: list[Compared] = []
     with tempfile.TemporaryDirectory() as name:
+        encoder = open_model(locate(args.model), cache_dir=Path(name) / "cache").encoder
         capped = make_sets(args.data, Path(name))
         for id in capped:
             print(f"comparing {id}", file=sys.stderr)

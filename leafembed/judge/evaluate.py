@@ -5,15 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from leafembed.judge.floors import BagOfWords
+from leafembed.judge.intervals import RESAMPLES, Draws, bounds, redraw
 from leafembed.judge.kinds import Encode, find_prompt
 from leafembed.judge.tasks import Part, Task
-from leafembed.reports import EvalReport, TaskResult
-from leafembed.types import Encoder, FloatArray, check_vectors
+from leafembed.reports import EvalReport, TaskResult, TooFew, mean_by_type
+from leafembed.types import Encoder, FloatArray, ModelRef, check_vectors
 
-__all__ = ["evaluate"]
+__all__ = ["Candidate", "draws_by_type", "evaluate", "report_of", "score_part"]
+
+Candidate = Encoder | BagOfWords
+"""What can be scored: a bag of words becomes an encoder on each set."""
 
 
-def evaluate(encoder: Encoder, tasks: Sequence[Task], *, on_task: Callable[[str], None] | None = None) -> EvalReport:
+def evaluate(encoder: Candidate, tasks: Sequence[Task], *, on_task: Callable[[str], None] | None = None) -> EvalReport:
     """Return the scores of ``encoder`` on every task in every language, in the order of the tasks.
 
     Args:
@@ -25,28 +32,59 @@ def evaluate(encoder: Encoder, tasks: Sequence[Task], *, on_task: Callable[[str]
         NonFiniteError: If a vector holds NaN or infinity or is not of unit length; names task and language.
         ValueError: If the encoder returns an array of the wrong shape, or there is no task.
     """
-    results = []
+    results: list[TaskResult] = []
+    draws: list[Draws] = []
     for task in tasks:
         if on_task is not None:
             on_task(task.id)
-        results += [_score(encoder, task, part) for part in task.parts]
-    return EvalReport(encoder.ref, tuple(results))
+        for part in task.parts:
+            result, drawn = score_part(encoder, task, part)
+            results.append(result)
+            draws.append(drawn)
+    return report_of(encoder.ref, results, draws, tasks)
 
 
-def _score(encoder: Encoder, task: Task, part: Part) -> TaskResult:
+def score_part(encoder: Candidate, task: Task, part: Part) -> tuple[TaskResult, Draws]:
+    """Return the scores of ``encoder`` on one task in one language, and the main score in each resample."""
     start = time.perf_counter()
-    scores = part.score(_checked(encoder, f"{encoder.ref.name} on {task.id} ({part.lang})"))
-    return TaskResult(
+    here = encoder.fitted(task.texts) if isinstance(encoder, BagOfWords) else encoder
+    scored = part.score(_checked(here, f"{encoder.ref.name} on {task.id} ({part.lang})"))
+    seconds, draws = time.perf_counter() - start, redraw(scored.items)
+    result = TaskResult(
         task=task.id,
         type=task.type,
         lang=part.lang,
         metric=task.metric,
-        main_score=scores[task.metric],
-        scores=scores,
+        main_score=scored.scores[task.metric],
+        scores=scored.scores,
         n=part.n,
         data=part.data,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
+        interval=bounds(draws),
     )
+    return result, draws
+
+
+def report_of(
+    model: ModelRef, results: Sequence[TaskResult], draws: Sequence[Draws], tasks: Sequence[Task]
+) -> EvalReport:
+    """Return the report on a model.
+
+    Args:
+        model: What was scored.
+        results: From :func:`score_part`, for every part of the tasks.
+        draws: The resampled main score of each.
+        tasks: What was scored; they name the languages that have too few rows.
+    """
+    few = [TooFew(task.id, task.type, lang, n) for task in tasks for lang, n in task.too_few.items()]
+    intervals = {kind: bounds(drawn) for kind, drawn in draws_by_type(results, draws).items()} if results else {}
+    return EvalReport(model, tuple(results), tuple(few), intervals)
+
+
+def draws_by_type(results: Sequence[TaskResult], draws: Sequence[Draws]) -> dict[str, Draws]:
+    """Return the mean score of each task type in each resample and, under ``mean``, the mean over types."""
+    types = mean_by_type(results, draws)
+    return {**types, "mean": sum(types.values(), np.zeros(RESAMPLES)) / len(types)}
 
 
 def _checked(encoder: Encoder, what: str) -> Encode:

@@ -53,12 +53,14 @@ class Options:
         max_rows: Most scored items in one language; ``None``: all.
         seed: Seed of drawing them.
         excluded: Scored items to leave out, in the form of :func:`item_key`.
+        min_rows: Fewest of them that are scored; a language with fewer need not be fit to be scored.
     """
 
     languages: frozenset[str]
     max_rows: int | None
     seed: int
     excluded: frozenset[tuple[str, ...]] = frozenset()
+    min_rows: int = 1
 
     def wants(self, sides: Sequence[str]) -> bool:
         """Whether rows in this language, or pair of languages, are scored."""
@@ -119,7 +121,8 @@ def read_sts(path: Path, options: Options, split: str) -> tuple[Groups, list[str
     groups: Groups = {}
     for lang, members in pairs.items():
         items = options.sample(members, texts=2)
-        require_spread(items, f"{path} ({lang})")
+        if len(items) >= options.min_rows:
+            require_spread(items, f"{path} ({lang})")
         groups[lang] = (items, "STS")
     return groups, [row[side] for row in rows for side in ("sentence1", "sentence2")]
 
@@ -172,7 +175,7 @@ def read_classification(path: Path, options: Options, split: str) -> tuple[Group
     for lang, members in _grouped(rows, "lang", options).items():
         probe = [(row["text"], row["label"]) for row in members if row["split"] == "train"]
         items = options.sample([(row["text"], row["label"]) for row in members if row["split"] == split], texts=1)
-        if items and len({label for _, label in probe}) < 2:
+        if len(items) >= options.min_rows and len({label for _, label in probe}) < 2:
             raise DataError(f"{path} ({lang}): split train holds fewer than two labels to tell apart")
         if items:
             groups[lang] = (items, probe)
@@ -186,7 +189,7 @@ def read_clustering(path: Path, options: Options, split: str) -> tuple[Groups, l
     for lang, members in _grouped(_of_split(rows, split, path), "lang", options).items():
         items = options.sample([(row["text"], row["label"]) for row in members], texts=1)
         drawn = [items[i] for i in pick_documents(len(items))]
-        if drawn and len({label for _, label in drawn}) < 2:
+        if len(drawn) >= options.min_rows and len({label for _, label in drawn}) < 2:
             raise DataError(
                 f"{path} ({lang}): all {len(drawn)} texts have the same label; expected at least two labels"
             )
@@ -204,7 +207,8 @@ def read_pair(path: Path, options: Options, split: str) -> tuple[Groups, list[st
     for lang, members in _grouped(_of_split(rows, split, path), "lang", options).items():
         pairs = [(row["sentence1"], row["sentence2"], int(row["label"])) for row in members]
         items = options.sample(pairs, texts=2)
-        require_spread(items, f"{path} ({lang})")
+        if len(items) >= options.min_rows:
+            require_spread(items, f"{path} ({lang})")
         groups[lang] = (items, None)
     return groups, [row[side] for row in rows for side in ("sentence1", "sentence2")]
 

@@ -6,14 +6,22 @@ A condition that cannot be judged, because the task it names was not scored, is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from leafembed.errors import RecipeError
+from leafembed.errors import DataError, RecipeError
+from leafembed.evidence import Behaviour, Contamination
+from leafembed.judge.floors import BAG_OF_WORDS
 from leafembed.recipe import GateConfig
 from leafembed.reports import Check, EvalReport, GateResult, TaskResult
 from leafembed.text import normalise_lang
 
 __all__ = ["check"]
+
+_NO_REACTION = 1e-6
+
+# Where questions repeat the words of passages, a bag of words beats good models, teachers among them: it is a floor of
+# the mean over types, not of every type.
+_FLOORS_OF_THE_MEAN = frozenset({f"floor: {BAG_OF_WORDS}"})
 
 
 def check(
@@ -24,6 +32,8 @@ def check(
     floors: Mapping[str, EvalReport],
     fp32: EvalReport | None = None,
     int8_cosine: float | None = None,
+    contamination: Sequence[Contamination] | None = None,
+    behaviour: Behaviour | None = None,
 ) -> GateResult:
     """Return the verdict on ``report``: one check for each condition, all of which must hold.
 
@@ -34,11 +44,15 @@ def check(
         floors: Scores of what the student must beat, by name, e.g. ``floor: random``.
         fp32: Scores of the student before INT8; ``None``: ``report`` is that student.
         int8_cosine: Mean cosine between INT8 and fp32 vectors; ``None``: not judged.
+        contamination: What training text shared with each task, other tasks ignored; ``None``: not judged.
+        behaviour: How the model of ``report`` behaves where no task looks; ``None``: not judged.
 
     Raises:
         RecipeError: If a threshold names a task or type that was not scored.
-        DataError: If the teacher scores nothing in a type, so that retention has no meaning.
-        ValueError: If the reports were not made on the same tasks and data, or floors are judged but none given.
+        DataError: If the teacher scores nothing in a type, or does not react to the end of a text: there is nothing to
+            hold a model against.
+        ValueError: If the reports were not made on the same tasks and data, contamination leaves a task out, or floors
+            are judged but none given.
         NonFiniteError: If a value is NaN or infinite.
     """
     for name, other in {"the reference": reference, **floors, **({"fp32": fp32} if fp32 else {})}.items():
@@ -55,6 +69,10 @@ def check(
             checks.append(Check(f"INT8 drop in {kind}", theirs[kind] - score, config.max_int8_drop, at_least=False))
     if int8_cosine is not None:
         checks.append(Check("mean cosine of INT8 with fp32", int8_cosine, config.min_int8_cosine))
+    if contamination is not None:
+        checks += _contamination(report, contamination, config)
+    if behaviour is not None:
+        checks += _behaviour(behaviour, config)
     return GateResult(tuple(checks))
 
 
@@ -82,6 +100,9 @@ def _above(report: EvalReport, floors: Mapping[str, EvalReport]) -> Iterator[Che
     if not floors:
         raise ValueError("gate.beat_floors is set but no floor was scored: expected at least one report in floors")
     for name, floor in floors.items():
+        if name in _FLOORS_OF_THE_MEAN:
+            yield Check(f"mean above {name}", report.mean, math.nextafter(floor.mean, math.inf))
+            continue
         for theirs, mine in ((floor.by_type(), report.by_type()), (_by_language(floor), _by_language(report))):
             for what, score in mine.items():
                 # The next number up makes "at least" mean "above": to equal a floor is to fail.
@@ -100,6 +121,26 @@ def _languages(report: EvalReport, config: GateConfig) -> Iterator[Check]:
     for lang in config.languages:
         covering = [result for result in report.results if normalise_lang(lang) in _languages_of(result)]
         yield Check(f"results in language {lang}", len(covering), 1)
+
+
+def _contamination(report: EvalReport, found: Sequence[Contamination], config: GateConfig) -> Iterator[Check]:
+    shares = {entry.task: entry.share for entry in found}
+    for task in dict.fromkeys(result.task for result in report.results):
+        if task not in shares:
+            raise ValueError(f"contamination of {task} was not measured, only of {sorted(shares)}")
+        yield Check(f"contamination of {task}", shares[task], config.max_contamination, at_least=False)
+
+
+def _behaviour(seen: Behaviour, config: GateConfig) -> Iterator[Check]:
+    yield Check("least cosine of a text alone and in a batch", seen.batch_cosine, config.min_batch_cosine)
+    if seen.teacher_tail < _NO_REACTION:
+        raise DataError(
+            f"the teacher's vectors change by {seen.teacher_tail:.1e} when a text gets another end, expected at least "
+            f"{_NO_REACTION:.0e}: it reads too little of the held-out texts, so choose longer ones or another teacher"
+        )
+    yield Check(
+        "response to the end of a text, of the teacher's", seen.tail / seen.teacher_tail, config.min_tail_response
+    )
 
 
 def _languages_of(result: TaskResult) -> set[str]:

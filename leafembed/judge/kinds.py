@@ -15,6 +15,7 @@ import numpy as np
 
 from leafembed.judge import formats, metrics, probes
 from leafembed.judge.formats import Groups, Item, Options
+from leafembed.judge.intervals import Items, Scored
 from leafembed.types import FloatArray
 
 __all__ = ["KINDS", "Encode", "Kind", "find_prompt", "score_pairs"]
@@ -31,13 +32,14 @@ class Kind:
         type: What mteb calls it.
         metric: Name of the main score among those that ``score`` returns.
         texts: Leading fields of an item that are its texts.
-        score: Items, what they are scored against and how to encode, to every score by name.
+        score: Items, what they are scored against and how to encode, to every score by name and what the main one is
+            resampled from.
     """
 
     type: str
     metric: str
     texts: int
-    score: Callable[[list[Item], Any, Encode], dict[str, float]]
+    score: Callable[[list[Item], Any, Encode], Scored]
 
 
 def find_prompt(prompts: Mapping[str, str], wanted: str | None) -> str | None:
@@ -50,19 +52,20 @@ def find_prompt(prompts: Mapping[str, str], wanted: str | None) -> str | None:
     return next((name for name in (wanted, kind, role) if name and name in prompts), None)
 
 
-def score_pairs(items: list[Item], prompt_name: str | None, encode: Encode) -> dict[str, float]:
+def score_pairs(items: list[Item], prompt_name: str | None, encode: Encode) -> Scored:
     """Spearman between the cosines of pairs and their gold scores."""
     left, right, gold = zip(*items, strict=True)
     a, b = np.split(encode([*left, *right], prompt_name), 2)
-    return {"cosine_spearman": metrics.cosine_spearman(a, b, gold)}
+    score = metrics.cosine_spearman(a, b, gold)
+    return Scored({"cosine_spearman": score}, Items("spearman", np.column_stack([metrics.cosines(a, b), gold])))
 
 
-def _score_bitext(items: list[Item], prompt_name: str, encode: Encode) -> dict[str, float]:
+def _score_bitext(items: list[Item], prompt_name: str, encode: Encode) -> Scored:
     left, right = zip(*items, strict=True)
     return metrics.bitext(encode(left, prompt_name), encode(right, prompt_name))
 
 
-def _score_classification(items: list[Item], probe: list[Item], encode: Encode) -> dict[str, float]:
+def _score_classification(items: list[Item], probe: list[Item], encode: Encode) -> Scored:
     (known, labels), (texts, gold) = zip(*probe, strict=True), zip(*items, strict=True)
     draws = probes.draw_examples(labels)
     used = np.unique(np.concatenate(draws))  # a probe set can be a hundred times what the draws take of it
@@ -71,34 +74,33 @@ def _score_classification(items: list[Item], probe: list[Item], encode: Encode) 
     return probes.classification(train, [labels[i] for i in used], test, gold, draws=placed)
 
 
-def _score_retrieval(items: list[Item], documents: list[str], encode: Encode) -> dict[str, float]:
+def _score_retrieval(items: list[Item], documents: list[str], encode: Encode) -> Scored:
     queries, judgements = zip(*items, strict=True)
     ranked = metrics.rank(encode(queries, "Retrieval-query"), encode(documents, "Retrieval-document"), k=10)
     relevance = [dict(judged) for judged in judgements]
-    return {
-        "ndcg_at_10": metrics.ndcg_at_k(ranked, relevance, k=10),
-        "recall_at_10": metrics.recall_at_k(ranked, relevance, k=10),
-    }
+    gains, found = metrics.ndcg_at_k(ranked, relevance, k=10), metrics.recall_at_k(ranked, relevance, k=10)
+    return Scored({"ndcg_at_10": float(gains.mean()), "recall_at_10": float(found.mean())}, Items("mean", gains))
 
 
-def _score_clustering(items: list[Item], total: int, encode: Encode) -> dict[str, float]:
+def _score_clustering(items: list[Item], total: int, encode: Encode) -> Scored:
     texts, labels = zip(*items, strict=True)
     return probes.clustering(encode(texts, "Clustering"), labels, draws=probes.draw_documents(total))
 
 
-def _score_duplicates(items: list[Item], _: None, encode: Encode) -> dict[str, float]:
+def _score_duplicates(items: list[Item], _: None, encode: Encode) -> Scored:
     left, right, labels = zip(*items, strict=True)
     a, b = np.split(encode([*left, *right], "PairClassification"), 2)
     return metrics.pair_classification(a, b, labels)
 
 
-def _score_reranking(items: list[Item], _: None, encode: Encode) -> dict[str, float]:
+def _score_reranking(items: list[Item], _: None, encode: Encode) -> Scored:
     queries, positives, negatives = zip(*items, strict=True)
     candidates = [[*good, *bad] for good, bad in zip(positives, negatives, strict=True)]
     vectors = encode([text for texts in candidates for text in texts], "Reranking-document")
     documents = np.split(vectors, np.cumsum([len(texts) for texts in candidates])[:-1])
     cosines = [d @ q for q, d in zip(encode(queries, "Reranking-query"), documents, strict=True)]
-    return {"map_at_1000": metrics.map_at_k(cosines, [len(texts) for texts in positives], k=1000)}
+    earned = metrics.average_precision_at_k(cosines, [len(texts) for texts in positives], k=1000)
+    return Scored({"map_at_1000": float(earned.mean())}, Items("mean", earned))
 
 
 _Reader = Callable[[Path, Options, str], tuple[Groups, list[str]]]

@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafembed.errors import NonFiniteError
+from leafembed.judge.intervals import Items, Scored
 from leafembed.types import FloatArray
 
 __all__ = [
     "IntArray",
+    "average_precision_at_k",
     "bitext",
     "check_arrays",
     "cosine_spearman",
-    "map_at_k",
+    "cosines",
     "ndcg_at_k",
     "pair_classification",
     "rank",
@@ -48,7 +50,6 @@ def cosine_spearman(a: FloatArray, b: FloatArray, scores: Sequence[float]) -> fl
         cannot tell pairs apart knows nothing of their order.
     """
     from scipy.stats import spearmanr
-    from sklearn.metrics.pairwise import paired_cosine_distances
 
     gold = np.asarray(scores, dtype=np.float64)
     check_arrays(a, b, gold)
@@ -56,8 +57,16 @@ def cosine_spearman(a: FloatArray, b: FloatArray, scores: Sequence[float]) -> fl
         raise ValueError(f"cosine_spearman: got {len(a)} and {len(b)} vectors and {len(gold)} scores, expected as many")
     if np.ptp(gold) == 0:
         raise ValueError(f"cosine_spearman: all {len(gold)} gold scores are {gold[0]}, expected at least two values")
-    cosines = 1 - paired_cosine_distances(a, b)  # as mteb does: which pairs tie is a matter of rounding
-    return 0.0 if np.ptp(cosines) < _SAME_COSINE else float(spearmanr(cosines, gold).statistic)
+    found = cosines(a, b)
+    return float(spearmanr(found, gold).statistic) if found.any() else 0.0
+
+
+def cosines(a: FloatArray, b: FloatArray) -> NDArray[np.float32]:
+    """Return the cosine of each row of ``a`` with that of ``b``, ``(n,)``; all 0 when they are all the same."""
+    from sklearn.metrics.pairwise import paired_cosine_distances
+
+    found: NDArray[np.float32] = 1 - paired_cosine_distances(a, b)  # as mteb does: which pairs tie is of rounding
+    return np.zeros_like(found) if np.ptp(found) < _SAME_COSINE else found
 
 
 def rank(queries: FloatArray, documents: FloatArray, *, k: int) -> IntArray:
@@ -70,8 +79,8 @@ def rank(queries: FloatArray, documents: FloatArray, *, k: int) -> IntArray:
     return np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :k] for block in blocks])
 
 
-def ndcg_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: int) -> float:
-    """Return the mean over queries of DCG / ideal DCG of the first ``k`` documents, in 0..1.
+def ndcg_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: int) -> NDArray[np.float64]:
+    """Return DCG / ideal DCG of the first ``k`` documents of each query, ``(n_queries,)`` in 0..1.
 
     A document of relevance r at rank i (from 0) gains r / log2(i + 2); the ideal order is over all judged documents.
 
@@ -80,21 +89,22 @@ def ndcg_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: 
         relevance: For each query, relevance by document index; at least one must be positive.
         k: Documents that count.
     """
-    return _mean_over_queries(ranked, relevance, lambda found, judged: _dcg(found[:k]) / _dcg(judged[:k]))
+    return _by_query(ranked, relevance, lambda found, judged: _dcg(found[:k]) / _dcg(judged[:k]))
 
 
-def recall_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: int) -> float:
-    """Return the mean over queries of the share of relevant documents among the first ``k``, in 0..1.
+def recall_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: int) -> NDArray[np.float64]:
+    """Return the share of each query's relevant documents among the first ``k``, ``(n_queries,)`` in 0..1.
 
     The arguments are those of :func:`ndcg_at_k`; every positive relevance counts alike.
     """
-    return _mean_over_queries(ranked, relevance, lambda found, judged: np.count_nonzero(found[:k]) / len(judged))
+    return _by_query(ranked, relevance, lambda found, judged: np.count_nonzero(found[:k]) / len(judged))
 
 
-def bitext(a: FloatArray, b: FloatArray) -> dict[str, float]:
+def bitext(a: FloatArray, b: FloatArray) -> Scored:
     """Return ``f1`` and ``accuracy``, in 0..1, of finding row i of ``b`` as the nearest to row i of ``a``.
 
-    ``f1`` is averaged over the targets, so a target that many sentences pick is punished for the wrong ones.
+    ``f1`` is averaged over the targets, so a target that many sentences pick is punished for the wrong ones. Targets
+    are what is resampled.
     """
     if len(a) != len(b):
         raise ValueError(f"bitext: got {len(a)} and {len(b)} vectors, expected as many")
@@ -102,11 +112,13 @@ def bitext(a: FloatArray, b: FloatArray) -> dict[str, float]:
     hits = picked == np.arange(len(a))
     # Every target is wanted once, so its F1 is 2 hit / (times picked + 1).
     f1 = 2 * hits / (np.bincount(picked, minlength=len(b)) + 1)
-    return {"f1": float(f1.mean()), "accuracy": float(hits.mean())}
+    return Scored({"f1": float(f1.mean()), "accuracy": float(hits.mean())}, Items("mean", f1))
 
 
-def pair_classification(a: FloatArray, b: FloatArray, labels: Sequence[int]) -> dict[str, float]:
+def pair_classification(a: FloatArray, b: FloatArray, labels: Sequence[int]) -> Scored:
     """Return the average precision, in 0..1, of ranking pairs by how near they are: by four measures, and the best.
+
+    Pairs are what is resampled, and the best measure is chosen anew each time.
 
     They are those of mteb, computed as there: ``cosine_ap``, ``dot_ap``, ``euclidean_ap`` and ``manhattan_ap``, and
     ``max_ap``. Between unit vectors the first three give one order but for rounding. It matters where a set holds
@@ -138,11 +150,14 @@ def pair_classification(a: FloatArray, b: FloatArray, labels: Sequence[int]) -> 
         "manhattan_ap": -paired_manhattan_distances(a, b),
     }
     found = {name: float(average_precision_score(gold, values)) for name, values in nearness.items()}
-    return {"max_ap": max(found.values()), **found}
+    items = Items("max_ap", np.column_stack([*nearness.values(), gold]))
+    return Scored({"max_ap": max(found.values()), **found}, items)
 
 
-def map_at_k(cosines: Sequence[NDArray[np.float32]], relevant: Sequence[int], *, k: int) -> float:
-    """Return the mean over queries of the average precision of the first ``k`` of its own candidates, in 0..1.
+def average_precision_at_k(
+    cosines: Sequence[NDArray[np.float32]], relevant: Sequence[int], *, k: int
+) -> NDArray[np.float64]:
+    """Return the average precision of the first ``k`` of each query's own candidates, ``(n_queries,)`` in 0..1.
 
     Args:
         cosines: For each query, the cosine of each candidate, those that are relevant first. Among equal cosines a
@@ -151,28 +166,28 @@ def map_at_k(cosines: Sequence[NDArray[np.float32]], relevant: Sequence[int], *,
         k: Candidates that count.
     """
     if len(cosines) != len(relevant) or not len(cosines):
-        raise ValueError(f"map_at_k: got {len(cosines)} rankings and {len(relevant)} counts, expected as many, not 0")
-    total = 0.0
-    for values, count in zip(cosines, relevant, strict=True):
+        raise ValueError(f"got {len(cosines)} rankings and {len(relevant)} counts, expected as many, at least one")
+    found = np.empty(len(cosines))
+    for i, (values, count) in enumerate(zip(cosines, relevant, strict=True)):
         check_arrays(values)
         if not 1 <= count <= len(values):
-            raise ValueError(f"map_at_k: got {count} relevant of {len(values)} candidates, expected at least 1")
+            raise ValueError(f"got {count} relevant of {len(values)} candidates, expected at least 1")
         order = np.argsort(-values[::-1], kind="stable")
         ranks = np.flatnonzero(order[:k] >= len(values) - count) + 1
-        total += float((np.arange(1, len(ranks) + 1) / ranks).sum()) / count
-    return total / len(cosines)
+        found[i] = (np.arange(1, len(ranks) + 1) / ranks).sum() / count
+    return found
 
 
-def _mean_over_queries(ranked: IntArray, relevance: Sequence[Mapping[int, float]], score: Any) -> float:
+def _by_query(ranked: IntArray, relevance: Sequence[Mapping[int, float]], score: Any) -> NDArray[np.float64]:
     if len(ranked) != len(relevance) or not len(ranked):
         raise ValueError(f"got {len(ranked)} rankings and {len(relevance)} judgements, expected as many, at least one")
-    total = 0.0
-    for documents, judged in zip(ranked.tolist(), relevance, strict=True):
+    found = np.empty(len(ranked))
+    for i, (documents, judged) in enumerate(zip(ranked.tolist(), relevance, strict=True)):
         positive = np.array(sorted((r for r in judged.values() if r > 0), reverse=True))
         if not len(positive):
             raise ValueError("a query without a relevant document cannot be scored: leave it out")
-        total += float(score(np.array([max(judged.get(document, 0.0), 0.0) for document in documents]), positive))
-    return total / len(ranked)
+        found[i] = score(np.array([max(judged.get(document, 0.0), 0.0) for document in documents]), positive)
+    return found
 
 
 def _dcg(gains: NDArray[np.float64]) -> float:

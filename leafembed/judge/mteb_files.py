@@ -16,16 +16,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from leafembed.judge.evaluate import Candidate
 from leafembed.judge.mteb_model import import_mteb, model_meta
 from leafembed.reports import TaskResult
 from leafembed.stages import fingerprint
-from leafembed.types import Encoder
 
 __all__ = ["write_mteb_results"]
 
 
 def write_mteb_results(
-    folder: Path, encoder: Encoder, local: Iterable[TaskResult], native: Sequence[Any]
+    folder: Path, encoder: Candidate, local: Iterable[TaskResult], native: Sequence[Any]
 ) -> list[Path]:
     """Write results into a folder of mteb results and return the files, one for each task.
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, get_args
 
-from leafembed.errors import MissingExtraError
+from leafembed.errors import MissingExtraError, ModelError
+from leafembed.judge.evaluate import Candidate
+from leafembed.judge.floors import BagOfWords
 from leafembed.judge.views import View
 from leafembed.types import Encoder, FloatArray, check_vectors
 
@@ -36,7 +38,7 @@ def import_mteb() -> ModuleType:
     return module
 
 
-def model_meta(encoder: Encoder) -> Any:
+def model_meta(encoder: Candidate) -> Any:
     """Return what mteb keeps of a model, its ``ModelMeta``.
 
     Its name is the hub id, or ``leafembed/NAME`` for what has none; its revision the hub commit or the hash of its
@@ -69,11 +71,16 @@ class MtebModel:
 
     Attributes:
         mteb_model_meta: What mteb keeps of it.
+
+    Raises:
+        ModelError: If it is a bag of words.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Candidate) -> None:
+        if isinstance(encoder, BagOfWords):
+            raise ModelError(f"{encoder.ref.name}: got mteb's tasks, expected local ones, whose words it can count")
         self.mteb_model_meta = model_meta(encoder)
-        self._encoder = encoder
+        self._encoder: Encoder = encoder
 
     def encode(self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **_: Any) -> FloatArray:
         """Return embeddings ``(n_texts, dim)`` float32, unit length, of the texts of a data loader.

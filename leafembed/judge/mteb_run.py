@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from leafembed.errors import DataError
+from leafembed.judge.evaluate import Candidate
 from leafembed.judge.formats import Options
 from leafembed.judge.mteb_model import MtebModel, import_mteb
 from leafembed.reports import TaskResult
 from leafembed.text import normalise_lang
-from leafembed.types import Encoder
 
 __all__ = ["MtebRun", "find_mteb_tasks", "is_cached", "run_mteb"]
 
@@ -66,7 +66,7 @@ def find_mteb_tasks(names: Sequence[str], *, languages: Sequence[str] = (), subs
     return list(tasks.values())
 
 
-def run_mteb(encoder: Encoder, tasks: Sequence[Any], *, on_task: Callable[[str], None] | None = None) -> MtebRun:
+def run_mteb(encoder: Candidate, tasks: Sequence[Any], *, on_task: Callable[[str], None] | None = None) -> MtebRun:
     """Score an encoder on mteb's tasks, by mteb's code.
 
     Args:
@@ -75,6 +75,7 @@ def run_mteb(encoder: Encoder, tasks: Sequence[Any], *, on_task: Callable[[str],
         on_task: Called with the name of each task whose data is there, before it starts.
 
     Raises:
+        ModelError: If the encoder is a bag of words.
         NonFiniteError: If a vector or a main score is not finite.
     """
     mteb, model = import_mteb(), MtebModel(encoder)

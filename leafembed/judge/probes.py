@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from leafembed.judge.intervals import Items, Scored
 from leafembed.judge.metrics import IntArray, check_arrays
 from leafembed.types import FloatArray
 
@@ -71,8 +72,10 @@ def classification(
     test_labels: Sequence[str],
     *,
     draws: Sequence[IntArray],
-) -> dict[str, float]:
+) -> Scored:
     """Return ``accuracy`` and macro ``f1``, in 0..1, as means over logistic regressions on few examples.
+
+    Resampled are the texts that are scored: of each, the share of the regressions that label it right.
 
     Args:
         train: ``(n_train, dim)``, the examples that are drawn from.
@@ -82,28 +85,28 @@ def classification(
         draws: Rows of ``train`` for each regression, as :func:`draw_examples` picks them.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import f1_score
 
     check_arrays(train, test)
     if (len(train), len(test)) != (len(train_labels), len(test_labels)):
         sizes = f"{len(train)} and {len(test)} vectors, {len(train_labels)} and {len(test_labels)} labels"
         raise ValueError(f"classification: got {sizes}, expected a label for each vector")
     labels, gold = np.asarray(train_labels), np.asarray(test_labels)
-    accuracies, f1s = [], []
+    right, f1s = [], []
     for draw in draws:
         model = LogisticRegression(max_iter=100)
         with _quiet_on_one_thread():
             predicted = model.fit(train[draw], labels[draw]).predict(test)
-        accuracies.append(accuracy_score(gold, predicted))
+        right.append(predicted == gold)
         f1s.append(f1_score(gold, predicted, average="macro", zero_division=0))
-    return {"accuracy": float(np.mean(accuracies)), "f1": float(np.mean(f1s))}
+    return Scored({"accuracy": float(np.mean(right)), "f1": float(np.mean(f1s))}, Items("mean", np.mean(right, axis=0)))
 
 
-def clustering(vectors: FloatArray, labels: Sequence[str], *, draws: Sequence[IntArray]) -> dict[str, float]:
+def clustering(vectors: FloatArray, labels: Sequence[str], *, draws: Sequence[IntArray]) -> Scored:
     """Return ``v_measure``, in 0..1, the mean over k-means clusterings of draws, and ``v_measure_std``.
 
     There are as many clusters as labels. V-measure is the harmonic mean of how pure the clusters are and how whole the
-    labels stay (Rosenberg and Hirschberg, 2007).
+    labels stay (Rosenberg and Hirschberg, 2007). Documents are what is resampled; their clusters stay.
 
     Args:
         vectors: ``(n, dim)``, the documents.
@@ -114,19 +117,22 @@ def clustering(vectors: FloatArray, labels: Sequence[str], *, draws: Sequence[In
     from sklearn.metrics import v_measure_score
 
     check_arrays(vectors)
-    gold = np.asarray(labels)
-    clusters = len(np.unique(gold))
-    if len(gold) != len(vectors) or clusters < 2:
+    names, gold = np.unique(np.asarray(labels), return_inverse=True)
+    if len(gold) != len(vectors) or len(names) < 2:
         raise ValueError(
-            f"clustering: got {len(vectors)} vectors and {len(gold)} labels, {clusters} different; expected as many "
+            f"clustering: got {len(vectors)} vectors and {len(gold)} labels, {len(names)} different; expected as many "
             "labels as vectors and at least 2 different"
         )
     found = []
-    for draw in draws:
-        model = MiniBatchKMeans(clusters, batch_size=512, init="k-means++", n_init=1, random_state=SEED)
+    clusters_ND = np.zeros((len(gold), len(draws)), dtype=np.int64)  # 0 also for what a draw leaves out
+    for i, draw in enumerate(draws):
+        model = MiniBatchKMeans(len(names), batch_size=512, init="k-means++", n_init=1, random_state=SEED)
         with _quiet_on_one_thread():
-            found.append(v_measure_score(gold[draw], model.fit_predict(vectors[draw])))
-    return {"v_measure": float(np.mean(found)), "v_measure_std": float(np.std(found))}
+            clusters_ND[draw, i] = predicted = model.fit_predict(vectors[draw])
+        found.append(v_measure_score(gold[draw], predicted))
+    drawn_ND = np.stack([np.bincount(draw, minlength=len(gold)) for draw in draws], axis=1)
+    items = Items("v_measure", np.column_stack([gold, clusters_ND, drawn_ND]))
+    return Scored({"v_measure": float(np.mean(found)), "v_measure_std": float(np.std(found))}, items)
 
 
 @contextmanager

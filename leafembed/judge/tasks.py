@@ -19,8 +19,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from pathlib import Path
 from leafembed.errors import DataError
 from leafembed.judge import formats
 from leafembed.judge.formats import Groups, Options
+from leafembed.judge.intervals import Scored
 from leafembed.judge.kinds import KINDS, Encode, Kind
 from leafembed.text import normalise_lang, normalise_text
 
@@ -48,14 +49,14 @@ class Part:
         lang: Language tag, ``de-en`` for a pair of languages, ``all`` for a mixture.
         n: Scored items: pairs, queries or texts.
         data: Short hash of everything the score depends on, except the encoder.
-        score: Every score by name, given how to encode.
+        score: Every score by name and what they are resampled from, given how to encode.
         texts: Texts of the scored items.
     """
 
     lang: str
     n: int
     data: str
-    score: Callable[[Encode], dict[str, float]]
+    score: Callable[[Encode], Scored]
     texts: tuple[str, ...] = ()
 
 
@@ -70,6 +71,7 @@ class Task:
         parts: One for each language.
         scored: Normalised texts of each scored item; what dev and test must not share.
         texts: Every normalised text of the set, also of documents and probe sets; what training must not contain.
+        too_few: Rows of each language that has too few of them to be scored.
     """
 
     id: str
@@ -78,6 +80,7 @@ class Task:
     parts: tuple[Part, ...]
     scored: frozenset[tuple[str, ...]]
     texts: frozenset[str]
+    too_few: Mapping[str, int] = field(default_factory=dict)
 
 
 def load_tasks(
@@ -86,6 +89,7 @@ def load_tasks(
     *,
     languages: Sequence[str] = (),
     max_rows: int | None = None,
+    min_rows: int = 1,
     seed: int = 0,
     excluded: frozenset[tuple[str, ...]] = frozenset(),
 ) -> tuple[Task, ...]:
@@ -99,22 +103,36 @@ def load_tasks(
             all. A glob skips tasks without them.
         max_rows: Most scored items in one language, drawn at random; probe sets and documents stay whole.
             ``None``: all.
-        seed: Seed of that draw.
+        min_rows: Fewest items that a language is scored with; those with fewer go to ``Task.too_few``.
+        seed: Seed of the draw.
         excluded: Scored items to leave out, as :func:`scored_items` gives them.
 
     Raises:
-        DataError: If a name matches nothing, a row is malformed, or nothing is left in the languages.
+        DataError: If a name matches nothing, a row is malformed, or no language is left that has enough rows.
     """
     wanted = [name for name in names if name != AGREEMENT]
     paths = _discover(data) if wanted else {}
-    options = Options(frozenset(map(normalise_lang, languages)), max_rows, seed, excluded)
+    options = Options(frozenset(map(normalise_lang, languages)), max_rows, seed, excluded, min_rows)
     tasks: dict[str, Task] = {}
     for name in wanted:
         found = [tasks.get(id) or _load(id, path, options) for id, path in _match(name, paths, data).items()]
-        if not any(task.parts for task in found):
+        found = [task for task in found if task.parts]
+        if not found:
             raise DataError(f"{name}: holds no row to score in the languages {sorted(options.languages)}")
-        tasks |= {task.id: task for task in found if task.parts}
-    return tuple(tasks.values())
+        tasks |= {task.id: task for task in found}
+    return _with_enough(tasks.values(), min_rows)
+
+
+def _with_enough(tasks: Iterable[Task], min_rows: int) -> tuple[Task, ...]:
+    """The tasks, with only those languages that have enough rows."""
+    result: list[Task] = []
+    for task in tasks:
+        few = {part.lang: part.n for part in task.parts if part.n < min_rows}
+        result.append(replace(task, parts=tuple(p for p in task.parts if p.lang not in few), too_few=few))
+    if result and not any(task.parts for task in result):
+        raise DataError(f"got too few rows in every language, {dict(result[0].too_few)} in {result[0].id}, expected "
+                        f"{min_rows} in one at least: name larger sets, or lower eval.min_rows")  # fmt: skip
+    return tuple(result)
 
 
 def build_task(id: str, kind: Kind, groups: Groups, texts: Sequence[str]) -> Task:

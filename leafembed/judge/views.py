@@ -19,7 +19,8 @@ class View:
 
     Attributes:
         ref: What it is; its name says which part, as ``quick (exit 3, dim 128)``.
-        whole: What the whole encoder is.
+        encoder: The whole.
+        whole: What it is.
         part: The part in mteb's words: ``embed_dim`` and ``exit``, those that are not the whole.
     """
 
@@ -43,14 +44,14 @@ class View:
         taken = {"exit": exit, "dim": dim if dim != encoder.ref.dim else None}
         words = [f"{name} {value}" for name, value in taken.items() if value is not None]
         name = encoder.ref.name + (f" ({', '.join(words)})" if words else "")
+        self.encoder = encoder
         self.whole = encoder.ref
         self.part: dict[str, Any] = {
             "embed_dim" if key == "dim" else key: value for key, value in taken.items() if value is not None
         }
         self.ref: ModelRef = replace(encoder.ref, name=name, dim=dim or encoder.ref.dim)
         # Only an encoder that names exits knows the argument.
-        self._encode: Any = encoder.encode
-        self._options = {} if exit is None else {"exit": exit}
+        self._options: dict[str, Any] = {} if exit is None else {"exit": exit}
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
         """Embeddings ``(n_texts, dim)`` float32, unit length, in the order of the texts.
@@ -58,7 +59,7 @@ class View:
         Raises:
             NonFiniteError: If the dimensions that are kept are all 0, and so have no direction.
         """
-        vectors = self._encode(texts, prompt_name=prompt_name, **self._options)[:, : self.ref.dim]
+        vectors = self.encoder.encode(texts, prompt_name=prompt_name, **self._options)[:, : self.ref.dim]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         # What has no length keeps none, and is refused for it.
         unit = vectors / np.where(lengths > 0, lengths, 1)

@@ -16,18 +16,21 @@ import json
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leafembed.errors import DataError
+from leafembed.evidence import Contamination
 from leafembed.learn.draw import draw, first_seen, length_class
 from leafembed.learn.named import expand
+from leafembed.learn.overlap import EvaluationTexts, JudgedSet, sets_fingerprint
 from leafembed.learn.rows import Rows, write_rows
 from leafembed.learn.sources import Record, read_source, source_files
 from leafembed.recipe_learn import DataConfig, Source
@@ -36,14 +39,19 @@ from leafembed.types import Corpus, Row
 
 __all__ = ["LAYOUT", "corpus_fingerprint", "prepare_corpus"]
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the same sources are read or laid out otherwise than before, so that no old corpus is taken for new."""
 
 _values = attrgetter(*(item.name for item in dataclasses.fields(Row)))
 
 
 def prepare_corpus(
-    config: DataConfig, folder: Path, *, seed: int, prompt_name: str | None, forbidden: frozenset[str] = frozenset()
+    config: DataConfig,
+    folder: Path,
+    *,
+    seed: int,
+    prompt_name: str | None,
+    judged: Mapping[str, JudgedSet] = MappingProxyType({}),
 ) -> Corpus:
     """Read every source and return the corpus to train on, or the stored one that was made of the same.
 
@@ -52,7 +60,7 @@ def prepare_corpus(
         folder: Where corpora are kept; each has a subfolder of its own.
         seed: Seed of sampling and splitting.
         prompt_name: Teacher prompt of texts whose source names none.
-        forbidden: Normalised evaluation texts; a record holding one is dropped and counted.
+        judged: Evaluation sets by task id; a record that overlaps with one is dropped and counted.
 
     Raises:
         DataError: If a source cannot be read or nothing is left of it.
@@ -60,22 +68,28 @@ def prepare_corpus(
     sources = tuple(one for source in config.sources if source.weight > 0 for one in expand(source))
     files = [source_files(source, config.root) for source in sources]
     config = dataclasses.replace(config, sources=sources)
-    key = _key(config, files, seed, prompt_name, forbidden)
+    key = _key(config, files, seed, prompt_name, judged)
 
     def build(target: Path) -> dict[str, object]:
         target.mkdir(parents=True)
+        evaluation = EvaluationTexts(judged)
         with tempfile.TemporaryFile(dir=target) as scratch:
-            index = _read_all(config, files, scratch, prompt_name=prompt_name, forbidden=forbidden)
+            index = _read_all(config, files, scratch, prompt_name=prompt_name, evaluation=evaluation)
             train, validation = _choose(index, config, seed)
             digest = hashlib.sha256()
             for name, chosen in (("train", train), ("validation", validation)):
                 write_rows(target / f"{name}.arrow", _hashed(digest, _laid_out(index, chosen, scratch, sources)))
-        return {"counts": {k: n for k, n in index.counts.items() if n}, "fingerprint": digest.hexdigest()[:16]}
+        return {
+            "counts": {k: n for k, n in index.counts.items() if n},
+            "fingerprint": digest.hexdigest()[:16],
+            "contamination": evaluation.touched(),
+        }
 
     facts = once(folder / key, key, build)
     place = [{"path": s.path or f"{s.hub}@{s.revision}", "licence": s.licence, "origin": s.origin} for s in sources]
     train, validation = (Rows.open(folder / key / f"{name}.arrow") for name in ("train", "validation"))
-    return Corpus(train, validation, facts["counts"], facts["fingerprint"], tuple(place))
+    touched = tuple(Contamination(**entry) for entry in facts["contamination"])
+    return Corpus(train, validation, facts["counts"], facts["fingerprint"], tuple(place), touched)
 
 
 def corpus_fingerprint(rows: Iterable[Row]) -> str:
@@ -128,13 +142,13 @@ def _read_all(
     scratch: IO[bytes],
     *,
     prompt_name: str | None,
-    forbidden: frozenset[str],
+    evaluation: EvaluationTexts,
 ) -> _Index:
     """Read every source once: texts into the scratch file, numbers into the index."""
     index, place = _Index(), 0
     for i, source in enumerate(config.sources):
         records = read_source(
-            source, files[i], config, prompt_name=prompt_name, forbidden=forbidden, counts=index.counts
+            source, files[i], config, prompt_name=prompt_name, evaluation=evaluation, counts=index.counts
         )
         for record in records:
             index.add(record, i, place)
@@ -244,12 +258,11 @@ def _key(
     files: Sequence[Sequence[Path]],
     seed: int,
     prompt_name: str | None,
-    forbidden: frozenset[str],
+    judged: Mapping[str, JudgedSet],
 ) -> str:
     """Hash of everything that the corpus depends on: the bytes of all files, not their names or times."""
     plain = dataclasses.asdict(config)
     for name in ("root", "mixture", "mine_negatives", "negative_margin"):
         del plain[name]
     contents = [[file_sha256(path) for path in found] for found in files]
-    excluded = hashlib.sha256("\0".join(sorted(forbidden)).encode("utf-8", "surrogatepass")).hexdigest()
-    return fingerprint(LAYOUT, plain, contents, seed, prompt_name, excluded)
+    return fingerprint(LAYOUT, plain, contents, seed, prompt_name, sets_fingerprint(judged))

@@ -1,4 +1,4 @@
-"""Asks a server for vectors as OpenAI's ``/embeddings`` is asked, and trusts nothing that it answers.
+"""Asks a server for vectors, as OpenAI's ``/embeddings`` or Ollama's ``/api/embed`` is asked, and trusts no answer.
 
 What passes by itself (too many requests, a failure of the server, a broken connection) is tried again a bounded number
 of times; everything else is an error at once, with the server's own words and never with the key.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,9 +24,44 @@ from leafembed.types import FloatArray
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["PATIENCE", "Patience", "Server"]
+__all__ = ["PATIENCE", "Patience", "Server", "place_of"]
 
 _RETRIED = frozenset({429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    """How a server is asked and what it answers.
+
+    Attributes:
+        asks: What a request says besides model and input.
+        rows: An answer's (place, vector) of each text, in any order.
+        expected: What an answer should be, for errors.
+    """
+
+    asks: Mapping[str, Any]
+    rows: Callable[[Any], list[tuple[int, Any]]]
+    expected: str
+
+
+def _openai_rows(answer: Any) -> list[tuple[int, Any]]:
+    return [(item["index"], item["embedding"]) for item in answer["data"]]
+
+
+def _ollama_rows(answer: Any) -> list[tuple[int, Any]]:
+    return list(enumerate(answer["embeddings"]))
+
+
+_OPENAI = _Dialect({"encoding_format": "float"}, _openai_rows,
+                   '"data", a list with "index" and "embedding" for each text')  # fmt: skip
+_OLLAMA = _Dialect({"truncate": True}, _ollama_rows, '"embeddings", a list with one of each text')
+_OLLAMA_PATH = "/api/embed"
+
+
+def place_of(url: str) -> str:
+    """Return where texts are posted to: an Ollama URL as it is, ``/embeddings`` below any other."""
+    plain = url.rstrip("/")
+    return plain if plain.endswith(_OLLAMA_PATH) else f"{plain}/embeddings"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +90,7 @@ class Server:
     """One model at one URL, and how it is asked.
 
     Attributes:
-        url: Where texts are posted to, ``/embeddings`` included.
+        url: Where texts are posted to; one that ends in ``/api/embed`` is asked as Ollama is, any other as OpenAI.
         model: Name of the model there.
         key: Sent as a bearer token; ``None``: none is.
         patience: How long it is waited for.
@@ -92,7 +127,7 @@ class Server:
         import httpx2
 
         # In ASCII, so that a lone surrogate is the server's to refuse and no error of the encoding.
-        body = json.dumps({"model": self.model, "input": list(texts), "encoding_format": "float"}).encode("ascii")
+        body = json.dumps({"model": self.model, "input": list(texts), **self._dialect.asks}).encode("ascii")
         attempts, pause = self.patience.attempts, self.patience.pause
         for attempt in range(1, attempts + 1):
             asked_for = 0.0
@@ -109,7 +144,7 @@ class Server:
                 if response.status_code not in _RETRIED:
                     raise ModelError(
                         f"{self.url}: got {problem}; expected vectors: check the URL, the name of the model (got "
-                        f"{self.model!r}) and the key file"
+                        f"{self.model!r}) and the key (api_key_file)"
                     )
                 asked_for = _retry_after(response.headers.get("retry-after"))
             if attempt < attempts:
@@ -120,15 +155,19 @@ class Server:
                 pause *= 2
         raise ModelError(f"{self.url}: got {problem} at attempt {attempt} of {attempts}; run again when it answers")
 
+    @property
+    def _dialect(self) -> _Dialect:
+        return _OLLAMA if self.url.endswith(_OLLAMA_PATH) else _OPENAI
+
     def _vectors(self, response: httpx2.Response, texts: Sequence[str]) -> FloatArray:
         try:
-            items = sorted(response.json()["data"], key=lambda item: item["index"])
-            places = [item["index"] for item in items]
-            matrix = np.array([item["embedding"] for item in items], dtype=np.float64)
+            rows = sorted(self._dialect.rows(response.json()), key=lambda row: row[0])
+            places = [place for place, _ in rows]
+            matrix = np.array([vector for _, vector in rows], dtype=np.float64)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise ModelError(
                 f"{self.url}: got {self._public(response.text)[:120]!r} ({type(error).__name__}), expected JSON with "
-                '"data", a list with "index" and "embedding" for each text, all of one length'
+                f"{self._dialect.expected}, all of one length"
             ) from error
         if places != list(range(len(texts))):
             raise ModelError(

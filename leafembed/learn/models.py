@@ -49,7 +49,7 @@ def resolve(name: str, revision: str | None) -> Path:
         raise ModelError(f"{name}: no such folder; expected a model folder, a hub id org/name, or package:NAME")
     if not _COMMIT.fullmatch(revision or ""):
         raise ModelError(
-            f"{name}: got revision {revision!r}, expected a 40-digit commit for a hub id "
+            f"{name}: got revision {revision!r}, expected a 40-digit commit for a hub id, org/name@COMMIT in a command "
             "(and there is no folder of that name here)"
         )
     try:

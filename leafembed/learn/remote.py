@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from leafembed.errors import CacheError, ModelError, RecipeError
-from leafembed.learn.endpoint import PATIENCE, Patience, Server
+from leafembed.learn.endpoint import PATIENCE, Patience, Server, place_of
 from leafembed.progress import say
 from leafembed.recipe_learn import TeacherConfig
 from leafembed.stages import fingerprint
@@ -107,7 +107,7 @@ def connect(config: TeacherConfig, *, cache_dir: Path | None = None, patience: P
     url = config.model.rstrip("/")
     if key and url.startswith("http://") and not _is_loopback(urlsplit(url).hostname or ""):
         say(f"warning: the key in {config.api_key_file} goes to {url} unencrypted; use https")
-    server = Server(f"{url}/embeddings", config.served_model, key, patience)
+    server = Server(place_of(url), config.served_model, key, patience)
     with server.client() as client:
         probe = server.ask(client, PROBES, Event())
     if cache_dir is not None:
@@ -155,9 +155,12 @@ def _read_key(path: Path) -> str:
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"teacher.api_key_file: {path} cannot be read ({type(error).__name__})") from error
+        raise RecipeError(
+            f"api_key_file: got {path}, which cannot be read ({type(error).__name__}); expected a file that holds the "
+            "key and nothing else"
+        ) from error
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise RecipeError(f"teacher.api_key_file: got {path}, expected a file that holds the key and nothing else")
+        raise RecipeError(f"api_key_file: got {path}, expected a file that holds the key and nothing else")
     return key
 
 

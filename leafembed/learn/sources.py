@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from leafembed.errors import DataError, MissingExtraError
+from leafembed.learn.overlap import EvaluationTexts
 from leafembed.recipe_learn import DataConfig, Source
 from leafembed.text import clean_text, normalise_lang, normalise_text, read_lines, read_objects, text_hash
 
@@ -21,6 +22,7 @@ __all__ = ["Record", "label", "read_source", "source_files"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_BATCH_CHARACTERS = 2_000_000  # of texts that wait to be compared with evaluation texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def read_source(
     config: DataConfig,
     *,
     prompt_name: str | None,
-    forbidden: frozenset[str],
+    evaluation: EvaluationTexts,
     counts: Counter[str],
 ) -> Iterator[Record]:
     """Yield the clean records of a source, counting those that it drops by reason.
@@ -66,14 +68,14 @@ def read_source(
         files: Its files, from :func:`source_files`.
         config: The recipe's ``[data]``.
         prompt_name: Teacher prompt where the source names none.
-        forbidden: Normalised evaluation texts; a record holding one is dropped.
+        evaluation: What no record may overlap with.
         counts: Counter to add to.
 
     Raises:
         DataError: If a row is damaged or holds no text, or there is none; names file and row.
     """
-    clean = _Cleaner(source, config, prompt_name, forbidden)
-    found = False
+    clean = _Cleaner(source, config, prompt_name)
+    found, waiting, characters = False, list[_Clean](), 0
     for path in files:
         for line, values in _READERS[_kind(path)](path, config.max_line_bytes):
             counts[f"read from {label(source)}"] += 1
@@ -81,24 +83,43 @@ def read_source(
             record = clean(values, f"{path}:{line}")
             if isinstance(record, str):
                 counts[record] += 1
-            else:
-                yield record
+                continue
+            waiting.append(record)
+            characters += sum(map(len, record[1]))
+            if characters >= _BATCH_CHARACTERS:
+                yield from _judged(waiting, evaluation, counts)
+                waiting, characters = [], 0
+    yield from _judged(waiting, evaluation, counts)
     if not found:
         raise DataError(f"{label(source)}: the source is empty; expected at least one row of text")
 
 
-class _Cleaner:
-    """Turns the columns of a row into a record, or into the reason why it is dropped."""
+# A record and its texts normalised before they were cut: half of an evaluation text is hard to know for one.
+_Clean = tuple[Record, list[str]]
 
-    def __init__(self, source: Source, config: DataConfig, prompt_name: str | None, forbidden: frozenset[str]) -> None:
-        self.source, self.config, self.forbidden = source, config, forbidden
+
+def _judged(records: Sequence[_Clean], evaluation: EvaluationTexts, counts: Counter[str]) -> Iterator[Record]:
+    """Yield the records that overlap with no evaluation text, counting the others by reason."""
+    reasons = evaluation.judge([whole for _, whole in records])
+    for (record, _), reason in zip(records, reasons, strict=True):
+        if reason is None:
+            yield record
+        else:
+            counts[reason] += 1
+
+
+class _Cleaner:
+    """Turns the columns of a row into a record and its normalised texts, or into the reason why it is dropped."""
+
+    def __init__(self, source: Source, config: DataConfig, prompt_name: str | None) -> None:
+        self.source, self.config = source, config
         own = source.prompt_name or prompt_name
         other = source.positive_prompt_name or own
         self.columns = [column for column in (source.text, source.positive, source.negative) if column]
         self.prompts = (own, other, other)[: len(self.columns)]
         self.languages = {normalise_lang(tag) for tag in config.languages}
 
-    def __call__(self, values: Mapping[str, Any], where: str) -> Record | str:
+    def __call__(self, values: Mapping[str, Any], where: str) -> _Clean | str:
         missing = [column for column in self.columns if not isinstance(values.get(column), str)]
         if missing:
             got = ", ".join(map(str, values)) or "nothing"
@@ -108,17 +129,13 @@ class _Cleaner:
         texts = [clean_text(values[column]) for column in self.columns]
         if any(len(text) < self.config.min_chars for text in texts):
             return "dropped: too short"
-        normalised = [normalise_text(text) for text in texts]
-        if not self.forbidden.isdisjoint(normalised):
-            return "dropped: equals an evaluation text"
         langs = self._languages(values)
         if self.languages and not self.languages.issuperset(langs):
             return "dropped: language not asked for"
-        for i, text in enumerate(texts):  # cut last: half of an evaluation text would no longer be known for one
-            if len(text) > self.config.max_chars:
-                texts[i] = text[: self.config.max_chars]
-                normalised[i] = normalise_text(texts[i])
-        return Record(tuple(texts), langs, self.prompts, tuple(map(text_hash, normalised)))
+        whole, limit = [normalise_text(text) for text in texts], self.config.max_chars
+        kept = [text[:limit] for text in texts]
+        cut = [normalise_text(text) if len(text) < len(texts[i]) else whole[i] for i, text in enumerate(kept)]
+        return Record(tuple(kept), langs, self.prompts, tuple(map(text_hash, cut))), whole
 
     def _languages(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         lang = normalise_lang(self.source.lang or str(values.get("lang") or ""))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from leafembed.errors import NonFiniteError
 from leafembed.learn.cache import KEY_BYTES, VectorStore
+from leafembed.learn.cached import CachedEncoder
 from leafembed.learn.models import (
     describe,
     fingerprint_folder,
@@ -147,8 +147,8 @@ class TorchEncoder:
         return np.array(counts)
 
 
-class CachedTeacher:
-    """A teacher that computes no vector twice: an encoder in front of a :class:`VectorStore`.
+class CachedTeacher(CachedEncoder):
+    """A teacher that computes no vector twice, and what its students need of it.
 
     Args:
         encoder: The teacher itself.
@@ -160,28 +160,14 @@ class CachedTeacher:
     def __init__(
         self, encoder: TorchEncoder | RemoteEncoder, store: VectorStore, *, arithmetic: Arithmetic, shard_rows: int
     ) -> None:
+        super().__init__(encoder, store, shard_rows=shard_rows)
         self.encoder = encoder
-        self.store = store
         self.arithmetic = arithmetic
-        self.shard_rows = shard_rows
-
-    @property
-    def ref(self) -> ModelRef:
-        """What the teacher is."""
-        return self.encoder.ref
 
     @property
     def torch(self) -> TorchEncoder | None:
         """The teacher's weights; ``None``: it is at a URL, and there are only its vectors."""
         return self.encoder if isinstance(self.encoder, TorchEncoder) else None
-
-    def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
-        """Embeddings ``(n_texts, dim)`` float32, unit length: stored ones, and new ones for what is missing."""
-        prompt = self.ref.prompts.get(prompt_name or "", "")
-        keys = [VectorStore.key(text, prompt) for text in texts]
-        missing = {key: i for i, key in enumerate(keys) if key not in self.store}
-        self._compute([texts[i] for i in missing.values()], list(missing), prompt_name, _ignore)
-        return self.store.take(self.store.positions(keys))
 
     def embed_rows(self, *parts: Sequence[Row]) -> NDArray[np.int64]:
         """Compute what the rows need and is not stored yet, with progress; return positions ``(n_rows,)``.
@@ -216,26 +202,10 @@ class CachedTeacher:
         for row in rows:
             groups.setdefault(row.prompt_name, []).append(row)
         for prompt_name, group in groups.items():
-            self._compute([row.text for row in group], [self._key(row) for row in group], prompt_name, advance)
+            self.compute([row.text for row in group], [self._key(row) for row in group], prompt_name, advance)
 
     def _key(self, row: Row) -> bytes:
         return VectorStore.key(row.text, self.ref.prompts.get(row.prompt_name or "", ""))
-
-    def _compute(
-        self, texts: list[str], keys: list[bytes], prompt_name: str | None, advance: Callable[[int], None]
-    ) -> None:
-        done_keys: list[bytes] = []
-        done: list[FloatArray] = []
-        for index, vectors in self.encoder.batches(texts, prompt_name=prompt_name):
-            _refuse_non_finite(vectors, [texts[i] for i in index], self.ref.name)
-            done_keys += [keys[i] for i in index]
-            done.append(vectors)
-            advance(len(index))
-            if len(done_keys) >= self.shard_rows:
-                self.store.append(done_keys, np.concatenate(done))
-                done_keys, done = [], []
-        if done_keys:
-            self.store.append(done_keys, np.concatenate(done))
 
 
 def load_teacher(config: TeacherConfig, cache_dir: Path) -> tuple[CachedTeacher, Path | None]:
@@ -271,17 +241,3 @@ def _in_torch(config: TeacherConfig, folder: Path, arithmetic: Arithmetic) -> To
 
 def _display_name(model: str) -> str:
     return model if model.count("/") == 1 and not model.startswith((".", "~", "/")) else Path(model).name
-
-
-def _refuse_non_finite(vectors: FloatArray, texts: list[str], name: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise NonFiniteError(
-            f"{name} gives NaN or infinity for {len(bad)} of {len(texts)} texts, "
-            f"first {texts[bad[0]][:60]!r}; expected finite vectors: check its weights, or set "
-            "teacher.precision = 'fp32'"
-        )
-
-
-def _ignore(_: int) -> None:
-    pass

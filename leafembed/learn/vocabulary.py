@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from leafembed.errors import ModelError
 from leafembed.learn.vocabulary_tokenizer import fallback_tokens, prune_tokenizer, tokens_of
 from leafembed.progress import say
-from leafembed.reports import Retokenised, VocabularyReport
+from leafembed.reports_vocabulary import Retokenised, VocabularyReport
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

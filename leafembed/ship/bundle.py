@@ -18,33 +18,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from leafembed.errors import BundleError, GateFailedError, NonFiniteError
-from leafembed.reports import GateResult
+from leafembed.errors import BundleError, GateFailedError
 from leafembed.ship.card import CARD, MANIFEST, PLOT, gemma_notice, render_card
 from leafembed.ship.curves import plot_curves
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES
+from leafembed.ship.verdict import read_verdict
 from leafembed.stages import file_sha256
 
 __all__ = [
     "FORMAT",
     "NOTICE",
+    "SEAL",
     "open_bundle",
     "read_manifest",
-    "read_verdict",
     "refresh_card",
+    "seal",
     "verify",
     "write_bundle",
     "write_refusal",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the bundle's layout; a reader refuses any other."""
 
 NOTICE = "NOTICE"
+SEAL = "seal"
+"""Key of the manifest with the hash of all the rest of it."""
+
 _KEYS = (
     *("format", "name", "created", "leafembed", "verdict", "teacher", "student", "recipe", "corpus", "training"),
-    *("reports", "sizes", "machine", "versions", "files"),
+    *("contamination", "reports", "behaviour", "sizes", "machine", "versions", "files"),
 )
 _GET_ANOTHER = "write the bundle again or download it again"
 
@@ -76,11 +80,15 @@ def write_bundle(target: Path, model_dir: Path, manifest: Mapping[str, Any]) -> 
     return target
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a bundle folder, its format and keys checked.
+def read_manifest(path: Path, *, refused: bool = False) -> dict[str, Any]:
+    """Return the manifest of a bundle folder, its format, keys and seal checked.
+
+    Args:
+        path: The folder.
+        refused: Whether it may be that of a student refused before INT8, which lists no files.
 
     Raises:
-        BundleError: If it is missing, damaged, or of another format version.
+        BundleError: If it is missing, damaged, edited, or of another format version.
     """
     file = Path(path) / MANIFEST
     try:
@@ -92,13 +100,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise BundleError(f"{file}: got format {got!r}, expected {FORMAT}; install the leafembed that wrote it")
-    missing = [key for key in _KEYS if key not in manifest]
+    missing = [key for key in _KEYS if key not in manifest and not (refused and key == "files")]
     if missing:
         raise BundleError(f"{file}: lacks {', '.join(missing)}; {_GET_ANOTHER}")
-    files = manifest["files"]
+    files = manifest.get("files", {})
     if not isinstance(files, dict) or any(not isinstance(f, dict) or "sha256" not in f for f in files.values()):
         raise BundleError(f"{file}: files is not a table of hashes; {_GET_ANOTHER}")
+    if seal(manifest) != manifest.get(SEAL):
+        raise BundleError(f"{file}: was edited after it was written, its seal does not fit; {_GET_ANOTHER}")
     return manifest
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """Return the hash of everything in a manifest but its seal: SHA-256 of JSON with sorted keys, hexadecimal."""
+    plain = json.loads(json.dumps({key: value for key, value in manifest.items() if key != SEAL}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -119,27 +135,15 @@ def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any)
         options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`.
 
     Raises:
-        BundleError: If a file is missing or altered.
-        GateFailedError: If the recorded values do not pass the gate, whatever the manifest says they do.
+        BundleError: If a file is missing or altered, or the verdict is not what follows from the scores.
+        GateFailedError: If the gate refused the model.
     """
     folder = Path(path)
     manifest = verify(folder)
-    verdict, stage = read_verdict(folder, manifest)
+    verdict, stage = read_verdict(manifest, str(folder / MANIFEST))
     if not (verdict.passed or allow_failed):
         raise GateFailedError(verdict, stage=stage)
     return BundleEncoder(folder, manifest=manifest, **options)
-
-
-def read_verdict(folder: Path, manifest: Mapping[str, Any]) -> tuple[GateResult, str]:
-    """Return the gate's verdict, computed again from its recorded values, and what it was on.
-
-    Raises:
-        BundleError: If the manifest's verdict is damaged.
-    """
-    try:
-        return GateResult.from_dict(manifest["verdict"]), str(manifest["verdict"]["stage"])
-    except (KeyError, TypeError, ValueError, NonFiniteError) as error:
-        raise BundleError(f"{folder / MANIFEST}: the verdict is not readable ({error}); {_GET_ANOTHER}") from error
 
 
 def refresh_card(path: Path) -> Path:
@@ -148,10 +152,12 @@ def refresh_card(path: Path) -> Path:
     The model's files must match their hashes: an altered model does not become valid by this.
 
     Raises:
-        BundleError: If a file other than card and plot is missing or altered.
+        BundleError: If a file other than card and plot is missing or altered, or the verdict is not what follows from
+            the scores.
     """
     path = Path(path)
     manifest = _verified(path, skip=frozenset({CARD, PLOT}))
+    read_verdict(manifest, str(path / MANIFEST))
     drafts = path.resolve().parent / f".{path.resolve().name}.card"
     shutil.rmtree(drafts, ignore_errors=True)
     drafts.mkdir()
@@ -193,6 +199,7 @@ def _fixed_point(manifest: Mapping[str, Any], files: Mapping[str, Any]) -> tuple
         whole = {**manifest, "sizes": {**manifest["sizes"], "total_bytes": total}, "files": dict(files)}
         card = render_card(whole).encode()
         whole["files"][CARD] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
+        whole[SEAL] = seal(whole)
         text = (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     return card, text
 
@@ -262,7 +269,8 @@ def write_refusal(target: Path, manifest: Mapping[str, Any]) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     _plot(manifest, target)
-    (target / CARD).write_text(render_card({**manifest, "format": FORMAT}), encoding="utf-8")
-    text = json.dumps({**manifest, "format": FORMAT}, indent=2, ensure_ascii=False)
+    whole = {**manifest, "format": FORMAT}
+    (target / CARD).write_text(render_card(whole), encoding="utf-8")
+    text = json.dumps({**whole, SEAL: seal(whole)}, indent=2, ensure_ascii=False, allow_nan=False)
     _write_durably(target / MANIFEST, text.encode())
     return target

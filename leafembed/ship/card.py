@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from itertools import islice
 from typing import Any
 
-from leafembed.errors import MissingExtraError
 from leafembed.reports import EvalReport, GateResult
+from leafembed.ship.contamination import contamination_section
 from leafembed.ship.curves import has_curves
 from leafembed.ship.markdown import bullets, count, fixed, line, ratio, table, to_toml
 from leafembed.ship.model_index import model_index
 from leafembed.ship.scores import score_tables
+from leafembed.ship.templates import fill_markdown
 from leafembed.ship.vocabulary import vocabulary_section
 
 __all__ = ["CARD", "MANIFEST", "PLOT", "gemma_notice", "render_card"]
@@ -42,17 +42,8 @@ def render_card(manifest: _Manifest) -> str:
     Raises:
         MissingExtraError: If jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "train") from error
-    # Not HTML: table and line escape what Markdown would misread.
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    environment.filters.update(fixed=fixed, line=line)
-    source = resources.files("leafembed.ship").joinpath("card.md.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(**_head(manifest), **_alarms(manifest), **score_tables(manifest),
-                                                   **_body(manifest))  # fmt: skip
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    parts = _head(manifest), _alarms(manifest), score_tables(manifest), contamination_section(manifest), _body(manifest)
+    return fill_markdown("card.md.jinja", {name: value for part in parts for name, value in part.items()})
 
 
 def gemma_notice(manifest: _Manifest) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leafembed.errors import ModelError, NonFiniteError
+from leafembed.errors import ModelError, NonFiniteError, first_line
 from leafembed.ship.folder import REQUIRED_FILES, EncoderConfig, read_prompts
 from leafembed.ship.machine import usable_cores
 from leafembed.types import FloatArray, ModelRef, check_vectors
 
-__all__ = ["BundleEncoder"]
+__all__ = ["BundleEncoder", "batches_by_length", "check_texts", "open_tokenizer"]
 
 _logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class BundleEncoder:
         self.threads = usable_cores() if threads is None else _positive(threads, "threads")
         self.batch_size = _positive(batch_size, "batch_size")
         self._config = config = EncoderConfig.read(folder)
-        self._tokenizer = _open_tokenizer(folder / "tokenizer.json", config.max_seq_length)
+        self._tokenizer = open_tokenizer(folder / "tokenizer.json", config.max_seq_length)
         self._model = _compile(folder / "model.xml", config, self.threads)
         self.ref = ModelRef(
             name=config.name,
@@ -138,7 +138,7 @@ class BundleEncoder:
             _logger.warning("%d of %d texts were cut to %d tokens", cut, len(ids), self.max_seq_length)
         full = np.empty((len(ids), self.dim), dtype=np.float32)
         request = self._model.create_infer_request()
-        for rows in _batches_by_length(ids, size):
+        for rows in batches_by_length(ids, size):
             full[rows] = self._infer(request, [ids[row] for row in rows])
         full = check_vectors(full, n=len(ids), what=self.ref.name)
         part = np.ascontiguousarray(full[:, :width])
@@ -151,7 +151,7 @@ class BundleEncoder:
 
     def _tokenize(self, texts: Sequence[str], prompt_name: str | None) -> tuple[list[_Ids], int]:
         """Return the token ids of each text, and how many texts were cut."""
-        _check_texts(texts)
+        check_texts(texts)
         prompt = self.prompts.get(prompt_name, "") if prompt_name is not None else ""
         result: list[_Ids] = []
         cut = 0
@@ -192,27 +192,35 @@ def _compile(path: Path, config: EncoderConfig, threads: int) -> Any:
     try:
         model = openvino.Core().compile_model(path, "CPU", properties)
     except RuntimeError as error:
-        raise ModelError(f"{path}: OpenVINO cannot open it: {_first_line(error)}") from error
+        raise ModelError(f"{path}: OpenVINO cannot open it: {first_line(error)}") from error
     inputs = {name for port in model.inputs for name in port.get_names()}
     if not {"input_ids", "attention_mask"} <= inputs:
         raise ModelError(f"{path}: its inputs are {sorted(inputs)}, expected input_ids and attention_mask")
     return model
 
 
-def _open_tokenizer(path: Path, max_seq_length: int) -> Any:
+def open_tokenizer(path: Path, max_seq_length: int | None) -> Any:
+    """Open a ``tokenizer.json`` that pads nothing and cuts at ``max_seq_length`` tokens; ``None``: it cuts nothing.
+
+    Raises:
+        ModelError: If it cannot be read.
+    """
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
-        raise ModelError(f"{path}: not a tokenizer: {_first_line(error)}") from error
+        raise ModelError(f"{path}: not a tokenizer: {first_line(error)}") from error
     direction = (tokenizer.truncation or {}).get("direction", "right")
     tokenizer.no_padding()  # we pad each batch to its own longest
-    tokenizer.enable_truncation(max_seq_length, direction=direction)
+    tokenizer.no_truncation()
+    if max_seq_length is not None:
+        tokenizer.enable_truncation(max_seq_length, direction=direction)
     return tokenizer
 
 
-def _check_texts(texts: Sequence[str]) -> None:
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise a ``ValueError`` naming the first item that is not a text that UTF-8 can hold."""
     if isinstance(texts, (str, bytes)):
         raise ValueError("texts: got a single text, expected a list of texts; pass [text]")
     for index, text in enumerate(texts):
@@ -224,7 +232,8 @@ def _check_texts(texts: Sequence[str]) -> None:
             raise ValueError(f"texts[{index}]: a lone surrogate at character {error.start} is not text") from error
 
 
-def _batches_by_length(ids: Sequence[_Ids], size: int) -> Iterator[NDArray[np.intp]]:
+def batches_by_length(ids: Sequence[_Ids], size: int) -> Iterator[NDArray[np.intp]]:
+    """Yield indices of ``size`` texts of about the same number of tokens, longest first."""
     order = np.argsort(
         [-len(tokens) for tokens in ids], kind="stable"
     )  # longest first: too little memory shows at once
@@ -247,7 +256,3 @@ def _positive(value: int, name: str) -> int:
     if value < 1:
         raise ValueError(f"{name}: got {value}, expected at least 1")
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 from leafembed.errors import ModelError
 
-__all__ = ["OPTIONAL_FILES", "REQUIRED_FILES", "EncoderConfig", "read_prompts"]
+__all__ = ["OPTIONAL_FILES", "PROMPTS", "REQUIRED_FILES", "EncoderConfig", "read_prompts"]
 
 REQUIRED_FILES = ("model.xml", "model.bin", "tokenizer.json", "encoder.json")
 """What a model folder must hold to run."""
 
-OPTIONAL_FILES = ("tokenizer_config.json", "config.json", "config_sentence_transformers.json")
+PROMPTS = "config_sentence_transformers.json"
+"""The file that prompts stand in."""
+
+OPTIONAL_FILES = ("tokenizer_config.json", "config.json", PROMPTS)
 """What a model folder may hold besides: prompts, and what other loaders need."""
 
 
@@ -83,5 +86,5 @@ def read_prompts(folder: Path) -> dict[str, str]:
     Raises:
         ModelError: If the file that holds them is damaged.
     """
-    path = folder / "config_sentence_transformers.json"
+    path = folder / PROMPTS
     return dict(_read_json(path).get("prompts") or {}) if path.is_file() else {}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["NOTHING", "bullets", "count", "fixed", "line", "ratio", "table", "to_toml"]
+__all__ = ["NOTHING", "bullets", "count", "fixed", "line", "ratio", "table", "to_toml", "with_interval"]
 
 NOTHING = "n/a"
 """Stands for a value that the manifest does not hold."""
@@ -30,6 +30,14 @@ def count(value: int | None) -> str:
 def ratio(value: float | None, reference: float | None) -> str:
     """Return ``value / reference`` with three decimals; ``n/a`` where one is missing or the reference is 0."""
     return fixed(value / reference if value is not None and reference else None, 3)
+
+
+def with_interval(value: float | None, interval: tuple[float, float] | None, *, digits: int = 4) -> str:
+    """Return a score with its interval behind it: ``0.8655 [0.831, 0.893]``; the score alone where there is none."""
+    if value is None or interval is None:
+        return fixed(value, digits)
+    low, high = interval
+    return f"{value:.{digits}f} [{low:.{digits - 1}f}, {high:.{digits - 1}f}]"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, words: int = 1) -> str:

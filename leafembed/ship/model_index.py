@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leafembed.errors import BundleError, MissingExtraError, ModelError
+from leafembed.errors import BundleError, MissingExtraError, ModelError, first_line
 from leafembed.reports import TaskResult
 
 __all__ = ["model_index", "write_model_index"]
@@ -67,7 +67,7 @@ def write_model_index(card: Path, index: Sequence[Mapping[str, Any]]) -> None:
             metadata["model-index"] = _merged(metadata.get("model-index") or [], index)
             metadata_save(partial, metadata)
         except (YAMLError, ValueError, TypeError, KeyError) as error:
-            raise ModelError(f"{card}: its front matter is no model card's ({_first_line(error)}); mend it or name "
+            raise ModelError(f"{card}: its front matter is no model card's ({first_line(error)}); mend it or name "
                              "another") from error  # fmt: skip
         partial.replace(card)
 
@@ -86,7 +86,3 @@ def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     dataset = entry["dataset"]
     metrics = tuple(metric["type"] for metric in entry["metrics"])
     return (entry["task"]["type"], dataset["type"], dataset.get("config"), dataset.get("split"), metrics)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from leafembed.reports import EvalReport, GateResult
-from leafembed.ship.markdown import count, fixed, ratio, table
+from leafembed.reports import FLOOR, EvalReport, GateResult
+from leafembed.ship.markdown import count, fixed, ratio, table, with_interval
 
-__all__ = ["score_tables"]
+__all__ = ["TIMED", "reading_order", "score_tables"]
 
-_FLOOR = "floor: "
+TIMED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
+"""Names of reports to what the same model is called where it was timed."""
+
 _SHIPPED = {"int8": "INT8", "student": "student"}
 """Reports that retention may be of, the last of the line first."""
 
@@ -27,10 +29,13 @@ def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "failed": verdict.failed,
         "shipped": next((word for name, word in _SHIPPED.items() if name in reports), ""),
         "results": _results(reports),
-        "results_by_task": table(["task", "language", "metric", "items", *_columns(reports)], by_task, words=3),
+        "results_by_task": table(["task", "language", "metric", "items", *reading_order(reports)], by_task, words=3),
         "result_rows": len(by_task),
+        "has_intervals": any(report.intervals for report in reports.values()),
+        "has_too_few": any(report.too_few for report in reports.values()),
         "int8": int8,
         "int8_drop": _int8_drop(reports) if "int8" in reports else "",
+        "behaviour": _behaviour(manifest.get("behaviour") or {}),
         "gate": table(
             ["check", "value", "limit", "outcome"],
             [
@@ -45,18 +50,21 @@ def _outcome(passed: bool) -> str:
     return "pass" if passed else "FAIL"
 
 
-def _columns(reports: Mapping[str, EvalReport]) -> list[str]:
-    """Reports in reading order: teacher, floors, student, INT8."""
-    floors = [name for name in reports if name.startswith(_FLOOR)]
+def reading_order(reports: Mapping[str, EvalReport]) -> list[str]:
+    """Return the names of reports as one reads them: teacher, floors, student, INT8."""
+    floors = [name for name in reports if name.startswith(FLOOR)]
     return [name for name in ["teacher", *floors, "student", "int8"] if name in reports]
 
 
 def _results(reports: Mapping[str, EvalReport]) -> str:
-    names = _columns(reports)
+    names = reading_order(reports)
     types = {name: reports[name].by_type() for name in names}
     teacher = types["teacher"]
-    rows = [[kind, *(fixed(types[name].get(kind), 4) for name in names)] for kind in teacher]
-    rows.append(["mean", *(fixed(reports[name].mean, 4) for name in names)])
+    types = {name: {**types[name], "mean": reports[name].mean} for name in names}
+    rows = [
+        [kind, *(with_interval(types[name].get(kind), reports[name].intervals.get(kind)) for name in names)]
+        for kind in types["teacher"]
+    ]
     last = names[-1]
     if last not in _SHIPPED:  # training stopped: nothing to compare with the teacher
         return table(["task type", *names], rows)
@@ -68,11 +76,28 @@ def _results(reports: Mapping[str, EvalReport]) -> str:
 
 
 def _results_by_task(reports: Mapping[str, EvalReport]) -> list[list[str]]:
-    names = _columns(reports)
-    return [
-        [r.task, r.lang, r.metric, count(r.n), *(fixed(reports[name].score(r.task, r.lang), 4) for name in names)]
-        for r in reports["teacher"].results
+    names = reading_order(reports)
+    found = {name: {(r.task, r.lang): r for r in reports[name].results} for name in names}
+    rows = []
+    for r in reports["teacher"].results:
+        others = [found[name].get((r.task, r.lang)) for name in names]
+        cells = [with_interval(other.main_score, other.interval) if other else fixed(None, 4) for other in others]
+        rows.append([r.task, r.lang, r.metric, count(r.n), *cells])
+    for few in reports["teacher"].too_few:
+        rows.append([few.task, few.lang, "", count(few.n), *[str(few)] * len(names)])
+    return rows
+
+
+def _behaviour(seen: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the models behave where no task looks; ``None``: none was observed."""
+    if not seen:
+        return None
+    rows = [
+        [_SHIPPED[name], fixed(one["batch_cosine"], 5), fixed(one["tail"], 4), fixed(one["teacher_tail"], 4)]
+        for name, one in seen.items()
     ]
+    header = ["model", "least cosine, alone and in a batch", "change by another end", "of the teacher"]
+    return {"texts": next(iter(seen.values()))["texts"], "table": table(header, rows)}
 
 
 def _int8_drop(reports: Mapping[str, EvalReport]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from leafembed.reports import Retokenised, VocabularyReport
+from leafembed.reports_vocabulary import Retokenised, VocabularyReport
 from leafembed.ship.markdown import count, fixed, table
 
 __all__ = ["MOST_LANGUAGES", "vocabulary_section"]

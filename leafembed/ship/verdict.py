@@ -1,0 +1,119 @@
+"""The verdict on a bundle, had again from the scores in its manifest.
+
+By its own rules they must give what it says; by others they may give something else. What is stored twice must agree:
+each main score with the score that it is, each check with the scores that it follows from, its limit with the recipe.
+Who edits one of them, deletes a check or softens a rule is noticed. Who edits all consistently is not: see
+``docs/bundle-format.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import Any
+
+from leafembed.errors import BundleError, Error
+from leafembed.evidence import Behaviour, Contamination
+from leafembed.judge.gate import check
+from leafembed.recipe import GateConfig
+from leafembed.recipe_io import load_gate
+from leafembed.reports import FLOOR, Check, EvalReport, GateResult
+
+__all__ = ["INT8", "judge_again", "read_verdict"]
+
+INT8 = "INT8 model"
+"""Stage of a bundle's verdict; a student refused before it was quantised has ``student``."""
+
+_STAGES = {"student": "student", INT8: "int8"}  # and the report that is judged there
+
+
+def read_verdict(manifest: Mapping[str, Any], where: str) -> tuple[GateResult, str]:
+    """Return the gate's verdict, computed again from the scores, and what it was on.
+
+    Args:
+        manifest: Of a bundle, or of a student that was refused before INT8.
+        where: What an error calls it.
+
+    Raises:
+        BundleError: If it cannot be computed, or is not what the manifest says.
+    """
+    try:
+        stored, stage = GateResult.from_dict(manifest["verdict"]), str(manifest["verdict"]["stage"])
+        outcomes = [(bool(one["passed"]), str(one["name"])) for one in manifest["verdict"]["checks"]]
+        claimed = bool(manifest["verdict"]["passed"])
+    except (KeyError, TypeError, ValueError, Error) as error:
+        raise BundleError(f"{where}: the verdict is not readable ({error!r}); {_REMEDY}") from error
+    if "diagnosis" in manifest.get("training", {}) and "files" not in manifest and not stored.passed:
+        return stored, stage  # training stopped itself: there are no scores of a student to judge
+    again = judge_again(manifest, where)
+    for mine, theirs in zip_longest(again.checks, stored.checks):
+        if not _agree(mine, theirs):
+            said, found = (f"'{one}'" if one else "no such check" for one in (theirs, mine))
+            raise BundleError(f"{where}: the verdict says {said}, the scores and the recipe give {found}; {_REMEDY}")
+    if (claimed, outcomes) != (again.passed, [(one.passed, one.name) for one in again.checks]):
+        raise BundleError(f"{where}: the stated outcome is not that of the checks; {_REMEDY}")
+    return again, stage
+
+
+def judge_again(manifest: Mapping[str, Any], where: str, rules: GateConfig | None = None) -> GateResult:
+    """Return the verdict that follows from the scores in a manifest.
+
+    Args:
+        manifest: Of a bundle, or of a student that was refused before INT8.
+        where: What an error calls it.
+        rules: Thresholds; ``None``: those of its own recipe.
+
+    Raises:
+        BundleError: If scores are missing, damaged or contradict each other.
+        RecipeError: If other rules name a task or type that was not scored.
+    """
+    try:
+        given = _given(manifest)
+        if rules is None:
+            return check(config=load_gate(manifest["recipe"].get("gate", {})), **given)
+    except (KeyError, TypeError, ValueError, AttributeError, Error) as error:
+        raise BundleError(f"{where}: what the verdict follows from is not readable ({error!r}); {_REMEDY}") from error
+    return check(config=rules, **given)
+
+
+_REMEDY = "the manifest was edited or damaged, so write the bundle again or download it again"
+
+
+def _given(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the gate judges by, but for its rules."""
+    stage = manifest["verdict"]["stage"]
+    if stage not in _STAGES:
+        raise ValueError(f"stage {stage!r}, expected one of {list(_STAGES)}")
+    if stage != INT8 and "files" in manifest:
+        raise ValueError(f"stage {stage!r} of a bundle, expected {INT8!r}")
+    reports = {name: _consistent(EvalReport.from_dict(report)) for name, report in manifest["reports"].items()}
+    judged = _STAGES[stage]
+    given = {
+        "report": reports[judged],
+        "reference": reports["teacher"],
+        "floors": {name: report for name, report in reports.items() if name.startswith(FLOOR)},
+        "contamination": [Contamination.from_dict(entry) for entry in manifest["contamination"]],
+        "behaviour": Behaviour(**manifest["behaviour"][judged]),
+    }
+    if stage == INT8:
+        given |= {"fp32": reports["student"], "int8_cosine": manifest["int8"]["cosine_mean"]}
+    return given
+
+
+def _consistent(report: EvalReport) -> EvalReport:
+    for result in report.results:
+        if result.scores[result.metric] != result.main_score:
+            raise ValueError(
+                f"{report.model.name} on {result.task} ({result.lang}): main score {result.main_score}, "
+                f"{result.metric} {result.scores[result.metric]}"
+            )
+    return report
+
+
+def _agree(mine: Check | None, theirs: Check | None) -> bool:
+    """Whether two checks are one; numbers to a billionth, since Python versions do not sum alike."""
+    if mine is None or theirs is None or (mine.name, mine.at_least) != (theirs.name, theirs.at_least):
+        return False
+    pairs = ((mine.value, theirs.value), (mine.limit, theirs.limit))
+    return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in pairs)

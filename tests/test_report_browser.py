@@ -1,0 +1,92 @@
+"""The page in a real browser; needs Debian's chromium and chromium-driver."""
+
+from __future__ import annotations
+
+import pytest
+from test_report import neighbours
+from tiny import sample_manifest
+
+from leafembed.ship.report import render_report
+
+pytestmark = pytest.mark.slow
+
+FLAGS = ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update",
+         "disable-sync", "no-first-run", "hide-scrollbars")  # fmt: skip
+
+
+@pytest.fixture(params=[1280, 390], ids=["laptop", "phone"])
+def browser(request, tmp_path):
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for flag in (*FLAGS, f"user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(f"--{flag}")
+    options.add_experimental_option(
+        "mobileEmulation", {"deviceMetrics": {"width": request.param, "height": 900, "pixelRatio": 1, "touch": False}}
+    )
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+    (tmp_path / "report.html").write_text(render_report(sample_manifest(), neighbours()), encoding="utf-8")
+    driver.get(f"file://{tmp_path / 'report.html'}")
+    yield driver
+    driver.quit()
+
+
+def column(browser, index):
+    cells = browser.find_elements("css selector", f"table.sortable tbody tr td:nth-child({index})")
+    table = browser.find_element("css selector", "table.sortable")
+    rows = table.find_elements("css selector", "tbody tr")
+    return [cell.get_attribute("textContent").strip() for cell in cells[: len(rows)]]
+
+
+def click(browser, index):
+    button = browser.find_elements("css selector", "table.sortable th button")[index]
+    browser.execute_script("arguments[0].click()", button)
+
+
+def test_a_heading_sorts_its_column_down_then_up(browser):
+    click(browser, 3)  # teacher
+    down = [float(cell) for cell in column(browser, 4)]
+    assert down == sorted(down, reverse=True)
+    click(browser, 3)
+    assert [float(cell) for cell in column(browser, 4)] == down[::-1]
+    click(browser, 1)  # language: words go up first
+    words = column(browser, 2)
+    assert words == sorted(words)
+
+
+def test_nothing_is_wider_than_the_screen_and_every_plot_is_drawn(browser):
+    inner, scroll = browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
+    assert scroll <= inner
+    for name in ("losses", "dev", "languages", "speed"):
+        left, right, marks = browser.execute_script(
+            "const box = document.querySelector(`#${arguments[0]} .main-svg`).getBoundingClientRect();"
+            "return [box.left, box.right, document.querySelectorAll(`#${arguments[0]} .trace`).length]", name
+        )  # fmt: skip
+        assert 0 <= left < right <= inner, name
+        assert marks > 0, name
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_either_scheme_and_the_console_is_clean(browser, scheme):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    ink, back = browser.execute_script(
+        "const style = getComputedStyle(document.body); return [style.color, style.backgroundColor]"
+    )
+    assert contrast(ink, back) >= 7
+    assert (luminance(back) < 0.1) == (scheme == "dark")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def luminance(colour):
+    parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+
+
+def contrast(one, other):
+    """Ratio of WCAG 2.1, 1 to 21."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
