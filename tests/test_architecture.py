@@ -23,10 +23,14 @@ HELPERS = {"text", "progress", "stages"}
 # Who may import what besides nouns and helpers. A stage that is not named here imports no other stage.
 ALLOWED = {
     # A bundle is a model folder with card and plot, and opens as an encoder.
-    "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder"},
-    # Whether there is a plot to show; tables and sections; results as hubs list them.
-    "ship.card": {"ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.vocabulary"},
+    "ship.bundle": {"ship.card", "ship.encoder", "ship.folder", "ship.plots"},
+    # Which plots there are to show; tables and sections; results as hubs list them.
+    "ship.card": {
+        *("ship.markdown", "ship.model_index", "ship.plots", "ship.purpose", "ship.scores", "ship.vocabulary"),
+    },
+    "ship.plots": {"ship.curves", "ship.score_plot"},  # drawn from the manifest
     "ship.scores": {"ship.markdown"},
+    "ship.purpose": {"ship.markdown"},
     # Everything that is shipped is made from one captured program.
     "ship.quantize": {"ship.graph"},
     "ship.onnx_format": {"ship.graph"},
@@ -107,7 +111,7 @@ ALLOWED = {
 }
 COMPOSING = {
     *("prepare", "guard", "steps", "pipeline", "neighbours", "single", "race", "record", "results", "planning"),
-    *("opening", "comparing", "judging", "comparison_page", "comparison_plot", "exporting"),
+    *("opening", "comparing", "judging", "comparison_page", "exporting"),
 }
 TOP = {"cli", "options", "__main__", "__init__"}
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from leafembed.errors import BundleError, GateFailedError, NonFiniteError
 from leafembed.reports import GateResult
-from leafembed.ship.card import CARD, MANIFEST, PLOT, gemma_notice, render_card
-from leafembed.ship.curves import plot_curves
+from leafembed.ship.card import CARD, MANIFEST, gemma_notice, render_card
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES
+from leafembed.ship.plots import PLOTS, draw_plots
 from leafembed.stages import file_sha256
 
 __all__ = [
@@ -151,17 +151,17 @@ def refresh_card(path: Path) -> Path:
         BundleError: If a file other than card and plot is missing or altered.
     """
     path = Path(path)
-    manifest = _verified(path, skip=frozenset({CARD, PLOT}))
+    manifest = _verified(path, skip=frozenset({CARD, *PLOTS}))
     drafts = path.resolve().parent / f".{path.resolve().name}.card"
     shutil.rmtree(drafts, ignore_errors=True)
     drafts.mkdir()
-    kept = {name: file for name, file in manifest["files"].items() if name not in (CARD, PLOT)}
+    kept = {name: file for name, file in manifest["files"].items() if name not in (CARD, *PLOTS)}
     _finish(drafts, manifest, kept=kept)
-    if not (drafts / PLOT).exists():
-        (path / PLOT).unlink(missing_ok=True)
-    for name in (PLOT, CARD, MANIFEST):  # the manifest last: until then verify() refuses the bundle
+    for name in (*PLOTS, CARD, MANIFEST):  # the manifest last: until then verify() refuses the bundle
         if (drafts / name).exists():
             (drafts / name).replace(path / name)
+        elif name in PLOTS:
+            (path / name).unlink(missing_ok=True)
     drafts.rmdir()
     return path / CARD
 
@@ -170,15 +170,11 @@ def _finish(folder: Path, manifest: Mapping[str, Any], *, kept: Mapping[str, Any
     """Write notice, plot, card and manifest into a folder; ``kept``: entries of files that are elsewhere."""
     if kept is None and (notice := gemma_notice(manifest)):
         (folder / NOTICE).write_text(notice + "\n", encoding="utf-8")
-    _plot(manifest, folder)
+    draw_plots(manifest, folder)
     files = dict(sorted({**(kept or {}), **{file.name: _entry(file) for file in folder.iterdir()}}.items()))
     card, text = _fixed_point({**manifest, "format": FORMAT}, files)
     (folder / CARD).write_bytes(card)
     _write_durably(folder / MANIFEST, text)
-
-
-def _plot(manifest: Mapping[str, Any], folder: Path) -> None:
-    plot_curves(manifest["training"]["history"], manifest["training"]["best_step"], folder / PLOT)
 
 
 def _fixed_point(manifest: Mapping[str, Any], files: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -210,7 +206,7 @@ def _verified(path: Path, *, skip: frozenset[str]) -> dict[str, Any]:
         file = path / name
         if Path(name).name != name:
             raise BundleError(f"{path / MANIFEST}: lists {name!r}, expected file names; {_GET_ANOTHER}")
-        remedy = "render it again with leaf card" if name in (CARD, PLOT) else _GET_ANOTHER
+        remedy = "render it again with leaf card" if name in (CARD, *PLOTS) else _GET_ANOTHER
         if not file.is_file():
             raise BundleError(f"{path}: {name} is missing; {remedy}")
         got = _entry(file)
@@ -261,7 +257,7 @@ def write_refusal(target: Path, manifest: Mapping[str, Any]) -> Path:
     """Write the card and manifest of a student that was refused before INT8, so that the reasons can be read."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    _plot(manifest, target)
+    draw_plots(manifest, target)
     (target / CARD).write_text(render_card({**manifest, "format": FORMAT}), encoding="utf-8")
     text = json.dumps({**manifest, "format": FORMAT}, indent=2, ensure_ascii=False)
     _write_durably(target / MANIFEST, text.encode())
