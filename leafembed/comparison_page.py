@@ -15,11 +15,11 @@ from typing import Any
 
 from leafembed import __version__
 from leafembed.comparing import SCORERS
-from leafembed.comparison_plot import MOST_LANGUAGES, plot_comparison
 from leafembed.judge.compare import Estimate, Judged, Pair, pairs, retention
 from leafembed.reports import EvalReport
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.ship.markdown import NOTHING, count, line, table, with_interval
+from leafembed.ship.score_plot import MOST_LANGUAGES, Series, plot_scores
 
 __all__ = [
     "PAGE",
@@ -72,12 +72,18 @@ def write_comparison(models: Sequence[Judged], folder: Path, *, reference: Judge
     data = comparison_data(models, reference=reference)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS).unlink(missing_ok=True)
-    plot_comparison(models, folder / PLOT)
+    plot_scores([_series(model) for model in models], models[0].report, folder / PLOT)
     (folder / PAGE).write_text(_page(models, reference), encoding="utf-8")
     partial = folder / f".{RESULTS}.partial"
     partial.write_text(json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(folder / RESULTS)
     return data
+
+
+def _series(model: Judged) -> Series:
+    types = {kind: (model.scores[kind], interval) for kind, interval in model.report.intervals.items()}
+    languages = {key: (estimate.value, estimate.interval) for key, estimate in model.by_language().items()}
+    return Series(model.label, types, languages)
 
 
 def difference_cells(pair: Pair) -> list[str]:

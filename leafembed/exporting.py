@@ -14,8 +14,9 @@ import numpy as np
 from leafembed.errors import BundleError, DataError, GateFailedError, ModelError
 from leafembed.progress import say
 from leafembed.ship.bundle import NOTICE
-from leafembed.ship.card import CARD, MANIFEST, PLOT, gemma_notice
+from leafembed.ship.card import CARD, MANIFEST, gemma_notice
 from leafembed.ship.export_page import Exported, render_page
+from leafembed.ship.plots import PLOTS
 from leafembed.ship.verdict import read_verdict
 from leafembed.steps import RESOLVED
 from leafembed.types import Factors, FloatArray, check_vectors
@@ -251,6 +252,7 @@ def _explain(source: Source, folder: Path, exported: Exported) -> None:
         (folder / NOTICE).write_text(notice + "\n", encoding="utf-8")
     if source.judged:
         shutil.copyfile(source.judged / CARD, folder / "CARD.md")
-        if (source.judged / PLOT).is_file():  # the card shows it
-            shutil.copyfile(source.judged / PLOT, folder / PLOT)
+        for name in PLOTS:  # the card shows them
+            if (source.judged / name).is_file():
+                shutil.copyfile(source.judged / name, folder / name)
     (folder / CARD).write_text(render_page(replace(exported, notice=notice)), encoding="utf-8")

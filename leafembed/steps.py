@@ -32,11 +32,11 @@ from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
 from leafembed.record import PACKAGES, run_facts, teacher_facts
 from leafembed.reports import EvalReport
-from leafembed.ship.card import PLOT
 from leafembed.ship.curves import plot_curves
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
+from leafembed.ship.plots import CURVES
 from leafembed.ship.quantize import quantize
 from leafembed.stages import fingerprint, once
 from leafembed.types import Factors, Speed
@@ -159,7 +159,7 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
     work_dir = line.folder / f"checkpoints-{key}"
 
     def draw(history: Sequence[Mapping[str, Any]], best_step: int) -> None:
-        plot_curves(history, best_step, line.folder / PLOT)
+        plot_curves(history, best_step, line.folder / CURVES)
 
     def build(target: Path) -> dict[str, Any]:
         from leafembed.learn.train import train

@@ -22,15 +22,17 @@ HELPERS = {"text", "progress", "stages"}
 
 # Who may import what besides nouns and helpers. A stage that is not named here imports no other stage.
 ALLOWED = {
-    # A bundle is a model folder with card and plot, and opens as an encoder where its verdict allows.
-    "ship.bundle": {"ship.card", "ship.curves", "ship.encoder", "ship.folder", "ship.verdict"},
+    # A bundle is a model folder with card and plots, and opens as an encoder where its verdict allows.
+    "ship.bundle": {"ship.card", "ship.encoder", "ship.folder", "ship.plots", "ship.verdict"},
     "ship.verdict": {"judge.gate", "recipe_io"},  # judged again by the one gate, by rules as recipes have them
-    # Whether there is a plot to show; tables and sections; results as hubs list them.
+    # Which plots there are to show; tables and sections; results as hubs list them.
     "ship.card": {
-        *("ship.contamination", "ship.curves", "ship.markdown", "ship.model_index", "ship.scores", "ship.templates"),
-        "ship.vocabulary",
+        *("ship.contamination", "ship.markdown", "ship.model_index", "ship.plots", "ship.purpose", "ship.scores"),
+        *("ship.templates", "ship.vocabulary"),
     },
     "ship.contamination": {"ship.markdown"},
+    "ship.plots": {"ship.curves", "ship.score_plot"},  # drawn from the manifest
+    "ship.purpose": {"ship.markdown"},
     "ship.scores": {"ship.markdown"},
     "ship.templates": {"ship.markdown"},  # what templates may do with a value
     # Everything that is shipped is made from one captured program.
@@ -118,7 +120,7 @@ ALLOWED = {
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
     "planning",
-    *("opening", "comparing", "judging", "comparison_page", "comparison_plot", "exporting"),
+    *("opening", "comparing", "judging", "comparison_page", "exporting"),
 }
 TOP = {"cli", "options", "__main__", "__init__"}
 

@@ -9,8 +9,8 @@ from test_compare import HARD, judged, shifted
 
 from leafembed import comparison_page
 from leafembed.comparison_page import PAGE, PLOT, RESULTS, comparison_data, write_comparison
-from leafembed.comparison_plot import MOST_LANGUAGES, _rows, plot_comparison
 from leafembed.reports import EvalReport
+from leafembed.ship.score_plot import MOST_LANGUAGES, _rows
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_results_are_written_last(models, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(comparison_page, "plot_comparison", full_disk)
+    monkeypatch.setattr(comparison_page, "plot_scores", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_comparison(models[:2], tmp_path)
     assert not (tmp_path / RESULTS).exists()
@@ -99,16 +99,16 @@ def test_many_languages_are_folded_and_the_largest_drawn(tmp_path):
     page = (tmp_path / PAGE).read_text(encoding="utf-8")
     assert "<summary>40 rows</summary>" in page
     assert "the plot shows those with most items" in page
-    assert _rows(model, "Bitext") == ["all", *(f"l{i:02d}" for i in range(40 - MOST_LANGUAGES, 40))]
+    assert _rows(model.report, "Bitext") == ["all", *(f"l{i:02d}" for i in range(40 - MOST_LANGUAGES, 40))]
 
 
 @pytest.mark.parametrize("n", [1, 12])
 def test_the_plot_is_a_picture_that_depends_on_the_scores_alone(tmp_path, n):
     models = [judged(f"model {i}", shifted(0.02 * i)) for i in range(n)]
-    for name in ("one.png", "two.png"):
-        plot_comparison(models, tmp_path / name)
-    content = (tmp_path / "one.png").read_bytes()
-    assert content == (tmp_path / "two.png").read_bytes()
+    for name in ("one", "two"):
+        write_comparison(models, tmp_path / name)
+    content = (tmp_path / "one" / PLOT).read_bytes()
+    assert content == (tmp_path / "two" / PLOT).read_bytes()
     width, height = struct.unpack(">II", content[16:24])
     assert 500 < width < 1500
     assert 150 < height < 1500

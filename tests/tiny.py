@@ -195,8 +195,8 @@ def sample_manifest(*, drop: Sequence[str] = (), kept: float = 0.953, **changes:
         },
         "speed": [
             _speed("teacher, torch fp32", 8.4, 1211.4),
-            _speed("teacher, OpenVINO INT8", 21.7, 310.2),
-            _speed("leaf-small, OpenVINO INT8", 96.3, 228.1),
+            _speed("teacher, INT8", 21.7, 310.2),
+            _speed("student, INT8", 96.3, 228.1),
         ],
         "machine": {"cpu": "AMD EPYC", "cores": 2, "memory_gb": 8.2, "os": "Linux x86_64", "isa": ["avx2", "avx512f"]},
         "versions": {"openvino": "2026.4.1", "tokenizers": "0.23.3"},

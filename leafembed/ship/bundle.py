@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from leafembed.errors import BundleError, GateFailedError
-from leafembed.ship.card import CARD, MANIFEST, PLOT, gemma_notice, render_card
-from leafembed.ship.curves import plot_curves
+from leafembed.ship.card import CARD, MANIFEST, gemma_notice, render_card
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES
+from leafembed.ship.plots import PLOTS, draw_plots
 from leafembed.ship.verdict import read_verdict
 from leafembed.stages import file_sha256
 
@@ -156,18 +156,18 @@ def refresh_card(path: Path) -> Path:
             the scores.
     """
     path = Path(path)
-    manifest = _verified(path, skip=frozenset({CARD, PLOT}))
+    manifest = _verified(path, skip=frozenset({CARD, *PLOTS}))
     read_verdict(manifest, str(path / MANIFEST))
     drafts = path.resolve().parent / f".{path.resolve().name}.card"
     shutil.rmtree(drafts, ignore_errors=True)
     drafts.mkdir()
-    kept = {name: file for name, file in manifest["files"].items() if name not in (CARD, PLOT)}
+    kept = {name: file for name, file in manifest["files"].items() if name not in (CARD, *PLOTS)}
     _finish(drafts, manifest, kept=kept)
-    if not (drafts / PLOT).exists():
-        (path / PLOT).unlink(missing_ok=True)
-    for name in (PLOT, CARD, MANIFEST):  # the manifest last: until then verify() refuses the bundle
+    for name in (*PLOTS, CARD, MANIFEST):  # the manifest last: until then verify() refuses the bundle
         if (drafts / name).exists():
             (drafts / name).replace(path / name)
+        elif name in PLOTS:
+            (path / name).unlink(missing_ok=True)
     drafts.rmdir()
     return path / CARD
 
@@ -176,15 +176,11 @@ def _finish(folder: Path, manifest: Mapping[str, Any], *, kept: Mapping[str, Any
     """Write notice, plot, card and manifest into a folder; ``kept``: entries of files that are elsewhere."""
     if kept is None and (notice := gemma_notice(manifest)):
         (folder / NOTICE).write_text(notice + "\n", encoding="utf-8")
-    _plot(manifest, folder)
+    draw_plots(manifest, folder)
     files = dict(sorted({**(kept or {}), **{file.name: _entry(file) for file in folder.iterdir()}}.items()))
     card, text = _fixed_point({**manifest, "format": FORMAT}, files)
     (folder / CARD).write_bytes(card)
     _write_durably(folder / MANIFEST, text)
-
-
-def _plot(manifest: Mapping[str, Any], folder: Path) -> None:
-    plot_curves(manifest["training"]["history"], manifest["training"]["best_step"], folder / PLOT)
 
 
 def _fixed_point(manifest: Mapping[str, Any], files: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -217,7 +213,7 @@ def _verified(path: Path, *, skip: frozenset[str]) -> dict[str, Any]:
         file = path / name
         if Path(name).name != name:
             raise BundleError(f"{path / MANIFEST}: lists {name!r}, expected file names; {_GET_ANOTHER}")
-        remedy = "render it again with leaf card" if name in (CARD, PLOT) else _GET_ANOTHER
+        remedy = "render it again with leaf card" if name in (CARD, *PLOTS) else _GET_ANOTHER
         if not file.is_file():
             raise BundleError(f"{path}: {name} is missing; {remedy}")
         got = _entry(file)
@@ -268,7 +264,7 @@ def write_refusal(target: Path, manifest: Mapping[str, Any]) -> Path:
     """Write the card and manifest of a student that was refused before INT8, so that the reasons can be read."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    _plot(manifest, target)
+    draw_plots(manifest, target)
     whole = {**manifest, "format": FORMAT}
     (target / CARD).write_text(render_card(whole), encoding="utf-8")
     text = json.dumps({**whole, SEAL: seal(whole)}, indent=2, ensure_ascii=False, allow_nan=False)

@@ -1,7 +1,7 @@
 """Renders the model card from the manifest, and from nothing else.
 
 Every number on the card is a number of the manifest, or a ratio, difference or mean of such numbers. A refused model's
-card opens with the refusal. The text around the numbers is in ``card.md.jinja``; the plot is in ``curves.py``.
+card opens with the refusal. The text around the numbers is in ``card.md.jinja``; the plots are in ``plots.py``.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Any
 
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.contamination import contamination_section
-from leafembed.ship.curves import has_curves
 from leafembed.ship.markdown import bullets, count, fixed, line, ratio, table, to_toml
 from leafembed.ship.model_index import model_index
+from leafembed.ship.plots import plots_of
+from leafembed.ship.purpose import purpose_section
 from leafembed.ship.scores import score_tables
 from leafembed.ship.templates import fill_markdown
 from leafembed.ship.vocabulary import vocabulary_section
 
-__all__ = ["CARD", "MANIFEST", "PLOT", "gemma_notice", "render_card"]
+__all__ = ["CARD", "MANIFEST", "gemma_notice", "render_card"]
 
-CARD, PLOT, MANIFEST = "README.md", "curves.png", "manifest.json"
-"""Files of a bundle that are not the model's."""
+CARD, MANIFEST = "README.md", "manifest.json"
+"""Files of a bundle that are not the model's; its plots are named in ``plots.py``."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _UNKNOWN = "und"
@@ -42,8 +43,9 @@ def render_card(manifest: _Manifest) -> str:
     Raises:
         MissingExtraError: If jinja2 is not installed.
     """
-    parts = _head(manifest), _alarms(manifest), score_tables(manifest), contamination_section(manifest), _body(manifest)
-    return fill_markdown("card.md.jinja", {name: value for part in parts for name, value in part.items()})
+    sections = (_head, _alarms, score_tables, purpose_section, contamination_section, _body)
+    values = {name: value for section in sections for name, value in section(manifest).items()}
+    return fill_markdown("card.md.jinja", values)
 
 
 def gemma_notice(manifest: _Manifest) -> str:
@@ -140,7 +142,7 @@ def _body(manifest: _Manifest) -> dict[str, Any]:
         else "",
         "total_mb": fixed(total / 1e6, 2) if total else "",
         "training": bullets(_training(training)),
-        "has_plot": has_curves(training["history"]),
+        "plots": plots_of(manifest),
         "corpus": bullets(
             {
                 "training rows": count(corpus["train_rows"]),

@@ -1,0 +1,62 @@
+"""The plots of a card: which of them a manifest has numbers for, and how they are made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leafembed.reports import EvalReport
+from leafembed.ship.curves import has_curves, plot_curves
+from leafembed.ship.score_plot import Dot, plot_rates, plot_scores, series_of
+
+__all__ = ["CURVES", "PLOTS", "RATES", "SCORES", "draw_plots", "plots_of"]
+
+CURVES, SCORES, RATES = PLOTS = ("curves.png", "scores.png", "rates.png")
+"""Files that a bundle may have: training, scores by language, quality against rate."""
+
+_COMPARED = {"teacher": "teacher", "floor: static table": "static table", "student": "student", "int8": "INT8"}
+_TIMED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
+"""Reports that are drawn: what the legend calls them, and the entry of the speed table that belongs to each."""
+
+
+def plots_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the plots that there are numbers for."""
+    found = {
+        CURVES: has_curves(manifest["training"]["history"]),
+        SCORES: "student" in manifest["reports"],
+        RATES: len(_points(manifest)) > 1,
+    }
+    return tuple(name for name, there in found.items() if there)
+
+
+def draw_plots(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Write the plots of :func:`plots_of` into a folder.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    plots = plots_of(manifest)
+    if CURVES in plots:
+        plot_curves(manifest["training"]["history"], manifest["training"]["best_step"], folder / CURVES)
+    if SCORES in plots:
+        names = [name for name in _COMPARED if name in manifest["reports"]]
+        if "int8" in names:
+            names.remove("student")  # the two lie on each other
+        reports = {_COMPARED[name]: EvalReport.from_dict(manifest["reports"][name]) for name in names}
+        plot_scores([series_of(*one) for one in reports.items()], reports["teacher"], folder / SCORES)
+    if RATES in plots:
+        plot_rates(_points(manifest), folder / RATES)
+
+
+def _points(manifest: Mapping[str, Any]) -> dict[str, tuple[float, tuple[float, float], Dot]]:
+    """Rate and mean score of each encoder that was both timed and scored."""
+    speeds = {entry["name"]: entry for entry in manifest.get("speed") or ()}
+    points: dict[str, tuple[float, tuple[float, float], Dot]] = {}
+    for name, timed in _TIMED.items():
+        if timed in speeds and name in manifest["reports"]:
+            report = EvalReport.from_dict(manifest["reports"][name])
+            low, high = speeds[timed]["spread"]
+            dot = (report.mean, report.intervals.get("mean"))
+            points[timed] = (speeds[timed]["texts_per_second"], (low, high), dot)
+    return points

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+from tiny import refused_before_int8, sample_manifest, verdict
+
+from leafembed.reports import EvalReport
+from leafembed.ship.card import render_card
+from leafembed.ship.purpose import purpose_section
+
+
+@pytest.fixture
+def manifest():
+    return sample_manifest()
+
+
+def _limits(manifest):
+    return " ".join(purpose_section(manifest)["limits"])
+
+
+def test_uses_are_the_types_that_were_measured_with_their_languages(manifest):
+    report = EvalReport.from_dict(manifest["reports"]["int8"])
+    uses = purpose_section(manifest)["uses"]
+    assert [use.split(",")[0] for use in uses] == list(report.by_type())
+    (sts,) = (use for use in uses if use.startswith("STS, "))
+    assert f"{report.by_type()['STS']:.3f} of the teacher's" in sts
+    assert all(result.lang in sts for result in report.results if result.type == "STS")
+
+
+def test_a_refused_model_is_for_nothing(manifest):
+    refused = {**manifest, "verdict": verdict(retention=0.8)}
+    assert purpose_section(refused)["uses"] == []
+    assert "## What it is for" not in render_card(refused)
+    assert "## Limits" in render_card(refused)
+
+
+def test_types_and_languages_without_a_number_are_named(manifest):
+    limits = _limits(manifest)
+    assert "Clustering" in limits
+    assert "STS (" not in limits.split("Not measured")[1].split(".")[0]
+    judged = {result["lang"] for result in manifest["reports"]["int8"]["results"]}
+    (unjudged,) = (line for line in purpose_section(manifest)["limits"] if line.startswith("Trained on but"))
+    assert all((f" {lang}" in unjudged) == (lang not in judged) for lang in ("de", "en", "no"))
+    assert "und" not in unjudged
+
+
+def test_languages_with_most_text_are_named_first(manifest):
+    manifest["corpus"]["languages"] = {f"l{i}": i for i in range(1, 31)}
+    (unjudged,) = (line for line in purpose_section(manifest)["limits"] if line.startswith("Trained on but"))
+    assert "30 languages, among them l30, l29," in unjudged
+    assert "l18" not in unjudged
+
+
+def test_a_judged_language_without_text_is_named(manifest):
+    manifest["corpus"]["languages"] = {"en": 20000}
+    assert "Measured but no training text in de" in _limits(manifest)
+
+
+def test_the_length_limit_is_said_where_there_is_one(manifest):
+    assert "first 512 tokens" in _limits(manifest)
+    manifest["student"]["max_seq_length"] = None
+    assert "tokens is ignored" not in _limits(manifest)
+
+
+def test_a_run_that_stopped_has_neither():
+    manifest = refused_before_int8()
+    del manifest["reports"]["student"]
+    assert purpose_section(manifest) == {"uses": [], "limits": []}
