@@ -31,7 +31,7 @@ ALLOWED = {
         *("ship.templates", "ship.vocabulary"),
     },
     "ship.contamination": {"ship.markdown"},
-    "ship.plots": {"ship.curves", "ship.score_plot"},  # drawn from the manifest
+    "ship.plots": {"ship.curves", "ship.score_plot", "ship.scores"},  # drawn from the manifest
     "ship.purpose": {"ship.markdown"},
     "ship.scores": {"ship.markdown"},
     "ship.templates": {"ship.markdown"},  # what templates may do with a value

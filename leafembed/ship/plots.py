@@ -9,6 +9,7 @@ from typing import Any
 from leafembed.reports import EvalReport
 from leafembed.ship.curves import has_curves, plot_curves
 from leafembed.ship.score_plot import Dot, plot_rates, plot_scores, series_of
+from leafembed.ship.scores import TIMED
 
 __all__ = ["CURVES", "PLOTS", "RATES", "SCORES", "draw_plots", "plots_of"]
 
@@ -16,8 +17,7 @@ CURVES, SCORES, RATES = PLOTS = ("curves.png", "scores.png", "rates.png")
 """Files that a bundle may have: training, scores by language, quality against rate."""
 
 _COMPARED = {"teacher": "teacher", "floor: static table": "static table", "student": "student", "int8": "INT8"}
-_TIMED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
-"""Reports that are drawn: what the legend calls them, and the entry of the speed table that belongs to each."""
+"""Reports that are drawn, and what the legend calls them."""
 
 
 def plots_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def _points(manifest: Mapping[str, Any]) -> dict[str, tuple[float, tuple[float, 
     """Rate and mean score of each encoder that was both timed and scored."""
     speeds = {entry["name"]: entry for entry in manifest.get("speed") or ()}
     points: dict[str, tuple[float, tuple[float, float], Dot]] = {}
-    for name, timed in _TIMED.items():
+    for name, timed in TIMED.items():
         if timed in speeds and name in manifest["reports"]:
             report = EvalReport.from_dict(manifest["reports"][name])
             low, high = speeds[timed]["spread"]
