@@ -10,6 +10,7 @@ from leafembed.errors import BundleError, GateFailedError
 from leafembed.ship.bundle import open_bundle, read_manifest, refresh_card, verify, write_bundle, write_refusal
 from leafembed.ship.card import render_card
 from leafembed.ship.encoder import BundleEncoder
+from leafembed.ship.plots import CURVES, PLOTS, SCORES
 
 MODEL = {
     *("model.xml", "model.bin", "tokenizer.json", "encoder.json"),
@@ -46,7 +47,7 @@ def _contents(folder):
 
 
 def test_a_bundle_holds_exactly_these_files(written, model):
-    assert set(_contents(written)) == MODEL | {"README.md", "curves.png", "NOTICE", "manifest.json"}
+    assert set(_contents(written)) == MODEL | {"README.md", *PLOTS, "NOTICE", "manifest.json"}
     assert [path.name for path in written.parent.iterdir()] == ["bundle"]
     assert all((written / name).read_bytes() == (model / name).read_bytes() for name in MODEL)
 
@@ -230,7 +231,7 @@ def test_refresh_does_not_bless_an_altered_model(bundle):
 def test_a_refusal_is_a_card_and_its_manifest_but_no_bundle(tmp_path):
     for _ in range(2):  # a second refusal replaces the first
         folder = write_refusal(tmp_path / "run" / "refused", refused_before_int8())
-    assert set(_contents(folder)) == {"README.md", "curves.png", "manifest.json"}
+    assert set(_contents(folder)) == {"README.md", CURVES, SCORES, "manifest.json"}
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert (folder / "README.md").read_text(encoding="utf-8") == render_card(manifest)
     with pytest.raises(BundleError, match="lacks files"):

@@ -17,11 +17,12 @@ from leafembed.learn.teacher import TorchEncoder
 from leafembed.pipeline import Outcome, run
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.ship.encoder import BundleEncoder
+from leafembed.ship.plots import PLOTS
 
 BUNDLE = {
     *("model.xml", "model.bin", "tokenizer.json", "encoder.json"),
     *("tokenizer_config.json", "config.json", "config_sentence_transformers.json"),
-    *("README.md", "curves.png", "manifest.json"),
+    *("README.md", *PLOTS, "manifest.json"),
 }
 FLOORS = {"floor: random", "floor: bag of words", "floor: untrained student", "floor: static table"}
 

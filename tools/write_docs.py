@@ -1,8 +1,7 @@
 """Write what is generated, from what it is generated from.
 
-``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, the results in ``README.md`` from the
-manifest in ``docs/results/quick``, those in ``docs/why-v1-failed.md`` from the table that ``tools/ablate.py`` wrote.
-``tests/test_docs.py`` fails while a page and its source differ.
+``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, and the results in ``README.md`` from the
+manifest in ``docs/results/quick``. ``tests/test_docs.py`` fails while a page and its source differ.
 """
 
 import argparse
@@ -18,8 +17,6 @@ from leafembed.ship.markdown import fixed, table
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results" / "quick" / "manifest.json"
-ABLATION = DOCS / "results" / "why-v1" / "README.md"
-WHY = DOCS / "why-v1-failed.md"
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 ROWS = {
     "teacher": "teacher, torch fp32",
@@ -51,16 +48,11 @@ def commands_page() -> str:
     return "\n\n".join([intro, *sections]) + "\n"
 
 
-def with_results(page: str, section: str) -> str:
-    """Return a page with its results replaced."""
-    before, _, rest = page.partition(BEGIN)
+def with_results(readme: str) -> str:
+    """Return the README with its results as the manifest has them."""
+    before, _, rest = readme.partition(BEGIN)
     after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
-
-
-def ablation_section() -> str:
-    """Return the table of the ablation and its plot, as a page in ``docs`` links to it."""
-    return ABLATION.read_text(encoding="utf-8").strip().replace("](plot.png)", "](results/why-v1/plot.png)")
+    return f"{before}{BEGIN}\n{results_section()}\n{END}{after}"
 
 
 def results_section() -> str:
@@ -91,9 +83,9 @@ def results_section() -> str:
 
 def main() -> None:
     """Write all of it."""
-    for page, source, section in ((ROOT / "README.md", RESULTS, results_section), (WHY, ABLATION, ablation_section)):
-        if source.is_file():
-            page.write_text(with_results(page.read_text(encoding="utf-8"), section()), encoding="utf-8")
+    readme = ROOT / "README.md"
+    if RESULTS.is_file():
+        readme.write_text(with_results(readme.read_text(encoding="utf-8")), encoding="utf-8")
     (DOCS / "recipe.md").write_text(reference_page(), encoding="utf-8")
     (DOCS / "cli.md").write_text(commands_page(), encoding="utf-8")
 
