@@ -29,6 +29,7 @@ from leafembed.ship import onnx_format
 from leafembed.ship.export_page import Exported, render_page
 from leafembed.ship.folder import PROMPTS
 from leafembed.ship.onnx_format import FP32, INT8, encode_onnx
+from leafembed.ship.plots import PLOTS
 from leafembed.steps import RESOLVED
 from leafembed.types import ModelRef
 
@@ -301,7 +302,7 @@ def test_a_run_is_known_by_the_manifest_that_it_wrote(tmp_path, eval_data):
     recipe = toy_recipe(tmp_path, teacher, eval_data, teacher={"licence": "gemma"}, student={"layers": [0]})
     outcome = run(recipe_from_dict(recipe), tmp_path / "run")
     assert export(tmp_path / "run", tmp_path / "out", format="pt", texts=TEXTS)["passed"] is True
-    assert files_of(tmp_path / "out") == PT | {"CARD.md", "NOTICE", "curves.png"}
+    assert files_of(tmp_path / "out") == PT | {"CARD.md", "NOTICE", *PLOTS}
     assert (tmp_path / "out" / "CARD.md").read_bytes() == (outcome.folder / "README.md").read_bytes()
     assert "# toy\n" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     with pytest.raises(ModelError, match=r"give .*run/student"):
