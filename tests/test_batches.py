@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from leafembed.errors import RecipeError
+from leafembed.learn import batches as planning
 from leafembed.learn.batches import plan_batches, plan_pass
 from leafembed.learn.links import Links, pairs_in, triplets_in
 from leafembed.recipe_learn import Phase, TrainConfig
@@ -171,3 +172,20 @@ def test_a_group_larger_than_a_batch_is_split():
 def test_pairs_in_a_ring_are_one_group():
     links = Links.of(rows_of(3, pairs=[(0, 1), (1, 0)]))
     assert links.group[0] == links.group[1] != links.group[2]
+
+
+def test_rows_are_packed_as_pieces_are():
+    """The fast way for rows that move alone gives what the careful one gives for the same rows."""
+    rng = np.random.default_rng(0)
+    for batch_tokens in (None, 40, 100):
+        config = TrainConfig(batch_size=8, batch_tokens=batch_tokens)
+        lengths = rng.integers(1, 40, 200).tolist()
+        pieces = planning._sorted([[i] for i in range(200)], lengths)
+        careful, batch = [], []
+        for piece in pieces:  # as the other way, one row after the other
+            wide = min(lengths[piece[0]], 16)
+            if batch and (len(batch) == 8 or (len(batch) + 1) * wide > (batch_tokens or 8 * 16)):
+                careful.append(batch)
+                batch = []
+            batch = [*batch, piece]
+        assert planning._pack(pieces, lengths, 16, config) == [*careful, batch]

@@ -7,6 +7,7 @@ from families import FAMILIES, bert, gemma, toy_texts
 from leafembed.learn.batches import plan_batches
 from leafembed.learn.feed import Collator, PlannedBatches, Texts, count_tokens
 from leafembed.learn.models import load_sentence_transformer
+from leafembed.learn.rows import Rows
 from leafembed.learn.student import Sample, init_student
 from leafembed.recipe_learn import Phase, StudentConfig, TrainConfig
 from leafembed.types import Corpus, Row
@@ -88,3 +89,11 @@ def test_a_token_table_reads_texts_of_any_length(tmp_path):
     counts = count_tokens(texts, model, tmp_path / "tokens.npy")
     inputs = Collator(model)([texts[(i, 8)] for i in range(4)])
     assert len(inputs["sentence_input_ids"]) == counts[:4].sum()
+
+
+def test_a_batch_is_read_as_its_texts_are(tmp_path):
+    rows = [Row(text, "en", "query" if i % 3 else None) for i, text in enumerate(TEXTS)]
+    for train, validation in ((rows[:20], rows[20:]), (Rows.of(rows[:20]), Rows.of(rows[20:]))):
+        texts = Texts(Corpus(train, validation, {}, "f" * 16), {"query": "q: "})
+        visits = [(29, 8), (3, 16), (3, 8), (20, 8), (0, 8)]
+        assert texts.__getitems__(visits) == [texts[visit] for visit in visits]

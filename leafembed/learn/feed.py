@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, Dataset
 
 from leafembed.errors import ModelError
 from leafembed.learn.batches import Plan
+from leafembed.learn.rows import Rows
 from leafembed.types import Corpus, Row
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Texts(Dataset[tuple[int, int, str]]):
     def __init__(self, corpus: Corpus, prompts: Mapping[str, str]) -> None:
         self.corpus = corpus
         self.prompts = prompts
+        self._names: dict[int, NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return len(self.corpus.train) + len(self.corpus.validation)
@@ -47,11 +49,33 @@ class Texts(Dataset[tuple[int, int, str]]):
         number, limit = visit
         return number, limit, self.text(number)
 
+    def __getitems__(self, visits: Sequence[Visit]) -> list[tuple[int, int, str]]:
+        """As :meth:`__getitem__`, of a whole batch: its texts are fetched at once, each part of the corpus in turn."""
+        numbers = np.array([number for number, _ in visits])
+        first = len(self.corpus.train)
+        found: dict[int, str] = {}
+        for rows, chosen, start in ((self.corpus.train, numbers < first, 0),
+                                    (self.corpus.validation, numbers >= first, first)):  # fmt: skip
+            places = numbers[chosen]
+            found |= dict(zip(places.tolist(), self._read(rows, places - start), strict=True))
+        return [(number, limit, found[number]) for number, limit in visits]
+
+    def _read(self, rows: Sequence[Row], places: NDArray[np.int64]) -> list[str]:
+        if not isinstance(rows, Rows):
+            return [self._prompted(rows[i]) for i in places.tolist()]
+        if id(rows) not in self._names:
+            self._names[id(rows)] = rows.column("prompt_name")
+        names = self._names[id(rows)][places]
+        return [self.prompts.get(name or "", "") + text for name, text in zip(names, rows.texts(places), strict=True)]
+
+    def _prompted(self, row: Row) -> str:
+        return self.prompts.get(row.prompt_name or "", "") + row.text
+
     def text(self, number: int) -> str:
         """The text of a row with its prompt."""
         train = self.corpus.train
         row: Row = train[number] if number < len(train) else self.corpus.validation[number - len(train)]
-        return self.prompts.get(row.prompt_name or "", "") + row.text
+        return self._prompted(row)
 
 
 class PlannedBatches(BatchSampler):
@@ -119,7 +143,8 @@ def count_tokens(texts: Texts, model: SentenceTransformer, store: Path) -> NDArr
     counts = np.empty(len(texts), dtype=np.int32)
     for start in range(0, len(texts), _CHUNK):
         numbers = range(start, min(start + _CHUNK, len(texts)))
-        encoded = fast.encode_batch_fast([texts.text(i) for i in numbers], add_special_tokens=special)
+        chunk = [text for _, _, text in texts.__getitems__([(i, 0) for i in numbers])]
+        encoded = fast.encode_batch_fast(chunk, add_special_tokens=special)
         counts[start : start + len(encoded)] = [len(item) for item in encoded]
     partial = store.with_name(f".{store.name}")
     with partial.open("wb") as file:
