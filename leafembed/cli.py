@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leafembed.errors import Error, GateFailedError, StoppedError
+from leafembed.errors import Error, GateFailedError, StoppedError, require
 from leafembed.options import build_parser
 from leafembed.progress import say
 from leafembed.text import read_texts
@@ -64,10 +64,11 @@ def _run(args: argparse.Namespace) -> int:
         _remove_run(run_dir, args.recipe)
     try:
         if args.until == "train":
+            require(args.trained is None, "--trained", args.trained, "nothing beside --until train")
             facts = train(recipe, run_dir)
             _print_json({"student": str(run_dir / "student"), "steps": facts["steps"], "best_step": facts["best_step"]})
             return 0
-        outcome = run(recipe, run_dir, allow_failed=args.allow_failed)
+        outcome = run(recipe, run_dir, allow_failed=args.allow_failed, trained=args.trained)
     except (GateFailedError, StoppedError):
         refused = run_dir / "refused"
         folder = refused if refused.is_dir() else run_dir / "bundle"

@@ -172,4 +172,4 @@ def _plain(estimate: Estimate) -> str:
 
 def _signed(estimate: Estimate) -> str:
     low, high = estimate.interval
-    return f"{estimate.value:+.4f} [{low:+.3f}, {high:+.3f}]"
+    return f"{estimate.value:+z.4f} [{low:+z.3f}, {high:+z.3f}]"

@@ -36,7 +36,7 @@ def watched(recipe: Recipe, learned: Material, floor: float) -> Watched:
     from leafembed.learn.watch import Watched
 
     corpus = learned.corpus
-    prompts = learned.teacher.ref.prompts if recipe.student.prompts == "teacher" else {}
+    prompts = learned.student_prompts(recipe.student, recipe.teacher.prompt_name)
     rows = {prompts.get(row.prompt_name or "", "") + row.text: i for i, row in enumerate(corpus.validation)}
     texts = list(rows)
     chosen = [texts[i] for i in np.unique(np.linspace(0, len(texts) - 1, WATCHED_TEXTS).astype(int))]

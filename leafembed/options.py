@@ -79,6 +79,8 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     either.add_argument(
         "--allow-failed", action="store_true", help="go on after a refusal; the bundle says that it failed"
     )
+    run.add_argument("--trained", type=Path, metavar="FOLDER",
+                     help="ship this student, which --until train made of the recipe elsewhere")  # fmt: skip
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:

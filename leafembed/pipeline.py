@@ -33,8 +33,8 @@ from leafembed.steps import (
     quantized,
     scored,
     timed,
-    train_student,
 )
+from leafembed.training import adopt_student, train_student
 
 __all__ = ["Outcome", "run", "train"]
 
@@ -66,7 +66,7 @@ def train(recipe: Recipe, run_dir: Path) -> dict[str, Any]:
     return _trained(begin(recipe, run_dir))
 
 
-def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome:
+def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False, trained: Path | None = None) -> Outcome:
     """Distil, judge, quantise, judge again and bundle.
 
     A second call with the same recipe and folder repeats only what an interruption left undone.
@@ -75,13 +75,14 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False) -> Outcome
         recipe: What to do.
         run_dir: Folder of the run: checkpoints, models, reports and the bundle.
         allow_failed: Go on after a refusal; the bundle then says that it was refused.
+        trained: Folder of a student that :func:`train` made of the same recipe on another machine, instead of training.
 
     Raises:
         GateFailedError: If the gate refuses the student or its INT8 form and ``allow_failed`` is not set.
         StoppedError: If an alarm says that training cannot succeed and ``alarms.stop`` is set.
     """
-    line = begin(recipe, run_dir)
-    training = _trained(line)
+    line = begin(recipe, run_dir, trained=trained)
+    training = adopt_student(line, trained) if trained else _trained(line)
 
     floors = build_floors(line)
     student = open_student(line)

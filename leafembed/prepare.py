@@ -18,10 +18,12 @@ from leafembed.learn.data import prepare_corpus
 from leafembed.learn.exposure import teacher_overlap
 from leafembed.learn.negatives import MAX_POOL, mine_negatives
 from leafembed.learn.overlap import JudgedSet
+from leafembed.learn.prompts import reserved_tokens, student_prompts
 from leafembed.learn.rows import Rows
 from leafembed.learn.teacher import CachedTeacher, load_teacher
 from leafembed.progress import say
 from leafembed.recipe import Recipe
+from leafembed.recipe_learn import StudentConfig
 from leafembed.stages import fingerprint, once
 from leafembed.types import Corpus, FloatArray, ModelRef
 
@@ -39,7 +41,8 @@ class Material:
         teacher: The teacher behind its cache.
         teacher_dir: Its folder; ``None``: it is at a URL.
         corpus: Training and validation text.
-        positions: Where the vector that each row learns lies in the teacher's store: its own, or its target's.
+        positions: Where the vector that each row learns lies in the teacher's store: its own, or its target's; -1
+            where it was not wanted.
         dev: Tasks that choose the checkpoint.
         test: Tasks that the gate judges by.
         exposure: What of the tasks the teacher's own training text touches; empty: it is not to be had.
@@ -62,6 +65,12 @@ class Material:
         """What the vectors depend on besides the texts: the teacher, its precision, length limit and prompts."""
         return _targets_id(self.teacher)
 
+    def student_prompts(self, config: StudentConfig, bare: str | None) -> dict[str, str]:
+        """What a student puts before a text, by prompt name; it needs nothing for the prompt named ``bare``."""
+        encoder = self.teacher.torch
+        reserved = reserved_tokens(encoder.model.tokenizer) if encoder and config.prompts == "tokens" else None
+        return student_prompts(config, self.teacher.ref.prompts, bare=bare, reserved=reserved)
+
     def held_out(self, limit: int) -> tuple[list[str], list[str], FloatArray]:
         """At most ``limit`` validation texts of different vectors, their languages, and the teacher's vectors."""
         first = len(self.corpus.train)
@@ -79,8 +88,20 @@ def _targets_id(teacher: CachedTeacher) -> str:
     return fingerprint(teacher.store.folder.name, dict(teacher.ref.prompts))
 
 
-def embed(recipe: Recipe) -> Material:
-    """Read the tasks and the corpus and fill the teacher's cache: everything that training waits for."""
+def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
+    """Read the tasks and the corpus and fill the teacher's cache: everything that training waits for.
+
+    Args:
+        recipe: What to do.
+        fit_rows: Training rows, from the first, whose vectors are wanted, where the student was trained elsewhere;
+            ``None``: all.
+
+    Raises:
+        RecipeError: If negatives are to be mined, which takes the vectors of all rows, and not all are wanted.
+    """
+    whole = fit_rows is None
+    require(whole or not recipe.data.mine_negatives, "data.mine_negatives", recipe.data.mine_negatives,
+            "0 with a student that was trained elsewhere")  # fmt: skip
     load = partial(load_tasks, recipe.eval.data, languages=recipe.eval.languages, seed=recipe.seed)
     test = load(recipe.eval.test, min_rows=recipe.eval.min_rows)
     excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
@@ -102,7 +123,10 @@ def embed(recipe: Recipe) -> Material:
     )
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
-    positions = teacher.embed_rows(corpus.train, corpus.validation)
+    first = corpus.train if whole else corpus.train[:fit_rows]
+    positions = teacher.embed_rows(first, corpus.validation)
+    unknown = np.full(len(corpus.train) - len(first), -1, dtype=np.int64)
+    positions = np.insert(positions, len(first), unknown)
     parts = np.split(positions, [len(corpus.train)])
     if AGREEMENT in recipe.eval.dev:
         dev = (*dev, _agreement(recipe, corpus, teacher, parts[1]))

@@ -168,8 +168,8 @@ class Recipe:
         require(not shared, "eval.dev", shared, "tasks that are not in eval.test too")
         roles = [source.roles for source in self.data.sources if source.roles]
         same = self.student.prompts == "none"
-        require(not (roles and same), "data.sources.roles", roles, "none, or student.prompts = 'teacher': a bare text "
-                "cannot have several targets")  # fmt: skip
+        require(not (roles and same), "data.sources.roles", roles, "none, or student.prompts = 'teacher' or 'tokens': "
+                "a bare text cannot have several targets")  # fmt: skip
         if self.train.freeze_token_table is None:
             settled = dataclasses.replace(self.train, freeze_token_table=self.student.init != "random")
             object.__setattr__(self, "train", settled)
@@ -224,6 +224,10 @@ def _require_shape(student: StudentConfig, *, frozen: bool) -> None:
     require(student.width == 1 or layers or random, "student.width", student.width, f"1 for init = {student.init!r}")
     rank = student.table_rank
     require(rank is None or layers, "student.table_rank", rank, "nothing unless student.init is 'layers'")
+    bits = student.table_bits
+    whole = layers or random or student.init == "encoder"
+    require(bits is None or (whole and rank is None), "student.table_bits", bits, "nothing with init = 'static' or a "
+            "table_rank: the factors are INT8")  # fmt: skip
     require(rank is None or frozen, "student.table_rank", rank, "train.freeze_token_table, so that the factors hold")
     learns = not (random and frozen)
     require(learns, "train.freeze_token_table", frozen, "false with student.init = 'random': no row would ever learn")

@@ -165,8 +165,12 @@ class StudentConfig:
     """Leading dimensions, descending, that are trained to stand alone (Matryoshka, arXiv 2205.13147); empty: none."""
     max_seq_length: int | None = None
     """Tokens the student reads; None: as the teacher."""
-    prompts: Literal["none", "teacher"] = "none"
-    """none: the student learns the prompted vector from the bare text; teacher: it takes the same prompts."""
+    table_bits: int | None = None
+    """4: the token table is trained rounded to 4 bits, a scale for every 64 values, and stored so, in half the bytes of
+    INT8 and without a loss at export; None: INT8."""
+    prompts: Literal["none", "teacher", "tokens"] = "none"
+    """none: the student learns the prompted vector from the bare text; teacher: it takes the same prompts; tokens: a
+    reserved token stands for each, but for that of ``teacher.prompt_name``, which stays bare."""
 
     def __post_init__(self) -> None:
         if self.init == "layers":
@@ -175,6 +179,7 @@ class StudentConfig:
             require(good, "student.layers", list(self.layers), "layer numbers from 0, ascending")
         require(0 < self.width <= 1, "student.width", self.width, "a share above 0 and at most 1")
         require_at_least("student", self, num_layers=1, num_heads=1, vocab_size=16, table_rank=1)
+        require(self.table_bits in (None, 4), "student.table_bits", self.table_bits, "4, or nothing for INT8")
         ascending = list(self.exits) == sorted(set(self.exits)) and (not self.exits or self.exits[0] >= 1)
         require(ascending, "student.exits", list(self.exits), "numbers of layers from 1, ascending")
         descending = list(self.dims) == sorted(set(self.dims), reverse=True) and (not self.dims or self.dims[-1] >= 1)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,15 @@ from typing import Any
 import numpy as np
 
 from leafembed.errors import Error
-from leafembed.guard import watched
 from leafembed.judge.evaluate import Candidate, evaluate
 from leafembed.judge.floors import BagOfWords, RandomEncoder
 from leafembed.judge.intervals import RESAMPLES
-from leafembed.learn.factors import carry_factors, read_factors
+from leafembed.learn.factors import read_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student, stand_in
 from leafembed.learn.teacher import TorchEncoder
-from leafembed.learn.vocabulary import REPORT, read_report
+from leafembed.learn.vocabulary import read_report
 from leafembed.prepare import Material, embed
 from leafembed.progress import say
 from leafembed.race import Entry, race
@@ -32,11 +30,9 @@ from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
 from leafembed.record import PACKAGES, run_facts, teacher_facts
 from leafembed.reports import EvalReport
-from leafembed.ship.curves import plot_curves
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
-from leafembed.ship.plots import CURVES
 from leafembed.ship.quantize import quantize
 from leafembed.stages import fingerprint, once
 from leafembed.types import Factors, Speed
@@ -52,8 +48,8 @@ __all__ = [
     "open_student",
     "quantized",
     "scored",
+    "student_folder",
     "timed",
-    "train_student",
 ]
 
 RESOLVED = "resolved.toml"
@@ -81,8 +77,10 @@ class Line:
     learned: Material
 
 
-def begin(recipe: Recipe, folder: Path) -> Line:
+def begin(recipe: Recipe, folder: Path, *, trained: Path | None = None) -> Line:
     """Read tasks and corpus, fill the teacher's cache, and note the recipe as it was understood.
+
+    With a student that was ``trained`` elsewhere the cache is filled with what floors are fitted on, and no more.
 
     Raises:
         Error: If a launcher started several processes, which would write the same files.
@@ -92,7 +90,7 @@ def begin(recipe: Recipe, folder: Path) -> Line:
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         raise Error("got a start by torchrun or accelerate launch, expected leaf itself: a run is one process")
     folder.mkdir(parents=True, exist_ok=True)
-    learned = embed(recipe)
+    learned = embed(recipe, fit_rows=_FIT_TEXTS if trained else None)
     (folder / RESOLVED).write_text(to_toml(recipe.to_dict()), encoding="utf-8")
     return Line(recipe, folder, learned)
 
@@ -120,10 +118,10 @@ def build_floors(line: Line) -> dict[str, Candidate]:
         def build(target: Path, config: StudentConfig = config) -> None:
             teacher = learned.teacher.torch
             source = teacher.model if teacher else stand_in(config, learned.teacher.ref)
-            prompts = learned.teacher.ref.prompts if config.prompts == "teacher" else {}
+            prompts = line.learned.student_prompts(config, recipe.teacher.prompt_name)
             texts = [prompts.get(row.prompt_name or "", "") + row.text for row in rows]
             sample = Sample(texts, vectors, every, held_out)
-            init_student(config, source, sample, target, seed=recipe.seed)
+            init_student(config, source, sample, target, seed=recipe.seed, bare=recipe.teacher.prompt_name)
 
         once(folder, key, build)
         encoders[f"floor: {name}"] = _torch_encoder(line, folder, f"floor: {name}", config)
@@ -135,69 +133,13 @@ def _has_encoder(config: StudentConfig, learned: Material) -> bool:
     return config.init == "encoder" or learned.teacher.torch is None
 
 
-def train_student(line: Line, floor: float) -> dict[str, Any]:
-    """Train the untrained student into the run's ``student`` folder, drop checkpoints, return what training reported.
-
-    Args:
-        line: The run.
-        floor: Dev score of the static table, which alarms hold the student against.
-
-    Raises:
-        StoppedError: If an alarm says that training cannot succeed and ``alarms.stop`` is set.
-    """
-    recipe, learned, untrained = line.recipe, line.learned, _student_folder(line, trained=False)
-
-    def score(model: Any) -> dict[str, float]:
-        ref = dataclasses.replace(learned.teacher.ref, name=recipe.name, prompts=dict(model.prompts))
-        report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.arithmetic.precision), learned.dev)
-        return {"mean": report.mean, **report.by_type(), **report.by_task()}
-
-    dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
-    shape = {"exits": recipe.student.exits, "dims": recipe.student.dims}
-    how = (recipe.to_dict()["train"], shape, recipe.seed, versions(PACKAGES))
-    key = fingerprint(fingerprint_folder(untrained), learned.corpus.fingerprint, learned.targets_id, how, dev)
-    work_dir = line.folder / f"checkpoints-{key}"
-
-    def draw(history: Sequence[Mapping[str, Any]], best_step: int) -> None:
-        plot_curves(history, best_step, line.folder / CURVES)
-
-    def build(target: Path) -> dict[str, Any]:
-        from leafembed.learn.train import train
-        from leafembed.learn.watch import Watch
-
-        work_dir.mkdir(parents=True, exist_ok=True)
-        watch = Watch(recipe.alarms, watched(recipe, learned, floor), work_dir)
-        facts = train(
-            untrained,
-            learned.corpus,
-            learned.targets,
-            score,
-            config=recipe.train,
-            seed=recipe.seed,
-            work_dir=work_dir,
-            target=target,
-            callbacks=[watch],
-            on_history=draw,
-            **shape,
-        )
-        if (untrained / REPORT).is_file():
-            shutil.copy(untrained / REPORT, target)
-        carry_factors(untrained, target)
-        return {**facts, **watch.facts(), "floor": floor}
-
-    facts = once(line.folder / "student", key, build)
-    from leafembed.learn.checkpoints import rotate
-
-    rotate(work_dir, ())  # gigabytes of optimiser state, of no use to a finished run; the logs stay
-    return facts
-
-
 def open_student(line: Line, *, trained: bool = True) -> TorchEncoder:
     """The student after training, or as it starts."""
-    return _torch_encoder(line, _student_folder(line, trained), line.recipe.name, line.recipe.student)
+    return _torch_encoder(line, student_folder(line, trained), line.recipe.name, line.recipe.student)
 
 
-def _student_folder(line: Line, trained: bool) -> Path:
+def student_folder(line: Line, trained: bool) -> Path:
+    """Where the student lies after training, or as it starts."""
     return line.folder / ("student" if trained else UNTRAINED.replace(" ", "-"))
 
 
@@ -243,13 +185,14 @@ def scored(line: Line, name: str, encoder: Candidate, *, dev: bool = False, how:
 
 def facts_of(line: Line, student: TorchEncoder, training: Mapping[str, Any], *, trained: bool = True) -> dict[str, Any]:
     """What the manifest says of a run before its models are judged, of the student after training or as it starts."""
-    folder, learned, arithmetic = _student_folder(line, trained), line.learned, line.learned.teacher.arithmetic
+    folder, learned, arithmetic = student_folder(line, trained), line.learned, line.learned.teacher.arithmetic
+    parts = parts_of(student.model, read_factors(folder), line.recipe.student.table_bits)
     facts = run_facts(
         line.recipe,
         learned.corpus,
         teacher=learned.teacher.ref,
         student=student.ref,
-        parts=[dataclasses.asdict(part) for part in parts_of(student.model, read_factors(folder))],
+        parts=[dataclasses.asdict(part) for part in parts],
         training=training,
         vocabulary=read_report(folder),
         scored_in={"precision": arithmetic.precision, "device": arithmetic.device},
@@ -260,16 +203,21 @@ def facts_of(line: Line, student: TorchEncoder, training: Mapping[str, Any], *, 
 def quantized(line: Line, student: TorchEncoder) -> BundleEncoder:
     """The student as INT8, loaded back from its own files."""
     folder, how = line.folder / "int8", line.recipe.benchmark
-    _quantized(student, folder, line.recipe.quantize.group_size, read_factors(line.folder / "student"))
+    factors, bits = read_factors(line.folder / "student"), line.recipe.student.table_bits
+    _quantized(student, folder, line.recipe.quantize.group_size, factors, bits)
     return BundleEncoder(folder, threads=how.threads, batch_size=how.batch_size)
 
 
-def _quantized(encoder: TorchEncoder, target: Path, group_size: int, factors: Factors | None = None) -> Path:
-    key = fingerprint(encoder.ref.fingerprint, encoder.ref.max_seq_length, group_size, versions(PACKAGES))
+def _quantized(
+    encoder: TorchEncoder, target: Path, group_size: int, factors: Factors | None = None, table_bits: int | None = None
+) -> Path:
+    about = encoder.ref
+    key = fingerprint(about.fingerprint, about.max_seq_length, group_size, table_bits, versions(PACKAGES))
 
     def build(folder: Path) -> None:
         say(f"exporting {encoder.ref.name} to INT8")
-        quantize(encoder.model, folder, ref=encoder.ref, group_size=group_size, factors=factors)
+        quantize(encoder.model, folder, ref=encoder.ref, group_size=group_size, factors=factors,
+                 table_bits=table_bits)  # fmt: skip
 
     once(target, key, build)
     return target

@@ -17,6 +17,8 @@ from leafembed.errors import NonFiniteError
 from leafembed.evidence import Contamination
 
 __all__ = [
+    "TABLE_GROUP",
+    "TABLE_LARGEST",
     "Corpus",
     "Encoder",
     "Factors",
@@ -28,6 +30,12 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float32]
+
+TABLE_GROUP = 64
+"""Values of a row that share a scale in a token table of 4 bits."""
+
+TABLE_LARGEST = 7
+"""Values of such a table are whole numbers from -7 to 7, times their scale."""
 
 
 @dataclass(frozen=True, slots=True)

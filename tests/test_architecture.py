@@ -36,7 +36,7 @@ ALLOWED = {
     "ship.scores": {"ship.markdown"},
     "ship.templates": {"ship.markdown"},  # what templates may do with a value
     # Everything that is shipped is made from one captured program.
-    "ship.quantize": {"ship.folder", "ship.graph"},  # where prompts stand
+    "ship.quantize": {"ship.folder", "ship.graph", "ship.packed_table"},  # where prompts stand; tables in 4 bits
     "ship.onnx_format": {"ship.graph"},
     "ship.seed_format": {"ship.graph", "ship.seed_model"},  # and the class that goes into the file
     "ship.companions": {"ship.folder", "ship.graph"},  # where prompts stand; what the program takes
@@ -78,14 +78,14 @@ ALLOWED = {
     "learn.negatives": {"learn.links", "learn.rows"},  # which rows mean the same; their columns
     # A student is built from kept layers or at random, narrowed, pruned, factorised; an encoder has to be found.
     "learn.student": {
-        *("learn.factors", "learn.head", "learn.models", "learn.random_start", "learn.shapes"),
+        *("learn.factors", "learn.head", "learn.models", "learn.prompts", "learn.random_start", "learn.shapes"),
         *("learn.vocabulary", "learn.width"),
     },
     "learn.random_start": {"learn.shapes"},  # the config that it fills
     "learn.width": {"learn.observe"},  # measures the stream that it narrows
     "learn.layers": {"learn.observe", "learn.shapes", "learn.teacher"},  # runs the teacher without some layers
     "learn.vocabulary": {"learn.vocabulary_tokenizer"},  # a student's tokenizer and table are pruned together
-    "learn.vocabulary_tokenizer": {"learn.vocabulary_bpe"},  # merges decide what must be kept with a token
+    "learn.vocabulary_tokenizer": {"learn.prompts", "learn.vocabulary_bpe"},  # reserved tokens; merges
     # Prices the config that the student would get, and the memory of its training; asks a server for its dim.
     "learn.plan": {"learn.memory", "learn.models", "learn.remote", "learn.shapes"},
     "learn.watch": {"learn.alarms", "learn.token_rows"},  # rings alarms on what it measures
@@ -95,7 +95,7 @@ ALLOWED = {
     "learn.links": {"learn.rows"},  # pointers as columns
     "learn.batches": {"learn.links"},
     "learn.objectives": {"learn.exits", "learn.links", "learn.losses"},
-    "learn.feed": {"learn.batches"},
+    "learn.feed": {"learn.batches", "learn.rows"},  # reads a batch of rows at once
     "learn.history": {"learn.objectives"},
     "learn.evaluation": {"learn.batches", "learn.feed", "learn.history", "learn.links", "learn.objectives"},
     "learn.checkpoints": {"learn.models"},
@@ -108,6 +108,7 @@ ALLOWED = {
             "learn.history",
             "learn.links",
             "learn.live",
+            "learn.rounding",
             "learn.models",
             "learn.objectives",
             "learn.trackers",
@@ -119,7 +120,7 @@ ALLOWED = {
 }
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
-    "planning",
+    *("planning", "training"),
     *("opening", "comparing", "judging", "comparison_page", "exporting"),
 }
 TOP = {"cli", "options", "__main__", "__init__"}

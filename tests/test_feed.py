@@ -9,6 +9,7 @@ from leafembed.learn.feed import Collator, PlannedBatches, Texts, count_tokens
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.rows import Rows
 from leafembed.learn.student import Sample, init_student
+from leafembed.learn.trainer import _workers
 from leafembed.recipe_learn import Phase, StudentConfig, TrainConfig
 from leafembed.types import Corpus, Row
 
@@ -97,3 +98,11 @@ def test_a_batch_is_read_as_its_texts_are(tmp_path):
         texts = Texts(Corpus(train, validation, {}, "f" * 16), {"query": "q: "})
         visits = [(29, 8), (3, 16), (3, 8), (20, 8), (0, 8)]
         assert texts.__getitems__(visits) == [texts[visit] for visit in visits]
+
+
+def test_a_gpu_gets_processes_that_tokenise_ahead_and_a_cpu_none(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert _workers("cpu") == {}
+    assert _workers("cuda")["num_workers"] == 3  # one core is left for the loop itself
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert _workers("cuda") == {}

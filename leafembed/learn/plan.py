@@ -21,7 +21,7 @@ from leafembed.learn.remote import connect
 from leafembed.learn.shapes import LAYER_NAME, cut_vocabulary, student_config
 from leafembed.recipe import Recipe, is_url
 from leafembed.recipe_learn import StudentConfig, TeacherConfig
-from leafembed.types import Factors
+from leafembed.types import TABLE_GROUP, Factors
 
 __all__ = ["BODY", "HEAD", "TABLE", "Exit", "Part", "Plan", "parts_of", "plan"]
 
@@ -36,7 +36,8 @@ class Part:
         part: ``token table``, ``body`` or ``head``.
         parameters: Number of weights.
         fp32_mb: 4 bytes each, in MB (10^6 bytes).
-        int8_mb: As INT8 OpenVINO stores it: matrices at 1 byte a weight and a 2-byte scale a row, vectors in fp32.
+        int8_mb: As INT8 OpenVINO stores it: matrices at 1 byte a weight and a 2-byte scale a row, vectors in fp32; a
+            token table of 4 bits at half a byte and a 2-byte scale for every 64 weights.
     """
 
     part: str
@@ -117,7 +118,7 @@ def plan(recipe: Recipe) -> Plan:
         bf16=has_bf16(recipe.train.precision, pick_device()),
         exits=len(recipe.student.exits),
     )
-    parts = _price(_factored(shapes, recipe.student.table_rank))
+    parts = _price(_factored(shapes, recipe.student.table_rank), recipe.student.table_bits)
     return Plan(tuple(parts), _exits(recipe.student, config, body, parts), tuple(memory))
 
 
@@ -130,15 +131,15 @@ def _teacher(teacher: TeacherConfig) -> tuple[Any | None, list[_Head], int]:
     return config, heads, heads[-1].outputs if heads else int(config.hidden_size)
 
 
-def parts_of(model: Any, factors: Factors | None = None) -> list[Part]:
-    """Price a loaded sentence-transformers model, with the factors of its token table where it has them."""
+def parts_of(model: Any, factors: Factors | None = None, table_bits: int | None = None) -> list[Part]:
+    """Price a loaded sentence-transformers model; its token table by its factors or its bits, where it has them."""
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     if isinstance(model[0], StaticEmbedding):
         return _price([(TABLE, tuple(model[0].embedding.weight.shape))])
     shapes = [(TABLE if not name else BODY, shape) for name, shape in _named_shapes(model[0].auto_model)]
     shapes += [(HEAD, tuple(p.shape)) for module in list(model)[1:] for p in module.parameters()]
-    return _price(_factored(shapes, factors.matrix.shape[0] if factors is not None else None))
+    return _price(_factored(shapes, factors.matrix.shape[0] if factors is not None else None), table_bits)
 
 
 def _student(student: StudentConfig, teacher: Any, heads: list[_Head], dim: int) -> tuple[Any | None, list[_Head]]:
@@ -220,13 +221,17 @@ def _exits(
     return tuple(Exit(layers, active - sum(by_layer[layers:])) for layers in (*student.exits, total))
 
 
-def _price(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[Part]:
+def _price(shapes: Iterable[tuple[str, tuple[int, ...]]], table_bits: int | None = None) -> list[Part]:
     parameters: dict[str, int] = {}
     int8: dict[str, int] = {}
     for part, shape in shapes:
         size = math.prod(shape)
         parameters[part] = parameters.get(part, 0) + size
-        int8[part] = int8.get(part, 0) + (size + 2 * shape[0] if len(shape) == 2 else 4 * size)
+        if part == TABLE and table_bits is not None:
+            stored = size * table_bits // 8 + 2 * (size // TABLE_GROUP)
+        else:
+            stored = size + 2 * shape[0] if len(shape) == 2 else 4 * size
+        int8[part] = int8.get(part, 0) + stored
     return [
         Part(part, parameters[part], parameters[part] * 4 / 1e6, int8[part] / 1e6)
         for part in (TABLE, BODY, HEAD)

@@ -18,6 +18,7 @@ from leafembed.errors import ModelError
 from leafembed.learn.factors import factorise_table, write_factors
 from leafembed.learn.head import fit_head, is_linear, least_squares, pooled_vectors
 from leafembed.learn.models import resolve
+from leafembed.learn.prompts import begin_role_tokens, reserved_tokens, student_prompts
 from leafembed.learn.random_start import random_transformer
 from leafembed.learn.shapes import LAYER_NAME, kept_config, legal_width
 from leafembed.learn.vocabulary import plain_tokenizer, prune_student, write_report
@@ -49,7 +50,13 @@ class Sample:
 
 
 def init_student(
-    config: StudentConfig, teacher: SentenceTransformer, sample: Sample, target: Path, *, seed: int = 0
+    config: StudentConfig,
+    teacher: SentenceTransformer,
+    sample: Sample,
+    target: Path,
+    *,
+    seed: int = 0,
+    bare: str | None = None,
 ) -> Path:
     """Build the initial student and save it as a sentence-transformers folder.
 
@@ -61,6 +68,7 @@ def init_student(
         sample: For the starts that fit a linear map to the teacher's vectors, and for pruning the vocabulary.
         target: Folder to write.
         seed: Seed of random weights.
+        bare: Name of the prompt whose texts the student reads bare where a token stands for each other.
 
     Raises:
         RecipeError: If the teacher has no such layers, ``vocab_size`` is too small, or the rank of the token table
@@ -72,14 +80,16 @@ def init_student(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         student = STUDENT_INITS[config.init](config, teacher, sample)
-    prompts = teacher.prompts if config.prompts == "teacher" else dict.fromkeys(teacher.prompts, "")
-    student.prompts = dict(prompts)
+    reserved = reserved_tokens(student.tokenizer) if config.prompts == "tokens" else None
+    student.prompts = student_prompts(config, teacher.prompts, bare=bare, reserved=reserved)
     if config.init != "static":
         _limit_length(student, config, teacher)
     if config.vocab_size is not None:
         texts = sample.all_texts or sample.texts
         write_report(prune_student(student, texts, config.vocab_size, held_out=sample.held_out), target)
     student.float().cpu()
+    if config.prompts == "tokens":
+        begin_role_tokens(student, teacher.prompts)
     factors = factorise_table(student, config.table_rank, sample.texts) if config.table_rank else None
     if config.init == "layers":
         fit_head(student, sample.texts, sample.vectors)

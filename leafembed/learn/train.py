@@ -28,6 +28,7 @@ from leafembed.learn.links import Links
 from leafembed.learn.live import LiveView
 from leafembed.learn.models import has_bf16, load_sentence_transformer, pick_device
 from leafembed.learn.objectives import Objectives, Targets
+from leafembed.learn.rounding import bake_rounding, round_reads
 from leafembed.learn.trackers import require_trackers
 from leafembed.learn.trainer import StudentTrainer
 from leafembed.progress import say
@@ -64,6 +65,7 @@ def train(  # noqa: PLR0913 - the one door into training
     target: Path,
     exits: Sequence[int] = (),
     dims: Sequence[int] = (),
+    table_bits: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     on_history: OnHistory | None = None,
 ) -> dict[str, Any]:
@@ -80,6 +82,7 @@ def train(  # noqa: PLR0913 - the one door into training
         target: Folder to write.
         exits: Numbers of layers after which a vector is trained too.
         dims: Leading dimensions that are trained to stand alone.
+        table_bits: Bits that the token table is rounded to while it learns and when it is saved; ``None``: it is not.
         callbacks: Told of every event; ``on_evaluate`` gets all metrics. One that appends
             ``{"step": ..., "alarm": ...}`` to ``state.log_history`` has it logged, shown and reported.
         on_history: Called after each evaluation with the history so far and its best step.
@@ -94,6 +97,7 @@ def train(  # noqa: PLR0913 - the one door into training
     """
     shape = {"exits": tuple(exits), "dims": tuple(dims)}
     setup = _prepare(initial, corpus, targets, score, config=config, seed=seed, work_dir=work_dir, shape=shape)
+    round_reads(setup.model, table_bits)
     checkpoint = newest_checkpoint(work_dir)
     before = read_seal(checkpoint)["seconds"] if checkpoint else 0.0
     termination = Termination()
@@ -101,9 +105,8 @@ def train(  # noqa: PLR0913 - the one door into training
     view = LiveView(setup.plan)
     log = History(work_dir / "history.jsonl", config.best_metric, on_history)
     trainer = _trainer(setup, [EarlyStop(config), *callbacks, log, termination, checkpoints, view])
-    tokens = setup.plan.tokens_until(setup.plan.steps)
     try:
-        with termination.installed(), fused(setup.model, config.fused, tokens=tokens) as route:
+        with termination.installed(), fused(setup.model, config.fused, tokens=int(setup.plan.tokens[-1])) as route:
             state = _train_from(checkpoint, trainer)
     finally:
         view.close()
@@ -111,6 +114,7 @@ def train(  # noqa: PLR0913 - the one door into training
         say(f"stopped by SIGTERM after step {state.global_step}, checkpoint written: the same command goes on from it")
         raise SystemExit(TERMINATED)
     chosen, choice = _choose(setup, state, work_dir, config)
+    bake_rounding(chosen, table_bits)
     with writing(work_dir, "the student", anything=True):
         chosen.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
     return _facts(setup, state, config) | choice | {"seconds": checkpoints.seconds, "fused": route}

@@ -137,7 +137,7 @@ def _workers(device: str) -> dict[str, Any]:
 
 
 def _quiet_tokenizer(worker: int) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive the fork
+    os.putenv("TOKENIZERS_PARALLELISM", "false")  # read outside Python; threads do not survive the fork
 
 
 class _Gradients(TrainerCallback):

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafembed.errors import ModelError, RecipeError
+from leafembed.learn.prompts import RESERVED
 from leafembed.learn.vocabulary_bpe import derivation, merge_pairs, merge_ranks
 
 __all__ = ["Pruned", "fallback_tokens", "prune_tokenizer", "tokens_of"]
 
-_RESERVED = re.compile(r"(?i)(unused|reserved).*\d")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPARE = 0.125  # most of the places left that go to characters which no counted text holds
 _KINDS = ("BPE", "Unigram", "WordPiece")
@@ -147,7 +147,7 @@ def _needed(content: _Content, tokens: Mapping[str, int], counts: NDArray[np.int
     """Ids that have a role, and the bytes."""
     model = content["model"]
     added = content["added_tokens"]
-    ids = {e["id"] for e in added if counts[e["id"]] or not _RESERVED.search(e["content"])}
+    ids = {e["id"] for e in added if counts[e["id"]] or not RESERVED.search(e["content"])}
     ids |= set(_framing_ids(content.get("post_processor")))
     if padding := content.get("padding"):
         ids.add(padding["pad_id"])

@@ -170,6 +170,7 @@ def _training(training: Mapping[str, Any]) -> dict[str, object]:
         "tokens seen": count(training["tokens"]) if "tokens" in training else None,
         "time": f"{fixed(training['seconds'], 0)} s",
         "precision": training["precision"],
+        "machine": _where(training["where"]) if "where" in training else None,
     }
     if averaged := training.get("averaged"):
         name = f"mean of the checkpoints of steps {', '.join(count(step) for step in averaged['steps'])}"
@@ -179,6 +180,11 @@ def _training(training: Mapping[str, Any]) -> dict[str, object]:
         outcome = "reached" if target["reached"] else "NOT REACHED"
         facts[f"target {target['name']}"] = f"{fixed(target['value'], 4)}, at most {target['limit']:g}: {outcome}"
     return facts
+
+
+def _where(where: Mapping[str, Any]) -> str:
+    """Where a student was trained, which need not be where it was judged."""
+    return ", ".join(filter(None, [where["gpu"], _machine(where["machine"])]))
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

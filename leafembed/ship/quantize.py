@@ -22,6 +22,7 @@ import numpy as np
 from leafembed.errors import MissingExtraError, ModelError, first_line
 from leafembed.ship.folder import PROMPTS
 from leafembed.ship.graph import INPUTS, capture, factored_table, length_limit
+from leafembed.ship.packed_table import pack_table
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,6 +39,7 @@ def quantize(
     ref: ModelRef,
     group_size: int,
     factors: Factors | None = None,
+    table_bits: int | None = None,
     int8: bool = True,
 ) -> Path:
     """Write the INT8 model folder of a student (or teacher) and return ``target``.
@@ -48,10 +50,12 @@ def quantize(
         ref: Name, prompts, licence and fingerprint to record.
         group_size: Activations that share a scale at run time; 0 leaves them in floating point.
         factors: Stored instead of the token table, which must be their product; ``None``: the table itself.
+        table_bits: 4: the token table is stored in 4 bits, which it must have been trained for; ``None``: in INT8.
         int8: ``False`` keeps fp32 weights, for comparisons.
 
     Raises:
-        ModelError: If the model cannot be exported, or its token table is not the product of the factors.
+        ModelError: If the model cannot be exported, its token table is not the product of the factors, or 4 bits do
+            not hold it.
     """
     try:
         import nncf
@@ -63,9 +67,14 @@ def quantize(
     with factored_table(model, factors):
         graph = export_openvino(model)
     if int8:
+        ignored = pack_table(graph) if table_bits else ()
         nncf.set_log_level(logging.ERROR)
         with redirect_stdout(io.StringIO()):  # its tables and bars; our stdout is for data
-            graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
+            graph = nncf.compress_weights(
+                graph,
+                mode=nncf.CompressWeightsMode.INT8_SYM,
+                ignored_scope=nncf.IgnoredScope(names=list(ignored), validate=False),
+            )
     target.mkdir(parents=True)
     openvino.save_model(graph, target / "model.xml", compress_to_fp16=False)
     _write_companions(model, target, ref=ref, group_size=group_size if int8 else 0)

@@ -103,6 +103,6 @@ def _behaviour(seen: Mapping[str, Any]) -> dict[str, Any] | None:
 def _int8_drop(reports: Mapping[str, EvalReport]) -> str:
     student, int8 = reports["student"].by_type(), reports["int8"].by_type()
     rows = [
-        [kind, fixed(student[kind], 4), fixed(int8[kind], 4), f"{student[kind] - int8[kind]:+.4f}"] for kind in int8
+        [kind, fixed(student[kind], 4), fixed(int8[kind], 4), f"{student[kind] - int8[kind]:+z.4f}"] for kind in int8
     ]
     return table(["task type", "student", "int8", "drop"], rows)
