@@ -52,11 +52,14 @@ def judge_stored(folder: Path, recipe: Path | None, overrides: Sequence[str]) ->
 def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> Path:
     """Write the INT8 model folder of a sentence-transformers folder.
 
+    A token table that was trained for 4 bits is stored so.
+
     Raises:
         ModelError: If ``target`` exists.
     """
     from leafembed.learn.factors import read_factors
     from leafembed.learn.models import describe, load_sentence_transformer
+    from leafembed.learn.rounding import bits_of
     from leafembed.ship.quantize import quantize
 
     if target.exists():
@@ -66,7 +69,7 @@ def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> P
     partial = target.with_name(f".{target.name}.partial")
     size = QuantizeConfig().group_size if group_size is None else group_size
     shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted call
-    quantize(model, partial, ref=ref, group_size=size, factors=read_factors(student))
+    quantize(model, partial, ref=ref, group_size=size, factors=read_factors(student), table_bits=bits_of(model))
     partial.replace(target)
     return target
 

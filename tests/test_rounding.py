@@ -10,13 +10,14 @@ from families import bert, gemma, toy_recipe, toy_texts
 from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.models import describe, load_sentence_transformer
 from leafembed.learn.plan import TABLE, plan
-from leafembed.learn.rounding import bake_rounding, round_reads, round_rows, scales_of
+from leafembed.learn.rounding import bake_rounding, bits_of, round_reads, round_rows, scales_of
 from leafembed.learn.teacher import TorchEncoder
 from leafembed.pipeline import run
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.packed_table import pack_rows
 from leafembed.ship.quantize import quantize
+from leafembed.single import quantize_folder
 from leafembed.types import TABLE_GROUP
 
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -119,6 +120,18 @@ def test_a_table_of_4_bits_is_exported_without_a_loss_in_half_the_bytes(wide, tm
 def test_a_table_that_was_not_trained_for_4_bits_is_refused(wide, tmp_path):
     with pytest.raises(ModelError, match=r"not what 4 bits hold.*student\.table_bits = 4"):
         export(wide, tmp_path / "int8", 4)
+
+
+def test_a_table_on_the_grid_is_known_again(wide, tmp_path):
+    assert bits_of(wide) is None
+    bake_rounding(wide, 4)
+    assert bits_of(wide) == 4
+    wide.save_pretrained(str(tmp_path / "student"), create_model_card=False)
+    folder = quantize_folder(tmp_path / "student", tmp_path / "int8", group_size=32)
+    plain = export(wide, tmp_path / "plain", None)
+    assert (folder / "model.bin").stat().st_size < (tmp_path / "plain" / "model.bin").stat().st_size
+    texts = toy_texts(20)
+    assert float((BundleEncoder(folder, threads=1).encode(texts) * plain.encode(texts)).sum(1).min()) > 0.999
 
 
 def test_a_run_trains_what_it_ships(tmp_path, eval_data):

@@ -21,7 +21,7 @@ from leafembed.types import TABLE_LARGEST as LARGEST
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["bake_rounding", "round_reads", "round_rows", "scales_of"]
+__all__ = ["bake_rounding", "bits_of", "round_reads", "round_rows", "scales_of"]
 
 
 def scales_of(rows: Tensor) -> Tensor:
@@ -77,6 +77,16 @@ def bake_rounding(model: SentenceTransformer, bits: int | None) -> None:
     with torch.no_grad():
         for start in range(0, len(weight), 16_384):
             weight[start : start + 16_384] = round_rows(weight[start : start + 16_384])
+
+
+def bits_of(model: SentenceTransformer) -> int | None:
+    """4 where 4 bits hold the token table of a model as it is; ``None`` where they do not, or it has none."""
+    body = getattr(model[0], "auto_model", None)
+    weight = body.get_input_embeddings().weight.detach() if body is not None else torch.ones(1, 1)
+    if weight.shape[1] % GROUP:
+        return None
+    parts = (weight[start : start + 16_384] for start in range(0, len(weight), 16_384))
+    return 4 if all(torch.equal(round_rows(part), part) for part in parts) else None
 
 
 def _table(model: SentenceTransformer) -> Any:
