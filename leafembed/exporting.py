@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from leafembed.errors import BundleError, DataError, GateFailedError, ModelError
+from leafembed.errors import DataError, GateFailedError, ModelError
 from leafembed.progress import say
-from leafembed.ship.bundle import NOTICE
+from leafembed.ship.bundle import NOTICE, read_manifest
 from leafembed.ship.card import CARD, MANIFEST, gemma_notice
 from leafembed.ship.export_page import Exported, render_page
 from leafembed.ship.plots import PLOTS
@@ -60,6 +59,7 @@ def find_source(path: Path) -> Source:
 
     Raises:
         ModelError: If there is no student; of a bundle it says why none can be had from it.
+        BundleError: If the run's manifest is damaged or was edited.
     """
     from leafembed.learn.models import fingerprint_folder
 
@@ -78,20 +78,12 @@ def find_source(path: Path) -> Source:
         return Source(student)
     own = fingerprint_folder(student)
     for folder in (run / "refused", run / "bundle"):
-        manifest = _read_manifest(folder)
-        if manifest and manifest.get("student", {}).get("fingerprint") == own:
+        if not (folder / MANIFEST).is_file():
+            continue
+        manifest = read_manifest(folder, refused=True)
+        if manifest["student"].get("fingerprint") == own:
             return Source(student, folder, manifest)
     return Source(student)
-
-
-def _read_manifest(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise BundleError(f"{folder / MANIFEST}: not readable as JSON; run the recipe again") from error
-    return content if isinstance(content, dict) else None
 
 
 def export(

@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from leafembed.errors import DataError, NonFiniteError
 from leafembed.types import ModelRef
 
-__all__ = ["FLOOR", "Check", "EvalReport", "GateResult", "Interval", "TaskResult", "TooFew", "mean_by_type"]
+__all__ = ["FLOOR", "SHIPPED", "Check", "EvalReport", "GateResult", "Interval", "TaskResult", "TooFew", "mean_by_type"]
 
 FLOOR = "floor: "
 """How the names of reports begin that a student must beat."""
+
+SHIPPED = {"int8": "INT8", "student": "student"}
+"""Names of the reports that retention may be of, the last of the line first, to what a card calls them."""
 
 Interval = tuple[float, float]
 """Low and high end of what the bootstrap leaves likely; ``judge/intervals.py`` says how."""

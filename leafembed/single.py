@@ -83,6 +83,7 @@ def report_run(run: Path, out: Path | None = None) -> Path:
 
     Raises:
         DataError: If there is neither a bundle nor a refusal.
+        BundleError: If its manifest is damaged or was edited.
     """
     from leafembed.neighbours import read_neighbours
     from leafembed.ship.report import render_report
@@ -92,7 +93,7 @@ def report_run(run: Path, out: Path | None = None) -> Path:
         raise DataError(f"{run}: got neither bundle nor refusal, expected the folder of a run that has ended")
     if found[0] == run and out is None:
         raise DataError(f"{run}: got a bundle, to which nothing may be added; name the page's place with --out")
-    manifest = json.loads((found[0] / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(found[0], refused=True)
     stopped = "diagnosis" in manifest["training"]  # then what an earlier student was compared by lies there
     page = render_report(manifest, None if stopped else read_neighbours(run))
     target = out or run / "report.html"

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from families import bert, gemma_headless, qwen, toy_recipe, toy_texts, xlm_roberta
-from tiny import sample_manifest
+from tiny import sample_manifest, write_sealed
 
 from leafembed import exporting
 from leafembed.cli import main
@@ -261,7 +261,7 @@ def run_folder(root, *, judged="bundle", retention=0.953, fingerprint=None):
     manifest = sample_manifest(kept=retention)
     manifest["student"] |= {"fingerprint": fingerprint or fingerprint_folder(student), "licence": "gemma"}
     (root / judged).mkdir()
-    (root / judged / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_sealed(root / judged, manifest)
     (root / judged / "README.md").write_text("the card", encoding="utf-8")
     (root / judged / "curves.png").write_bytes(b"the plot")
     return root
@@ -308,6 +308,16 @@ def test_a_run_is_known_by_the_manifest_that_it_wrote(tmp_path, eval_data):
     with pytest.raises(ModelError, match=r"give .*run/student"):
         export(outcome.folder, tmp_path / "other", format="onnx", texts=TEXTS)
     assert find_source(tmp_path / "run" / "untrained-student").manifest is None
+
+
+def test_a_verdict_that_was_edited_is_not_taken(tmp_path):
+    folder = run_folder(tmp_path / "run", retention=0.5)
+    file = folder / "bundle" / "manifest.json"
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    manifest["student"]["fingerprint"] = "f" * 16
+    file.write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BundleError, match="was edited after it was written"):
+        export(folder, tmp_path / "out", format="pt", texts=TEXTS)
 
 
 def test_a_verdict_on_another_student_does_not_count(tmp_path):

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from tiny import refused_before_int8, sample_manifest
+from tiny import refused_before_int8, sample_manifest, write_sealed
 
 from leafembed.cli import main
 from leafembed.judge.disagree import disagreements
@@ -103,7 +103,7 @@ def test_a_stopped_run_has_its_diagnosis_and_alarms_and_no_plots_of_what_was_not
 
 def test_the_command_writes_the_page_of_a_run_atomically(tmp_path, capsys):
     (tmp_path / "run" / "refused").mkdir(parents=True)
-    (tmp_path / "run" / "refused" / "manifest.json").write_text(json.dumps(refused_before_int8()), encoding="utf-8")
+    write_sealed(tmp_path / "run" / "refused", refused_before_int8())
     (tmp_path / "run" / "neighbours").mkdir()
     marker = json.dumps({"inputs": "x", "facts": neighbours("a text of ours")})
     (tmp_path / "run" / "neighbours" / "stage.json").write_text(marker, encoding="utf-8")
@@ -116,7 +116,17 @@ def test_the_command_writes_the_page_of_a_run_atomically(tmp_path, capsys):
 def test_neither_a_run_nor_a_place_for_the_page_is_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "got neither bundle nor refusal, expected the folder of a run" in capsys.readouterr().err
-    (tmp_path / "manifest.json").write_text(json.dumps(sample_manifest()), encoding="utf-8")
+    write_sealed(tmp_path, sample_manifest())
     assert main(["report", str(tmp_path)]) == 1
     assert re.search(r"got a bundle, .* name the page's place with --out", capsys.readouterr().err)
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_no_page_of_an_edited_manifest(tmp_path, capsys):
+    edited = sample_manifest()
+    write_sealed(tmp_path, edited)
+    edited["name"] = "another"
+    (tmp_path / "manifest.json").write_text(json.dumps(edited), encoding="utf-8")
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 1
+    assert "was edited after it was written" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()

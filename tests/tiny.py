@@ -221,6 +221,12 @@ def reseal(manifest: dict[str, Any]) -> None:
     manifest[SEAL] = seal(manifest)
 
 
+def write_sealed(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest as a run does."""
+    reseal(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
 def refused_before_int8() -> dict[str, Any]:
     """A run that the gate stopped at the trained student."""
     manifest = sample_manifest(drop=("int8", "speed", "files"), kept=0.8123 - 0.001)

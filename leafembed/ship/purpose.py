@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from leafembed.reports import EvalReport, GateResult
+from leafembed.reports import SHIPPED, EvalReport, GateResult
 from leafembed.ship.markdown import count, fixed
 
 __all__ = ["purpose_section"]
 
-_SHIPPED = ("int8", "student")
 _USES = {
     "STS": "how alike two sentences are",
     "Retrieval": "finding the passage that answers a query",
@@ -34,7 +33,7 @@ def purpose_section(manifest: Mapping[str, Any]) -> dict[str, Any]:
     A language counts as measured where a task scored it; a pair of languages such as ``deu-eng`` is no language.
     """
     reports = {name: EvalReport.from_dict(report) for name, report in manifest["reports"].items()}
-    shipped = next((reports[name] for name in _SHIPPED if name in reports), None)
+    shipped = next((reports[name] for name in SHIPPED if name in reports), None)
     if shipped is None:  # training stopped itself: there is no model
         return {"uses": [], "limits": []}
     passed = GateResult.from_dict(manifest["verdict"]).passed

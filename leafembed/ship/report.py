@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leafembed.errors import MissingExtraError
-from leafembed.reports import FLOOR, EvalReport, GateResult
+from leafembed.reports import FLOOR, SHIPPED, EvalReport, GateResult
 from leafembed.ship.markdown import count
 from leafembed.ship.scores import TIMED, reading_order
 from leafembed.ship.templates import fill_html
@@ -52,7 +52,7 @@ def render_report(manifest: Mapping[str, Any], neighbours: Mapping[str, Any] | N
 
 def _judged(reports: Mapping[str, EvalReport]) -> str:
     """The model of the line that came farthest; the teacher where training stopped."""
-    return next(name for name in ("int8", "student", "teacher") if name in reports)
+    return next(name for name in (*SHIPPED, "teacher") if name in reports)
 
 
 def _facts(manifest: Mapping[str, Any], reports: Mapping[str, EvalReport]) -> list[tuple[str, str]]:

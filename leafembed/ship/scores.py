@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from leafembed.reports import FLOOR, EvalReport, GateResult
+from leafembed.reports import FLOOR, SHIPPED, EvalReport, GateResult
 from leafembed.ship.markdown import count, fixed, ratio, table, with_interval
 
 __all__ = ["TIMED", "reading_order", "score_tables"]
 
 TIMED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
 """Names of reports to what the same model is called where it was timed."""
-
-_SHIPPED = {"int8": "INT8", "student": "student"}
-"""Reports that retention may be of, the last of the line first."""
 
 
 def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +24,7 @@ def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "stage": manifest["verdict"]["stage"],
         "checks": verdict.checks,
         "failed": verdict.failed,
-        "shipped": next((word for name, word in _SHIPPED.items() if name in reports), ""),
+        "shipped": next((word for name, word in SHIPPED.items() if name in reports), ""),
         "results": _results(reports),
         "results_by_task": table(["task", "language", "metric", "items", *reading_order(reports)], by_task, words=3),
         "result_rows": len(by_task),
@@ -66,7 +63,7 @@ def _results(reports: Mapping[str, EvalReport]) -> str:
         for kind in types["teacher"]
     ]
     last = names[-1]
-    if last not in _SHIPPED:  # training stopped: nothing to compare with the teacher
+    if last not in SHIPPED:  # training stopped: nothing to compare with the teacher
         return table(["task type", *names], rows)
     ratios = [types[last][kind] / teacher[kind] for kind in teacher if kind in types[last] and teacher[kind]]
     retention = [ratio(types[last].get(kind), teacher[kind]) for kind in teacher]
@@ -93,7 +90,7 @@ def _behaviour(seen: Mapping[str, Any]) -> dict[str, Any] | None:
     if not seen:
         return None
     rows = [
-        [_SHIPPED[name], fixed(one["batch_cosine"], 5), fixed(one["tail"], 4), fixed(one["teacher_tail"], 4)]
+        [SHIPPED[name], fixed(one["batch_cosine"], 5), fixed(one["tail"], 4), fixed(one["teacher_tail"], 4)]
         for name, one in seen.items()
     ]
     header = ["model", "least cosine, alone and in a batch", "change by another end", "of the teacher"]
