@@ -32,9 +32,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     data = _read(path, "a recipe")
     _rebase_paths(data, path.resolve().parent)
-    for override in overrides:
-        _apply_override(data, override)
-    _merge_mixture(data)
+    given = {_apply_override(data, override) for override in overrides}
+    _merge_mixture(data, moved="data.root" in given)
     recipe: Recipe = _build(Recipe, data, prefix="")
     return recipe if recipe.name else dataclasses.replace(recipe, name=path.stem)
 
@@ -88,8 +87,11 @@ class _Mixture:
     lengths: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def _merge_mixture(data: dict[str, Any]) -> None:
-    """Put what the mixture file holds into ``data``, as if the recipe said it; what the recipe says itself wins."""
+def _merge_mixture(data: dict[str, Any], *, moved: bool) -> None:
+    """Put what the mixture file holds into ``data``, as if the recipe said it; what the recipe says itself wins.
+
+    Its sources are relative to its own root, or to ``data.root`` where that was ``moved`` from outside both files.
+    """
     section = data.get("data")
     if not isinstance(section, dict) or "mixture" not in section:
         return
@@ -104,7 +106,7 @@ def _merge_mixture(data: dict[str, Any]) -> None:
     base = Path(str(section.setdefault("root", str(root)))).expanduser().resolve()
     for source in raw["sources"]:
         place = source.get("path", "")
-        if place and base != root and not place.startswith(("/", "~")):
+        if place and not moved and base != root and not place.startswith(("/", "~")):
             source["path"] = os.path.relpath(root / place, base)  # not absolute: a card must name no one's machine
     section["sources"] = [*section.get("sources", ()), *raw["sources"]]
     for key, weights in (("language_weights", mixture.languages), ("length_weights", mixture.lengths)):
@@ -135,7 +137,8 @@ def _rebase_paths(data: dict[str, Any], base: Path) -> None:
             section[keys[-1]] = str((base / value).resolve())
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
+def _apply_override(data: dict[str, Any], override: str) -> str:
+    """Set one value and return its key."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set {override!r}: expected KEY=VALUE, e.g. --set train.learning_rate=1e-4")
@@ -150,6 +153,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise RecipeError(f"--set {override!r}: {parent} is not a section")
     section[last.strip('"')] = value
+    return key.strip()
 
 
 def _build(kind: Any, data: Mapping[str, Any], *, prefix: str) -> Any:

@@ -65,7 +65,7 @@ class DataConfig:
     """Training text."""
 
     root: Path = Path()
-    """Folder that source paths are relative to."""
+    """Folder that source paths are relative to; with ``--set``, those of the mixture too."""
     sources: tuple[Source, ...] = ()
     """Places to read, one table each; at least one, here or in ``mixture``."""
     mixture: Path | None = None

@@ -76,6 +76,13 @@ def test_a_mixture_is_given_on_the_command_line_too(load, tmp_path):
     assert ([s.path for s in data.sources], data.root) == (["x.txt"], tmp_path)
 
 
+@pytest.mark.parametrize("own", ["", 'root = "mine"\nsources = [{ path = "b.txt" }]'])
+def test_a_root_on_the_command_line_moves_the_mixture_too(load, tmp_path, own):
+    data = load(own, overrides=[f"data.root={tmp_path / 'moved'}"]).data
+    assert data.root == tmp_path / "moved"
+    assert [s.path for s in data.sources][-2:] == ["a.jsonl", "sub/*.txt"]
+
+
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
