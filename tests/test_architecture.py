@@ -92,6 +92,7 @@ ALLOWED = {
     "learn.fused": {"learn.halves", "learn.kernels"},  # swaps a layer for its two halves
     "learn.halves": {"learn.kernels"},  # runs kernels between its matrix products
     # Training: what is minimised, on planned batches, by a trainer that is watched, kept and shown.
+    "learn.head": {"learn.models"},  # whether this CPU has bf16
     "learn.links": {"learn.rows"},  # pointers as columns
     "learn.batches": {"learn.links"},
     "learn.objectives": {"learn.exits", "learn.links", "learn.losses"},

@@ -65,7 +65,7 @@ def test_what_is_the_teacher_already_stays_as_it_is(teacher, vectors, tmp_path):
     student = start(teacher, vectors, tmp_path / "student", layers=tuple(range(len(teacher[0].auto_model.layers))))
     assert cosine(student, vectors) == pytest.approx(1.0, abs=1e-5)
     before = student[2].linear.weight.clone()
-    assert fit_head(student, TEXTS, vectors)[0] == pytest.approx(1.0, abs=1e-5)
+    assert fit_head(student, TEXTS, vectors)[0] == pytest.approx(1.0, abs=5e-4)  # in bf16, where the CPU has it
     assert torch.equal(student[2].linear.weight, before)
 
 
@@ -80,7 +80,7 @@ def test_a_model_without_a_linear_head_has_nothing_to_fit(teacher, vectors, tmp_
 
 def test_pooled_vectors_are_in_the_order_of_the_texts(teacher):
     texts = [text * (1 + place % 3) for place, text in enumerate(TEXTS[:300])]  # more than are encoded at once
-    assert pooled_vectors(teacher, texts) == pytest.approx(teacher.encode(texts), abs=1e-5)
+    assert pooled_vectors(teacher, texts) == pytest.approx(teacher.encode(texts), abs=0.03)  # bf16 at the most
 
 
 def test_long_texts_are_fewer(teacher, vectors, tmp_path, monkeypatch):

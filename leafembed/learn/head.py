@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leafembed.learn.models import has_bf16
 from leafembed.progress import progress
 from leafembed.types import FloatArray
 
@@ -69,10 +70,16 @@ def fit_head(student: SentenceTransformer, texts: Sequence[str], vectors: FloatA
 
 
 def pooled_vectors(model: SentenceTransformer, texts: Sequence[str]) -> FloatArray:
-    """Return what a head is fitted on, ``(n_texts, hidden)``, with a bar: thousands of long texts take minutes."""
+    """Return what a head is fitted on, ``(n_texts, hidden)``, with a bar: thousands of long texts take minutes.
+
+    Computed under bf16 autocast where the CPU multiplies it natively, as the teacher's own pass is.
+    """
+    import torch
+
     order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
     found: list[Any] = [None] * len(texts)
-    with progress("fitting the head", len(texts), "texts") as advance:
+    fast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bf16("auto", "cpu"))
+    with progress("fitting the head", len(texts), "texts") as advance, fast:
         for start in range(0, len(order), _AT_ONCE):
             places = order[start : start + _AT_ONCE]
             chunk = [texts[place] for place in places]
@@ -80,7 +87,7 @@ def pooled_vectors(model: SentenceTransformer, texts: Sequence[str]) -> FloatArr
             for place, vector in zip(places, vectors, strict=True):
                 found[place] = vector
             advance(len(places))
-    return np.stack(found)
+    return np.stack(found).astype(np.float32)
 
 
 def _mean_cosine(outputs: Any, vectors: FloatArray) -> float:
