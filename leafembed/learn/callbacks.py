@@ -1,9 +1,11 @@
-"""What happens at the steps of a run besides learning: log, plot, checkpoints, early stopping, SIGTERM."""
+"""What happens at the steps of a run besides learning: log, plot, checkpoints, early stopping, SIGTERM, memory."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,10 @@ from leafembed.learn.history import best_evaluation, evaluations_without_gain, h
 from leafembed.progress import say
 from leafembed.recipe_learn import TrainConfig
 
-__all__ = ["Checkpoints", "EarlyStop", "History", "OnHistory", "Termination"]
+__all__ = ["TRIM_STEPS", "Checkpoints", "EarlyStop", "History", "OnHistory", "Termination", "Trim", "give_back_memory"]
+
+TRIM_STEPS = 25
+"""Steps between two times that freed memory is given back."""
 
 OnHistory = Callable[[Sequence[dict[str, Any]], int], None]
 """Called after each evaluation with the history so far and its best step; draws it, for example."""
@@ -149,3 +154,25 @@ class Checkpoints(TrainerCallback):
             seal(work_dir / f"checkpoint-{state.global_step}", {"seconds": self.seconds, "over": over})
         newest = [step_of(checkpoint) for checkpoint in complete(work_dir)][-self.keep :]
         rotate(work_dir, {*newest, int(state.best_global_step or 0)})
+
+
+class Trim(TrainerCallback):
+    """Gives memory that was freed back to the system every :data:`TRIM_STEPS` steps.
+
+    No two batches have the same number of tokens, so that what one frees seldom fits the next, and the C library keeps
+    all of it: on a CPU, six layers of EmbeddingGemma grew from 2.9 to 5.2 GB in 60 steps, and with this to 2.1 GB.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Trim where it is time."""
+        if state.global_step % TRIM_STEPS == 0:
+            give_back_memory()
+
+
+def give_back_memory() -> bool:
+    """Ask glibc to return freed memory to the system; elsewhere nothing happens. Whether it was asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is None:
+        return False
+    trim(0)
+    return True

@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from leafembed.errors import CheckpointError, RecipeError, require
 from leafembed.learn.batches import Plan, plan_batches
-from leafembed.learn.callbacks import Checkpoints, EarlyStop, History, OnHistory, Termination
+from leafembed.learn.callbacks import Checkpoints, EarlyStop, History, OnHistory, Termination, Trim
 from leafembed.learn.checkpoints import average, newest_checkpoint, read_seal, step_of, verified, writing
 from leafembed.learn.evaluation import Evaluation, Score
 from leafembed.learn.feed import Texts, count_tokens
@@ -104,7 +104,7 @@ def train(  # noqa: PLR0913 - the one door into training
     checkpoints = Checkpoints(before, config.average_checkpoints, termination)
     view = LiveView(setup.plan)
     log = History(work_dir / "history.jsonl", config.best_metric, on_history)
-    trainer = _trainer(setup, [EarlyStop(config), *callbacks, log, termination, checkpoints, view])
+    trainer = _trainer(setup, [EarlyStop(config), *callbacks, log, termination, checkpoints, Trim(), view])
     try:
         with termination.installed(), fused(setup.model, config.fused, tokens=int(setup.plan.tokens[-1])) as route:
             state = _train_from(checkpoint, trainer)
