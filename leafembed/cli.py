@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leafembed.errors import Error, GateFailedError, StoppedError, require
+from leafembed.errors import Error, GateFailedError, MissingExtraError, StoppedError, require
 from leafembed.options import build_parser
 from leafembed.progress import say
 from leafembed.text import read_texts
@@ -54,6 +54,7 @@ def _refuse(error: Exception, *, status: int) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from leafembed.guard import remove_run
     from leafembed.pipeline import run, train
     from leafembed.results import print_results
 
@@ -61,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
     run_dir = args.run_dir or Path("runs") / args.recipe.stem
     show = _print_json if args.json else print_results
     if args.fresh:
-        _remove_run(run_dir, args.recipe)
+        remove_run(run_dir, args.recipe)
     try:
         if args.until == "train":
             require(args.trained is None, "--trained", args.trained, "nothing beside --until train")
@@ -261,6 +262,15 @@ def _encode(args: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        from leafembed.serve.command import run_server
+    except ImportError as error:
+        raise MissingExtraError(error.name or "uvicorn", "serve") from error
+
+    return run_server(args, key=os.environ.get("LEAF_API_KEY", ""))
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "plan": _plan,
@@ -275,6 +285,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "info": _info,
     "gate": _gate,
     "encode": _encode,
+    "serve": _serve,
 }
 
 
@@ -282,18 +293,6 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     from leafembed.recipe_io import load_recipe
 
     return load_recipe(args.recipe, args.set)
-
-
-def _remove_run(run_dir: Path, recipe: Path) -> None:
-    import shutil
-
-    from leafembed.steps import RESOLVED
-
-    if not run_dir.is_dir() or not any(run_dir.iterdir()):
-        return
-    if not (run_dir / RESOLVED).is_file() or recipe.resolve().is_relative_to(run_dir.resolve()):
-        raise Error(f"--fresh: got {run_dir}, expected the folder of a run and nothing else; remove it by hand")
-    shutil.rmtree(run_dir)
 
 
 def _print_json(data: Any) -> None:

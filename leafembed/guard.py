@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import StoppedError
+from leafembed.errors import Error, StoppedError
 from leafembed.learn.alarms import BELOW_FLOOR, check_languages
 from leafembed.prepare import Material
 from leafembed.progress import say
@@ -22,7 +22,7 @@ from leafembed.text import normalise_lang
 if TYPE_CHECKING:
     from leafembed.learn.watch import Watched
 
-__all__ = ["LANGUAGE_TEXTS", "WATCHED_TEXTS", "refuse_stopped", "set_aside", "watched"]
+__all__ = ["LANGUAGE_TEXTS", "WATCHED_TEXTS", "refuse_stopped", "remove_run", "set_aside", "watched"]
 
 WATCHED_TEXTS = 512
 """Most validation texts whose vectors are looked at in each evaluation."""
@@ -91,3 +91,18 @@ def set_aside(bundle: Path) -> None:
 def _declared(recipe: Recipe, learned: Material) -> set[str]:
     named = {normalise_lang(lang) for lang in (*recipe.gate.languages, *recipe.eval.languages)}
     return named | {part.lang for task in (*learned.dev, *learned.test) for part in task.parts}
+
+
+def remove_run(run_dir: Path, recipe: Path) -> None:
+    """Remove a run's folder, so that it begins anew; nothing happens where there is none.
+
+    Raises:
+        Error: If the folder is not that of a run, or the recipe lies in it.
+    """
+    from leafembed.steps import RESOLVED
+
+    if not run_dir.is_dir() or not any(run_dir.iterdir()):
+        return
+    if not (run_dir / RESOLVED).is_file() or recipe.resolve().is_relative_to(run_dir.resolve()):
+        raise Error(f"--fresh: got {run_dir}, expected the folder of a run and nothing else; remove it by hand")
+    shutil.rmtree(run_dir)

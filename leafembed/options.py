@@ -16,6 +16,7 @@ a first run:
   leaf plan recipes/quick.toml             what the student will cost, before anything is trained
   leaf run recipes/quick.toml              distil, judge, quantise, judge again, bundle
   leaf encode runs/quick/bundle texts.txt  embed each line of a file
+  leaf serve runs/quick/bundle             answer clients of Ollama and OpenAI
 
 exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refused the model or a run stopped itself
 """
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_recipe_commands(add)
     _add_model_commands(add)
+    _add_serving(add)
     return parser
 
 
@@ -180,6 +182,40 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
         sub.add_argument("--max-rows", type=_positive, help="most items of a local task in one language, drawn")
         sub.add_argument("--cache-dir", type=Path, help="folder for vectors and scores (default: as runs)")
         sub.add_argument("--allow-failed", **failed)
+
+
+def _add_serving(add: Callable[..., argparse.ArgumentParser]) -> None:
+    serve = add("serve", "serve bundles to clients of Ollama, OpenAI and text-embeddings-inference",
+                "The bundle is called leaf; --model gives other names, and any number of bundles. The prompts of a "
+                "bundle have\nnames of their own: leaf-query, leaf-document. Keys: --api-key-file, or LEAF_API_KEY in "
+                "the environment.\nSIGTERM ends the server when running requests are done; SIGHUP, or a new bundle at "
+                "the same path, swaps it.\nA page to try it: http://HOST:PORT/ui. All of it: docs/serving.md.\n\n"
+                "  leaf serve runs/quick/bundle\n"
+                "  leaf serve --model leaf=runs/quick/bundle --model small=runs/quick/bundle@dim=128\n"
+                "  leaf serve runs/quick/bundle --host 0.0.0.0 --api-key-file keys.txt",
+                json_flag=False)  # fmt: skip
+    serve.add_argument("bundle", type=Path, nargs="?", help="bundle folder, served as leaf")
+    serve.add_argument("--model", action="append", default=[], metavar="NAME=PATH[@dim=N][@prompt=NAME]",
+                       help="a bundle, its name, and what clients get that ask for neither; repeatable")  # fmt: skip
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=_size, default=11435, help="0: any that is free (default: 11435)")
+    serve.add_argument("--api-key-file", type=Path, help="file with API keys, one a line")
+    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                       help="further host name that requests may use without a key; *: any; repeatable")  # fmt: skip
+    serve.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
+    serve.add_argument("--streams", type=_positive, help="forward passes side by side (default: one a thread)")
+    serve.add_argument("--batch-tokens", type=_positive, default=512, help="tokens of one forward pass (default: 512)")
+    serve.add_argument("--queue-tokens", type=_positive, default=600_000,
+                       help="tokens at work; over it requests are told to come back (default: 600000)")  # fmt: skip
+    serve.add_argument("--max-body-mb", type=_amount, default=8.0, help="largest request (default: 8)")
+    serve.add_argument("--max-items", type=_positive, default=2_048, help="most texts of a request (default: 2048)")
+    serve.add_argument("--max-requests", type=_positive, default=1_024, help="requests at once (default: 1024)")
+    serve.add_argument("--timeout", type=_amount, default=120.0, help="seconds for an answer (default: 120)")
+    serve.add_argument("--drain", type=_amount, default=30.0, help="seconds to end in after SIGTERM (default: 30)")
+    serve.add_argument("--watch", type=float, default=2.0, metavar="SECONDS",
+                       help="how often to look for a new bundle; 0: never (default: 2)")  # fmt: skip
+    serve.add_argument("--quiet", action="store_true", help="no log line for each request")
+    serve.add_argument("--allow-failed", action="store_true", help="serve a bundle that the gate refused")
 
 
 def _positive(text: str) -> int:

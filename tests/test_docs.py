@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_the_readme_lists_every_command_and_every_module():
         shown.add(folder if name == folder else folder + name)
     found = {path.relative_to(ROOT / "leafembed").as_posix() for path in (ROOT / "leafembed").rglob("*.py")}
     modules = {name for name in found if not name.endswith(("__init__.py", "__main__.py"))}
-    assert shown - {"learn/", "judge/", "ship/"} == modules
+    assert shown - {"learn/", "judge/", "ship/", "serve/"} == modules
 
 
 @pytest.mark.parametrize("line", list(_shell_lines()))
@@ -77,6 +78,9 @@ def test_the_shell_lines_of_the_readme_name_what_exists(line):
         names = [word.partition("=") for word in words[1:]]
         for name, equals, _ in names:
             assert re.search(rf"^(export )?{name} \?=" if equals else rf"^{name}:", makefile, flags=re.MULTILINE), name
+        return
+    if words[0] == "curl":  # to a server that a line above started; tests/test_serve_ollama.py asks the same
+        assert json.loads(words[2])["model"] == "leaf"
         return
     assert words[0] == ".venv/bin/leaf"
     args = build_parser().parse_args(words[1:])

@@ -9,6 +9,7 @@ quantised at run time it does a little, because the engine rounds them different
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class BundleEncoder:
     Attributes:
         ref: What this encoder is.
         manifest: The bundle's manifest; ``None`` for a bare model folder.
-        threads: CPU threads of one forward pass.
+        threads: CPU threads of all forward passes together.
+        streams: Forward passes that run side by side when called from as many threads.
         batch_size: Texts in one forward pass.
     """
 
@@ -52,6 +54,7 @@ class BundleEncoder:
         *,
         manifest: Mapping[str, Any] | None = None,
         threads: int | None = None,
+        streams: int = 1,
         batch_size: int = 32,
     ) -> None:
         """Open a model folder; hashes are not checked here, see :func:`leafembed.ship.bundle.open_bundle`.
@@ -60,11 +63,13 @@ class BundleEncoder:
             folder: Holds at least ``REQUIRED_FILES``.
             manifest: Kept as an attribute.
             threads: CPU threads; ``None``: every core the process may use.
+            streams: Forward passes side by side, which share the threads; more than 1 is for callers with threads of
+                their own, such as a server.
             batch_size: Texts in one forward pass.
 
         Raises:
             ModelError: If a file is missing or cannot be used.
-            ValueError: If ``threads`` or ``batch_size`` is not positive.
+            ValueError: If ``threads``, ``streams`` or ``batch_size`` is not positive.
         """
         folder = Path(folder)
         missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
@@ -72,10 +77,12 @@ class BundleEncoder:
             raise ModelError(f"{folder}: not a model folder, it lacks {', '.join(missing)}")
         self.manifest = manifest
         self.threads = usable_cores() if threads is None else _positive(threads, "threads")
+        self.streams = _positive(streams, "streams")
         self.batch_size = _positive(batch_size, "batch_size")
         self._config = config = EncoderConfig.read(folder)
         self._tokenizer = open_tokenizer(folder / "tokenizer.json", config.max_seq_length)
-        self._model = _compile(folder / "model.xml", config, self.threads)
+        self._model = _compile(folder / "model.xml", config, self.threads, self.streams)
+        self._of_thread = threading.local()  # an engine's request serves one caller at a time
         self.ref = ModelRef(
             name=config.name,
             dim=config.dim,
@@ -89,6 +96,11 @@ class BundleEncoder:
     def prompts(self) -> Mapping[str, str]:
         """Text put before an input, by prompt name; empty for a model that takes none."""
         return self.ref.prompts
+
+    @property
+    def tokenizer(self) -> Any:
+        """The ``tokenizers.Tokenizer``, which cuts at ``max_seq_length``; to read from, not to change."""
+        return self._tokenizer
 
     @property
     def dim(self) -> int:
@@ -133,37 +145,47 @@ class BundleEncoder:
             known = ", ".join(self.prompts) or "none, since the model has no prompts"
             raise ValueError(f"prompt_name: got {prompt_name!r}, expected one of {known}")
         size = self.batch_size if batch_size is None else _positive(batch_size, "batch_size")
-        ids, cut = self._tokenize(texts, prompt_name)
-        if cut:
+        ids, was_cut = self.tokenize(texts, prompt_name)
+        if cut := sum(was_cut):
             _logger.warning("%d of %d texts were cut to %d tokens", cut, len(ids), self.max_seq_length)
         full = np.empty((len(ids), self.dim), dtype=np.float32)
-        request = self._model.create_infer_request()
         for rows in batches_by_length(ids, size):
-            full[rows] = self._infer(request, [ids[row] for row in rows])
+            full[rows] = self.embed_tokens([ids[row] for row in rows])
         full = check_vectors(full, n=len(ids), what=self.ref.name)
         part = np.ascontiguousarray(full[:, :width])
         return _unit(part, self.ref.name) if normalize and width < self.dim else part
 
     def count_tokens(self, texts: Sequence[str], prompt_name: str | None = None) -> list[int]:
         """Return how many tokens of each text the model reads: prompt and special tokens in, the cut part out."""
-        ids, _ = self._tokenize(texts, prompt_name)
+        ids, _ = self.tokenize(texts, prompt_name)
         return [len(row) for row in ids]
 
-    def _tokenize(self, texts: Sequence[str], prompt_name: str | None) -> tuple[list[_Ids], int]:
-        """Return the token ids of each text, and how many texts were cut."""
+    def tokenize(self, texts: Sequence[str], prompt_name: str | None = None) -> tuple[list[_Ids], list[bool]]:
+        """Return the token ids that the model reads of each text ``(n_tokens,)`` int64, and whether it was cut.
+
+        A text of no token is one padding token.
+
+        Raises:
+            ValueError: If an item is not a text that UTF-8 can hold.
+        """
         check_texts(texts)
         prompt = self.prompts.get(prompt_name, "") if prompt_name is not None else ""
         result: list[_Ids] = []
-        cut = 0
+        cut: list[bool] = []
         for start in range(0, len(texts), _CHUNK):
             chunk = [prompt + text for text in texts[start : start + _CHUNK]]
             encodings = self._tokenizer.encode_batch_fast(chunk, add_special_tokens=self._config.add_special_tokens)
             # One attended padding token stands for a text of no tokens: a mean over nothing would be NaN.
             result += [np.array(encoding.ids or [self._config.pad_token_id], np.int64) for encoding in encodings]
-            cut += sum(bool(encoding.overflowing) for encoding in encodings)
+            cut += [bool(encoding.overflowing) for encoding in encodings]
         return result, cut
 
-    def _infer(self, request: Any, ids: Sequence[_Ids]) -> FloatArray:
+    def embed_tokens(self, ids: Sequence[_Ids]) -> FloatArray:
+        """Return the embeddings of one batch in one forward pass, ``(n_texts, dim)`` float32; not checked for NaN.
+
+        Args:
+            ids: Token ids of each text, as :meth:`tokenize` gives them; at least one text.
+        """
         longest = max(_SHORTEST, *map(len, ids))
         input_ids = np.full((len(ids), longest), self._config.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(input_ids)
@@ -171,14 +193,21 @@ class BundleEncoder:
             place = slice(longest - len(tokens), None) if self._config.padding_side == "left" else slice(len(tokens))
             input_ids[row, place] = tokens
             mask[row, place] = 1
+        request = self._request()
         request.infer({"input_ids": input_ids, "attention_mask": mask}, share_inputs=True)
         output: FloatArray = request.get_output_tensor(0).data
         if output.shape != (len(ids), self.dim):
             raise ModelError(f"model.xml returned {output.shape}, encoder.json promises ({len(ids)}, {self.dim})")
-        return output
+        return output.copy()  # the engine writes the next batch over it
+
+    def _request(self) -> Any:
+        """The engine's request of the calling thread, made once."""
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._model.create_infer_request()
+        return self._of_thread.request
 
 
-def _compile(path: Path, config: EncoderConfig, threads: int) -> Any:
+def _compile(path: Path, config: EncoderConfig, threads: int, streams: int) -> Any:
     import openvino
 
     properties = {
@@ -187,7 +216,7 @@ def _compile(path: Path, config: EncoderConfig, threads: int) -> Any:
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": streams,
     }
     try:
         model = openvino.Core().compile_model(path, "CPU", properties)

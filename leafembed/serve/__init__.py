@@ -1,0 +1,1 @@
+"""The embedding server for clients of Ollama, OpenAI and text-embeddings-inference."""

@@ -1,0 +1,99 @@
+"""The server as an ASGI application: routes of every family, health, metrics and the page, behind one border."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from leafembed.serve import ollama, openai, tei
+from leafembed.serve.border import Border
+from leafembed.serve.embedding import Service
+from leafembed.serve.reloading import watch
+from leafembed.serve.wire import answer
+
+__all__ = ["create_app"]
+
+
+def create_app(service: Service) -> Callable[..., Awaitable[None]]:
+    """Return the ASGI application of a service; its lifespan opens the first model and watches all bundles."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, service.models.default.model.load)
+        watching = asyncio.create_task(watch(service))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+            for model in service.models.all:
+                await loop.run_in_executor(None, model.close)
+
+    routes = [
+        *ollama.routes(),
+        *openai.routes(),
+        *tei.routes(),
+        Route("/health/live", _live, methods=["GET"]),
+        Route("/health/ready", _ready, methods=["GET"]),
+        Route("/metrics", _metrics, methods=["GET"]),
+        Route("/ui", _page, methods=["GET"]),
+        Route("/ui/card/{name}", _card, methods=["GET"]),
+    ]
+    # A router alone: the middleware of a Starlette application would answer errors in plain text before the border can.
+    return Border(Router(routes, redirect_slashes=False, lifespan=lifespan), service)
+
+
+async def _live(request: Request) -> Response:
+    return answer({"status": "ok"})
+
+
+async def _ready(request: Request) -> Response:
+    service: Service = request.app.state.service
+    reason = await service.probe()
+    return answer({"status": reason or "ok"}, status=503 if reason else 200)
+
+
+async def _metrics(request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.metrics.queue.set(service.admitted)
+    return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _page(request: Request) -> Response:
+    page = files("leafembed.serve").joinpath("page.html").read_bytes()
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+    return Response(page, headers={"content-security-policy": policy}, media_type="text/html; charset=utf-8")
+
+
+async def _card(request: Request) -> Response:
+    """What the page shows of a bundle: its verdict, its scores and its card."""
+    service: Service = request.app.state.service
+    named = service.named(request.path_params["name"])
+    model = named.model
+    verdict: dict[str, Any] = model.about.manifest["verdict"]
+    card = await asyncio.get_running_loop().run_in_executor(None, _read_card, model.spec.path)
+    return answer({
+        "name": named.name,
+        "passed": verdict["passed"],
+        "checks": verdict["checks"],
+        "dim": model.about.config.dim,
+        "prompts": list(model.about.prompts),
+        "max_seq_length": model.about.config.max_seq_length,
+        "card": card,
+    })  # fmt: skip
+
+
+def _read_card(folder: Any) -> str:
+    try:
+        return str((folder / "README.md").read_text(encoding="utf-8"))
+    except OSError:
+        return ""

@@ -1,0 +1,275 @@
+"""What every embedding request goes through, whatever its family: limits, tokens, queue, vectors.
+
+Tokenising a short request takes microseconds and is done at once; a longer one goes to a thread, so that the event loop
+answers others meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from leafembed.errors import Error, first_line
+from leafembed.serve.batching import BatchFailedError
+from leafembed.serve.metrics import Metrics
+from leafembed.serve.models import Loaded, Model, Models, Named
+from leafembed.serve.prompts import choose_prompt
+from leafembed.serve.refusals import Refusal
+from leafembed.serve.settings import Settings
+from leafembed.types import FloatArray
+
+__all__ = ["Answer", "Asked", "Service"]
+
+_AT_ONCE = 2_000
+"""Characters that are tokenised on the event loop: well under a millisecond."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """An embedding request, its shape checked.
+
+    Attributes:
+        name: What the model was called.
+        texts: The texts.
+        dim: Values of a vector; ``None``: as the model is served.
+        prompt: Prompt by the bundle's own name.
+        input_type: Role by a client's name.
+        truncate: Whether a text that is too long is cut, and not refused.
+        normalize: Whether a vector that is cut is scaled to unit length again.
+        too_long: Message for a text that is too long.
+    """
+
+    name: str
+    texts: Sequence[str]
+    dim: int | None = None
+    prompt: str | None = None
+    input_type: str | None = None
+    truncate: bool = True
+    normalize: bool = True
+    too_long: str = "the input length exceeds the context length"
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """What came of it.
+
+    Attributes:
+        vectors: ``(n_texts, dim)`` float32.
+        tokens: Tokens that were read.
+        cut: Texts that were cut.
+        load_s: Seconds of opening the model; 0 if it was open.
+        tokenize_s: Seconds of tokenising.
+        compute_s: Seconds in queue and engine.
+        total_s: Seconds of all.
+    """
+
+    vectors: FloatArray
+    tokens: int
+    cut: int
+    load_s: float
+    tokenize_s: float
+    compute_s: float
+    total_s: float
+
+
+@dataclass(slots=True)
+class Service:
+    """Models, limits and counters of a server, and what is at work.
+
+    Attributes:
+        models: By name.
+        settings: As the operator set them.
+        metrics: Counters.
+        draining: Whether the server is about to end.
+        admitted: Tokens of requests at work; estimated by characters until they are counted.
+    """
+
+    models: Models
+    settings: Settings
+    metrics: Metrics
+    draining: bool = False
+    admitted: int = 0
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "leaf-tokenizer"))
+
+    def named(self, name: str) -> Named:
+        """What a model's name stands for; see :meth:`leafembed.serve.models.Models.find`."""
+        return self.models.find(name)
+
+    async def opened(self, model: Model) -> tuple[Loaded, float]:
+        """The opened bundle of a model, and the seconds that this call took to open it.
+
+        Raises:
+            Refusal: If it cannot be opened.
+        """
+        if model.loaded is not None:
+            return model.loaded, 0.0
+        try:
+            loaded, fresh = await asyncio.get_running_loop().run_in_executor(None, model.load)
+        except (Error, OSError) as error:
+            model.failure = first_line(error)
+            raise Refusal("unavailable", "the model cannot be opened; the server's log says why") from error
+        return loaded, loaded.seconds if fresh else 0.0
+
+    async def embed(self, asked: Asked) -> Answer:
+        """Answer a request.
+
+        Raises:
+            Refusal: If it asks for what there is not, is over a limit, or the engine fails.
+        """
+        start = time.perf_counter()
+        named = self.models.find(asked.name)
+        model = named.model
+        prompt = choose_prompt(model.about.prompts, named.prompt, asked.prompt, asked.input_type)
+        dim = self._dim(model, asked)
+        self._check_size(model, asked.texts)
+        reserved = self._admit(sum(2 + len(text) // 4 for text in asked.texts))
+        try:
+            loaded, load_s = await self.opened(model)
+            loaded.users += 1
+            try:
+                began = time.perf_counter()
+                ids, was_cut = await self._tokens(loaded, asked.texts, prompt)
+                tokenize_s = time.perf_counter() - began
+                tokens = sum(map(len, ids))
+                reserved += self._admit(tokens - reserved)
+                cut = self._check_tokens(asked, tokens, was_cut)
+                vectors = await self._vectors(loaded, ids)
+                compute_s = time.perf_counter() - began - tokenize_s
+            finally:
+                loaded.users -= 1
+        finally:
+            self.admitted -= reserved
+        self.metrics.embedded(model.spec.name, len(ids), tokens, cut)
+        self.metrics.phase("tokenize", tokenize_s)
+        self.metrics.phase("compute", compute_s)
+        return Answer(
+            vectors=_shortened(vectors, dim, normalize=asked.normalize),
+            tokens=tokens,
+            cut=cut,
+            load_s=load_s,
+            tokenize_s=tokenize_s,
+            compute_s=compute_s,
+            total_s=time.perf_counter() - start,
+        )
+
+    async def tokens_of(self, name: str, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """The tokens of each text, cut as the model cuts: id, text, whether it is special, and its characters.
+
+        Raises:
+            Refusal: If there is no such model, or it is over a limit.
+        """
+        model = self.models.find(name).model
+        self._check_size(model, texts)
+        reserved = self._admit(sum(2 + len(text) // 4 for text in texts))
+        try:
+            loaded, _ = await self.opened(model)
+            encode = loaded.encoder.tokenizer.encode_batch
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, encode, list(texts))
+        finally:
+            self.admitted -= reserved
+        return [
+            [
+                {"id": number, "text": text, "special": bool(special), "start": start, "stop": stop}
+                for number, text, special, (start, stop) in zip(
+                    encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
+                )
+            ]
+            for encoding in found
+        ]
+
+    def retry_after(self) -> int:
+        """Seconds until what waits is done, as far as the last batches tell; 1 to 60."""
+        rate = self.metrics.tokens_per_second
+        return min(60, max(1, math.ceil(self.admitted / rate))) if rate else 1
+
+    async def probe(self) -> str:
+        """Why the server is not ready, ``""`` if it is: cheap while the default model's batches succeed."""
+        if self.draining:
+            return "the server is ending"
+        model = self.models.default.model
+        if model.loaded is None:
+            return model.failure or "the model is not open yet"
+        batcher = model.loaded.batcher
+        if not batcher.broken:
+            return ""
+        try:  # one small batch, since only a success can say that it works again
+            ids, _ = model.loaded.encoder.tokenize(["ready"])
+            await asyncio.wait_for(batcher.embed(ids), 5.0)
+        except (BatchFailedError, TimeoutError):
+            return "the engine fails"
+        return ""
+
+    def _dim(self, model: Model, asked: Asked) -> int:
+        if asked.dim is None:
+            return model.spec.dim or model.about.config.dim
+        if not 1 <= asked.dim <= model.about.config.dim:
+            raise Refusal(
+                "invalid", f"dimensions: got {asked.dim}, expected 1 to {model.about.config.dim}", param="dimensions"
+            )
+        return asked.dim
+
+    def _check_size(self, model: Model, texts: Sequence[str]) -> None:
+        limits = self.settings.limits
+        if len(texts) > limits.items:
+            raise Refusal("too_many", f"batch size {len(texts)} > maximum allowed batch size {limits.items}",
+                          param="input")  # fmt: skip
+        most = limits.chars_per_token * model.about.config.max_seq_length
+        longest = max(map(len, texts), default=0)
+        if longest > most:
+            raise Refusal("too_large", f"a text has {longest} characters, at most {most} are read", param="input")
+
+    def _admit(self, tokens: int) -> int:
+        """Count tokens as at work and return how many; give back what is negative."""
+        limits = self.settings.limits
+        if tokens > limits.request_tokens:
+            raise Refusal("too_large", f"the request has about {tokens} tokens, at most {limits.request_tokens} are "
+                          "taken at once", param="input")  # fmt: skip
+        if tokens > 0 and self.admitted + tokens > limits.queue_tokens:
+            raise Refusal("overloaded", "server busy, please try again.  maximum pending requests exceeded",
+                          retry_after=self.retry_after())  # fmt: skip
+        self.admitted += tokens
+        return tokens
+
+    async def _tokens(self, loaded: Loaded, texts: Sequence[str], prompt: str | None) -> Any:
+        try:
+            if sum(map(len, texts)) <= _AT_ONCE:
+                return loaded.encoder.tokenize(texts, prompt)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, loaded.encoder.tokenize, texts, prompt)
+        except ValueError as error:
+            raise Refusal("invalid", first_line(error), param="input") from error
+
+    def _check_tokens(self, asked: Asked, tokens: int, was_cut: Sequence[bool]) -> int:
+        if tokens > self.settings.limits.request_tokens:
+            raise Refusal("too_large", f"the request has {tokens} tokens, at most "
+                          f"{self.settings.limits.request_tokens} are taken at once", param="input")  # fmt: skip
+        cut = sum(was_cut)
+        if cut and not asked.truncate:
+            raise Refusal("invalid", asked.too_long, param="input")
+        return cut
+
+    async def _vectors(self, loaded: Loaded, ids: Sequence[Any]) -> FloatArray:
+        try:
+            vectors = await loaded.batcher.embed(ids)
+        except BatchFailedError as error:
+            raise Refusal("failed", "the engine failed on this request") from error
+        if not np.isfinite(vectors).all():
+            self.metrics.non_finite.inc()
+            raise Refusal("failed", "embedding contains NaN or Inf values")
+        return vectors
+
+
+def _shortened(vectors: FloatArray, dim: int, *, normalize: bool) -> FloatArray:
+    """The first ``dim`` values of each vector, of unit length again if that is wanted; a zero vector stays one."""
+    if dim >= vectors.shape[1]:
+        return vectors
+    part = vectors[:, :dim]
+    if normalize:
+        part = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), np.float32(1e-12))
+    return np.ascontiguousarray(part)

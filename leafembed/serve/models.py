@@ -1,0 +1,297 @@
+"""The models that a server knows: bundles under names, opened when first asked for, replaced while they serve.
+
+A name from a request is looked up in a dictionary and never becomes a path. ``leaf``, ``LEAF`` and ``leaf:latest`` are
+one name; ``leaf-query`` and ``leaf-document`` are the same model with the prompt of that name, for clients that cannot
+send one.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leafembed.errors import Error, GateFailedError
+from leafembed.serve.batching import Batched, Batcher
+from leafembed.serve.refusals import Refusal
+from leafembed.ship.bundle import open_bundle, read_manifest
+from leafembed.ship.card import MANIFEST
+from leafembed.ship.folder import EncoderConfig, read_prompts
+from leafembed.ship.verdict import read_verdict
+
+if TYPE_CHECKING:
+    from leafembed.ship.encoder import BundleEncoder
+
+__all__ = ["About", "Loaded", "Model", "ModelSpec", "Models", "Named"]
+
+_NAME = re.compile(r"[a-zA-Z0-9][\w.-]{0,79}", re.ASCII)
+_ASKED = re.compile(r"(?:\w[\w.-]{0,79}/){0,2}\w[\w.-]{0,79}(?::\w[\w.-]{0,79})?", re.ASCII)
+_LISTED = ("query", "document")
+"""Prompts whose names are listed; those of other prompts are known but would crowd a menu."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """``NAME=PATH[@dim=N][@prompt=NAME]``: a bundle and how it is served.
+
+    Attributes:
+        name: What clients call it.
+        path: The bundle.
+        dim: Values of a vector that clients get when they ask for no number; ``None``: all.
+        prompt: Prompt for clients that send none; ``None``: none.
+    """
+
+    name: str
+    path: Path
+    dim: int | None = None
+    prompt: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSpec:
+        """Read what ``--model`` is given.
+
+        Raises:
+            Error: If it is not of that form.
+        """
+        name, equals, rest = text.partition("=")
+        path, *options = rest.split("@") if equals else ("",)
+        if not _NAME.fullmatch(name) or not path:
+            raise Error(
+                f"--model {text!r}: expected NAME=PATH, with a name of letters, digits, '.', '_' and '-', and after it "
+                "@dim=N or @prompt=NAME where wanted"
+            )
+        given = dict(option.partition("=")[::2] for option in options)
+        if unknown := sorted(set(given) - {"dim", "prompt"}):
+            raise Error(f"--model {text!r}: got @{unknown[0]}, expected @dim=N or @prompt=NAME")
+        dim = given.get("dim")
+        if dim is not None and not (dim.isdecimal() and int(dim)):
+            raise Error(f"--model {text!r}: got @dim={dim}, expected a whole number of at least 1")
+        return cls(name, Path(path), int(dim) if dim else None, given.get("prompt"))
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is known of a bundle before it is opened.
+
+    Attributes:
+        manifest: Sealed, its verdict that of its scores.
+        config: What the model reads and gives.
+        prompts: By name.
+    """
+
+    manifest: Mapping[str, Any]
+    config: EncoderConfig
+    prompts: Mapping[str, str]
+
+    @classmethod
+    def read(cls, spec: ModelSpec, *, allow_failed: bool) -> About:
+        """Read it if the bundle may be served.
+
+        Raises:
+            BundleError: If it is no bundle.
+            GateFailedError: If the gate refused it and that is not allowed.
+            Error: If the spec names a prompt or a dimension that it lacks.
+        """
+        manifest = read_manifest(spec.path)
+        verdict, stage = read_verdict(manifest, str(spec.path / MANIFEST))
+        if not (verdict.passed or allow_failed):
+            raise GateFailedError(verdict, stage=stage)
+        config, prompts = EncoderConfig.read(spec.path), read_prompts(spec.path)
+        if spec.prompt is not None and spec.prompt not in prompts:
+            known = ", ".join(prompts) or "none"
+            raise Error(f"--model {spec.name}: got @prompt={spec.prompt}, the bundle's prompts are {known}")
+        if spec.dim is not None and spec.dim > config.dim:
+            raise Error(f"--model {spec.name}: got @dim={spec.dim}, the bundle has {config.dim} dimensions")
+        return cls(manifest, config, prompts)
+
+
+@dataclass(slots=True)
+class Loaded:
+    """An opened bundle with its queue.
+
+    Attributes:
+        encoder: Tokenises and computes.
+        batcher: What its texts wait in.
+        seconds: It took to open.
+        since: Unix time of opening.
+        users: Requests that are at work with it.
+    """
+
+    encoder: BundleEncoder
+    batcher: Batcher
+    seconds: float
+    since: float
+    users: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """One bundle that is served.
+
+    Attributes:
+        spec: As the operator named it.
+        about: Of the bundle as it is served.
+        loaded: ``None`` until a request wants it.
+    """
+
+    spec: ModelSpec
+    about: About
+    allow_failed: bool
+    threads: int | None
+    streams: int
+    batch_tokens: int
+    on_batch: Callable[[str, Batched], None]
+    loaded: Loaded | None = None
+    stamp: tuple[int, int] = (0, 0)
+    failure: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def load(self) -> tuple[Loaded, bool]:
+        """Return the opened bundle, and whether this call opened it; blocks, so not for the event loop.
+
+        Raises:
+            Error: If the bundle cannot be opened.
+        """
+        with self._lock:
+            if self.loaded is not None:
+                return self.loaded, False
+            self.stamp = _stamp(self.spec.path)
+            self.loaded = self._open()
+            return self.loaded, True
+
+    def changed(self) -> bool:
+        """Whether another manifest lies where the served one was read."""
+        return self.loaded is not None and _stamp(self.spec.path) != self.stamp
+
+    def reload(self) -> None:
+        """Serve what now lies at the path; requests under way end with the old bundle. Blocks until it is closed.
+
+        Raises:
+            Error: If that is no bundle that may be served; the old one goes on.
+        """
+        with self._lock:
+            self.stamp = _stamp(self.spec.path)  # seen, whatever comes of it
+            try:
+                about = About.read(self.spec, allow_failed=self.allow_failed)
+                fresh = self._open()
+            except Exception as error:
+                self.failure = f"{type(error).__name__}: {error}"
+                raise
+            self.failure = ""
+            old, self.loaded, self.about = self.loaded, fresh, about
+        if old is not None:
+            while old.users:
+                time.sleep(0.05)
+            old.batcher.close()
+
+    def close(self) -> None:
+        """Let the queue empty itself and end its threads."""
+        if self.loaded is not None:
+            self.loaded.batcher.close()
+
+    def _open(self) -> Loaded:
+        start = time.perf_counter()
+        encoder = open_bundle(
+            self.spec.path, allow_failed=self.allow_failed, threads=self.threads, streams=self.streams
+        )
+        encoder.embed_tokens(encoder.tokenize(["warm-up"])[0])  # the first pass compiles
+        batcher = Batcher(
+            encoder,
+            workers=encoder.streams,
+            batch_tokens=self.batch_tokens,
+            on_batch=lambda batch: self.on_batch(self.spec.name, batch),
+        )
+        return Loaded(encoder, batcher, time.perf_counter() - start, time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a name stands for: a model, and the prompt that a request without one gets."""
+
+    name: str
+    model: Model
+    prompt: str | None
+    listed: bool
+
+
+class Models:
+    """All models of a server by name.
+
+    Args:
+        specs: At least one; the first is the default of clients that name none.
+        allow_failed: Serve bundles that the gate refused.
+        threads: CPU threads of each model; ``None``: every core the process may use.
+        streams: Forward passes side by side; ``None``: one for each two threads.
+        batch_tokens: Padded tokens of one forward pass.
+        on_batch: Told of every batch and its model's name, from worker threads.
+
+    Raises:
+        Error: If two have one name, or one is no bundle.
+        GateFailedError: If the gate refused one.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        *,
+        allow_failed: bool = False,
+        threads: int | None = None,
+        streams: int = 1,
+        batch_tokens: int = 512,
+        on_batch: Callable[[str, Batched], None] | None = None,
+    ) -> None:
+        self.all: list[Model] = []
+        self._names: dict[str, Named] = {}
+        for spec in specs:
+            about = About.read(spec, allow_failed=allow_failed)
+            told = on_batch or (lambda name, batch: None)
+            model = Model(spec, about, allow_failed, threads, streams, batch_tokens, told)
+            self.all.append(model)
+            self._add(Named(spec.name, model, spec.prompt, True))
+        for model in self.all:
+            for prompt in model.about.prompts:
+                name = f"{model.spec.name}-{prompt.lower().replace(' ', '-')}"
+                if _NAME.fullmatch(name) and name.lower() not in self._names:
+                    self._add(Named(name, model, prompt, prompt in _LISTED))
+
+    @property
+    def default(self) -> Named:
+        """What a request without a name gets."""
+        return self._names[self.all[0].spec.name.lower()]
+
+    @property
+    def listed(self) -> list[Named]:
+        """Names to show."""
+        return [named for named in self._names.values() if named.listed]
+
+    def find(self, name: str) -> Named:
+        """What a name from a request stands for.
+
+        Raises:
+            Refusal: If it is no name, or nothing has it.
+        """
+        if name and not _ASKED.fullmatch(name):
+            raise Refusal("invalid", "invalid model name", param="model")
+        found = self._names.get(name.lower().removesuffix(":latest"))
+        if found is None:
+            known = ", ".join(sorted(named.name for named in self.listed))
+            what = f'model "{name}" not found' if name else "model '' not found"
+            raise Refusal("missing", f"{what}, this server has {known}", param="model")
+        return found
+
+    def _add(self, named: Named) -> None:
+        if named.name.lower() in self._names:
+            raise Error(f"--model {named.name}: got the name twice, expected a name of its own for each bundle")
+        self._names[named.name.lower()] = named
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = (path / MANIFEST).stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_ino)
