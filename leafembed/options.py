@@ -204,7 +204,7 @@ def _add_serving(add: Callable[..., argparse.ArgumentParser]) -> None:
                        help="further host name that requests may use without a key; *: any; repeatable")  # fmt: skip
     serve.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     serve.add_argument("--streams", type=_positive, help="forward passes side by side (default: one a thread)")
-    serve.add_argument("--batch-tokens", type=_positive, default=512, help="tokens of one forward pass (default: 512)")
+    serve.add_argument("--batch-tokens", type=_positive, default=192, help="tokens of one forward pass (default: 192)")
     serve.add_argument("--queue-tokens", type=_positive, default=600_000,
                        help="tokens at work; over it requests are told to come back (default: 600000)")  # fmt: skip
     serve.add_argument("--max-body-mb", type=_amount, default=8.0, help="largest request (default: 8)")

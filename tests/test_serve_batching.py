@@ -188,3 +188,22 @@ def test_closed_it_ends_what_waits_and_takes_no_more(engine):
             await batcher.embed(texts(1))
 
     run(end())
+
+
+def test_a_long_text_is_not_passed_for_ever_by_short_ones(engine, batcher):
+    async def crowd():
+        engine.gate.clear()
+        first = asyncio.ensure_future(batcher.embed(texts(8)))
+        await begun(engine)
+        long = asyncio.ensure_future(batcher.embed(texts(31)))
+        await asyncio.sleep(0)
+        engine.gate.set()
+
+        async def one_after_another():
+            while not long.done():
+                await batcher.embed(texts(2))
+
+        await asyncio.gather(first, long, *(one_after_another() for _ in range(16)))
+
+    run(crowd())
+    assert engine.batches.index([31]) < 10

@@ -1,9 +1,11 @@
 """Merges the texts of many requests into batches of similar length, so that a small request never waits for a big one.
 
-Requests take turns by tokens: the next batch begins with the request that was served least, and of those with the one
-that has least left; whatever waits elsewhere and is about as long joins it, up to a budget of padded tokens. This is
-start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) with equal weights. A batch is one forward pass on one of
-a few threads. A batch that fails takes down the requests in it and nothing else.
+Requests take turns by tokens: the next batch begins with the request that was served least since it came, and texts
+of about the same length that wait elsewhere join it, up to a budget of padded tokens. What a request was served counts
+from a clock that runs as fast as an equal share of the engine for each request, so that one that came earlier is not
+passed for ever by ones that come later (fair queueing: Demers, Keshav and Shenker, SIGCOMM 1989).
+
+A batch is one forward pass on one of a few threads. A batch that fails takes down the requests in it and nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -68,36 +71,51 @@ class Batched:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A request's texts, shortest first; ``served`` counts tokens from where the others stood when it came."""
+    """A request's texts, shortest first; ``served`` counts tokens from what the clock said when it came."""
 
     ids: Sequence[_Ids]
-    order: list[int]
-    lengths: list[int]
     vectors: FloatArray
     future: asyncio.Future[FloatArray]
     served: float
-    taken: int = 0
+    places: list[int] = field(init=False)
+    lengths: list[int] = field(init=False)
+    left: int = field(init=False)
     done: int = 0
     over: bool = False
-    started: float = 0.0
-    left: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.places = sorted(range(len(self.ids)), key=lambda place: len(self.ids[place]))
+        self.lengths = [len(self.ids[place]) for place in self.places]
         self.left = sum(self.lengths)
 
     @property
     def waiting(self) -> bool:
-        return not self.over and self.taken < len(self.order)
+        return not self.over and bool(self.places)
 
-    def next_length(self) -> int:
-        return self.lengths[self.order[self.taken]]
 
-    def take(self) -> int:
-        place = self.order[self.taken]
-        self.taken += 1
-        self.left -= self.lengths[place]
-        self.served += self.lengths[place]
-        return place
+@dataclass(slots=True)
+class _Batch:
+    """Texts that go through the engine together."""
+
+    budget: int
+    texts: list[tuple[_Job, int]] = field(default_factory=list)
+    longest: int = 0
+    tokens: int = 0
+
+    def fill(self, job: _Job, low: float, high: float) -> None:
+        """Take a job's texts of ``low`` to ``high`` tokens, shortest first, while there is room."""
+        first = last = bisect_left(job.lengths, low)
+        while last < len(job.lengths) and job.lengths[last] <= high:
+            longest, texts = max(self.longest, job.lengths[last]), len(self.texts) + last - first
+            if texts and longest * (texts + 1) > self.budget:
+                break
+            self.longest, last = longest, last + 1
+        taken = sum(job.lengths[first:last])
+        job.served += taken
+        job.left -= taken
+        self.tokens += taken
+        self.texts += [(job, place) for place in job.places[first:last]]
+        del job.places[first:last], job.lengths[first:last]
 
 
 class Batcher:
@@ -118,6 +136,7 @@ class Batcher:
         self.faults = 0
         self._on_batch = on_batch or (lambda _: None)
         self._jobs: list[_Job] = []
+        self._clock = 0.0
         self._change = threading.Condition()
         self._closed = False
         self._threads = [self._start() for _ in range(workers)]
@@ -131,14 +150,11 @@ class Batcher:
             BatchFailedError: If the engine failed.
         """
         future: asyncio.Future[FloatArray] = asyncio.get_running_loop().create_future()
-        lengths = [len(tokens) for tokens in ids]
-        order = sorted(range(len(ids)), key=lengths.__getitem__)
         vectors = np.empty((len(ids), self.engine.dim), dtype=np.float32)
         with self._change:
             if self._closed:
                 raise BatchFailedError("the engine was closed")
-            start = min((job.served for job in self._jobs), default=0.0)
-            job = _Job(ids, order, lengths, vectors, future, start)
+            job = _Job(ids, vectors, future, self._clock)
             self._jobs.append(job)
             self._change.notify()
         try:
@@ -190,17 +206,12 @@ class Batcher:
 
     def _gather(self) -> list[tuple[_Job, int]]:
         jobs = sorted((job for job in self._jobs if job.waiting), key=lambda job: (job.served, job.left))
-        shortest = jobs[0].next_length()
-        limit = max(int(shortest * _WINDOW) + _SLACK, shortest)
-        batch: list[tuple[_Job, int]] = []
-        longest = 0
-        for job in jobs:
-            while job.waiting and job.next_length() <= limit:
-                longest = max(longest, job.next_length())
-                if batch and longest * (len(batch) + 1) > self.batch_tokens:
-                    return batch
-                batch.append((job, job.take()))
-        return batch
+        first, batch = jobs[0].lengths[0], _Batch(self.batch_tokens)
+        batch.fill(jobs[0], first, first * _WINDOW + _SLACK)
+        for job in jobs[1:]:
+            batch.fill(job, (first - _SLACK) / _WINDOW, first * _WINDOW + _SLACK)
+        self._clock += batch.tokens / len(jobs)
+        return batch.texts
 
     def _compute(self, batch: list[tuple[_Job, int]]) -> None:
         ids = [job.ids[place] for job, place in batch]
@@ -213,7 +224,7 @@ class Batcher:
             for (job, place), vector in zip(batch, vectors, strict=True):
                 job.vectors[place] = vector
                 job.done += 1
-                if job.done == len(job.order) and not job.over:
+                if job.done == len(job.ids) and not job.over:
                     self._drop(job)
                     finished.setdefault(job.future.get_loop(), []).append(job)
         for loop, jobs in finished.items():

@@ -241,7 +241,7 @@ class Models:
         allow_failed: bool = False,
         threads: int | None = None,
         streams: int = 1,
-        batch_tokens: int = 512,
+        batch_tokens: int = 192,
         on_batch: Callable[[str, Batched], None] | None = None,
     ) -> None:
         self.all: list[Model] = []

@@ -33,7 +33,7 @@ class Limits:
     """Most requests at once."""
     connections: int = 4_096
     """Most open connections; further ones are closed."""
-    batch_tokens: int = 512
+    batch_tokens: int = 192
     """Padded tokens of one forward pass; a longer text is alone in its pass. Fewer keep waits short."""
     receive_s: float = 30.0
     """Seconds in which a request must have arrived."""
