@@ -3,9 +3,9 @@
     python tools/load_test.py BUNDLE --out docs/results/serve
 
 Starts ``leaf serve`` as a process, then from this one: one text after another against the encoder's own time; closed
-loops of 1, 8, 64 and 512 clients with texts of mixed lengths against the encoder's rate on the same texts; a short query
-beside a client that sends requests of 2,000 texts; far more tokens than the queue takes, and how soon a request works
-again. Clients and server share the machine's cores, so rates are lower bounds. Writes results.json and README.md.
+loops of 1, 8, 64 and 512 clients with texts of mixed lengths against the encoder's rate on the same texts; a short
+query beside a client that sends requests of 2,000 texts; far more tokens than the queue takes, and how soon a request
+works again. Clients and server share the machine's cores, so rates are lower bounds. Writes results.json and README.md.
 """
 
 import argparse
@@ -280,7 +280,7 @@ def write(folder: Path, results: dict[str, Any]) -> None:
         "",
         table(heads, rows, words=1),
         "",
-        f"* A short query over loopback takes {alone['p50_ms'] - base['p50_ms']:.2f} ms more than in the encoder (p50).",
+        f"* A short query over loopback takes {alone['p50_ms'] - base['p50_ms']:.2f} ms more than in the encoder.",
         f"* Beside 2,000 texts a request its p99 is {crowded['p99_ms'] / alone['p50_ms']:.1f} times its p50 alone.",
         f"* After the overload the first request was answered within {results['overload']['recovery_s']:.2f} s; the "
         f"server then ended with status {results['exit_status']}.",

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -170,6 +171,13 @@ class _Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._end()
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in JSON too; its path, and so its family, is not known."""
+        content = orjson.dumps({"error": msg})
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
+        self.transport.write(head % len(content) + b"connection: close\r\n\r\n" + content)
+        self.transport.close()
 
     def _begin(self) -> None:
         # A little later than the border, which says why where it can.

@@ -1,0 +1,51 @@
+"""The examples of deploy/: they parse, and what they say of the server is what it takes. No engine builds them here."""
+
+import re
+import shlex
+from pathlib import Path
+
+import yaml
+
+from leafembed.options import build_parser
+from leafembed.serve.settings import Limits
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+
+
+def parse(*args):
+    return build_parser().parse_args(["serve", "/bundle", *args])
+
+
+def test_the_image_starts_a_command_that_exists():
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    (entry,) = re.findall(r"^ENTRYPOINT (\[.*\])$", text, flags=re.MULTILINE)
+    words = yaml.safe_load(entry)
+    assert words[0] == "/opt/leaf/bin/leaf"
+    args = build_parser().parse_args(words[1:])
+    assert (args.command, str(args.bundle), args.host) == ("serve", "/bundle", "0.0.0.0")
+    assert int(re.findall(r"^EXPOSE (\d+)$", text, flags=re.MULTILINE)[0]) == args.port
+    assert "USER 10001" in text
+    root = DEPLOY.parent
+    for line in re.findall(r"^COPY (?!--from|\$)(.*) \S+$", text, flags=re.MULTILINE):
+        assert all((root / name).exists() for name in shlex.split(line)), line
+
+
+def test_kubernetes_asks_what_there_is_and_waits_long_enough():
+    deployment, service = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    args = parse(*container["args"])
+    assert container["ports"][0]["containerPort"] == args.port
+    assert pod["terminationGracePeriodSeconds"] > args.drain
+    probes = {container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert probes == {"/health/ready", "/health/live"}
+    assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
+
+
+def test_the_balancer_waits_longer_and_takes_as_much():
+    nginx = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
+    assert int(re.findall(r"proxy_read_timeout (\d+)s", nginx)[0]) > Limits().answer_s
+    assert int(re.findall(r"client_max_body_size (\d+)m", nginx)[0]) * 1e6 >= Limits().body_bytes
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    assert float(compose["services"]["leaf"]["stop_grace_period"].removesuffix("s")) > Limits().drain_s
+    assert (DEPLOY / compose["services"]["leaf"]["build"]["context"]).resolve() == DEPLOY.parent
