@@ -20,7 +20,8 @@ def load(path: str | Path, *, allow_failed: bool = False, **options: Any) -> Bun
     Args:
         path: Bundle folder, as ``leaf run`` writes it.
         allow_failed: Open a bundle that the gate refused.
-        options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`, e.g. ``threads=4``.
+        options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`, e.g. ``threads=4``,
+            ``exit=4`` for an early exit, ``dim=256`` for shorter vectors.
 
     Raises:
         BundleError: If a file is missing or its hash differs from the manifest.

@@ -165,7 +165,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _quantize(args: argparse.Namespace) -> int:
     from leafembed.single import quantize_folder
 
-    folder = quantize_folder(args.student, args.out, group_size=args.group_size)
+    folder = quantize_folder(args.student, args.out, group_size=args.group_size, exits=args.exits)
     _print_json({"folder": str(folder), "mb": sum(p.stat().st_size for p in folder.iterdir()) / 1e6})
     return 0
 
@@ -243,7 +243,7 @@ def _encode(args: argparse.Namespace) -> int:
 
     import leafembed
 
-    encoder = leafembed.load(args.bundle, allow_failed=args.allow_failed, threads=args.threads)
+    encoder = leafembed.load(args.bundle, allow_failed=args.allow_failed, threads=args.threads, exit=args.exit)
     if args.prompt_name is not None and args.prompt_name not in encoder.prompts:
         raise Error(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {', '.join(encoder.prompts) or 'none'}")
     try:

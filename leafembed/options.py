@@ -93,6 +93,8 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                    "  leaf quantize runs/quick/student quick-int8", json_flag=False)  # fmt: skip
     quantize.add_argument("student", type=Path, help="sentence-transformers folder")
     quantize.add_argument("out", type=Path, help="folder to create")
+    quantize.add_argument("--exits", type=_positive, nargs="+", default=[], metavar="N",
+                          help="layers after which the folder gives vectors too; they share all weights")  # fmt: skip
     quantize.add_argument("--group-size", type=_size, help="activations that share a scale; 0: none (default: as runs)")
     export = add("export", "write a student as ONNX, or as the .pt files of the first attempt",
                  "onnx: fp32 and INT8 for ONNX Runtime and transformers.js, from token ids to the unit vector.\n"
@@ -144,6 +146,7 @@ def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: di
     encode.add_argument("file", type=Path, nargs="?", default=Path("-"), help="UTF-8 text file, or - for stdin")
     encode.add_argument("--prompt-name", help="prompt of the bundle to put before each text")
     encode.add_argument("--truncate-dim", type=_positive, help="keep the first N dimensions, renormalised")
+    encode.add_argument("--exit", type=_positive, help="take the vectors after this layer, an early exit of the bundle")
     encode.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     encode.add_argument("--output", type=Path, help=".npy file to write instead of printing")
     encode.add_argument("--allow-failed", **failed)
@@ -195,7 +198,7 @@ def _add_serving(add: Callable[..., argparse.ArgumentParser]) -> None:
                 "  leaf serve runs/quick/bundle --host 0.0.0.0 --api-key-file keys.txt",
                 json_flag=False)  # fmt: skip
     serve.add_argument("bundle", type=Path, nargs="?", help="bundle folder, served as leaf")
-    serve.add_argument("--model", action="append", default=[], metavar="NAME=PATH[@dim=N][@prompt=NAME]",
+    serve.add_argument("--model", action="append", default=[], metavar="NAME=PATH[@exit=N][@dim=N][@prompt=NAME]",
                        help="a bundle, its name, and what clients get that ask for neither; repeatable")  # fmt: skip
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=_size, default=11435, help="0: any that is free (default: 11435)")

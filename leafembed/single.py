@@ -49,10 +49,11 @@ def judge_stored(folder: Path, recipe: Path | None, overrides: Sequence[str]) ->
     return judge_again(manifest, str(folder), rules), stage
 
 
-def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> Path:
+def quantize_folder(student: Path, target: Path, *, group_size: int | None, exits: Sequence[int] = ()) -> Path:
     """Write the INT8 model folder of a sentence-transformers folder.
 
-    A token table that was trained for 4 bits is stored so.
+    A token table that was trained for 4 bits is stored so. ``exits`` are numbers of layers after which the folder gives
+    vectors too.
 
     Raises:
         ModelError: If ``target`` exists.
@@ -69,7 +70,8 @@ def quantize_folder(student: Path, target: Path, *, group_size: int | None) -> P
     partial = target.with_name(f".{target.name}.partial")
     size = QuantizeConfig().group_size if group_size is None else group_size
     shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted call
-    quantize(model, partial, ref=ref, group_size=size, factors=read_factors(student), table_bits=bits_of(model))
+    quantize(model, partial, ref=ref, group_size=size, factors=read_factors(student), table_bits=bits_of(model),
+             exits=sorted(exits))  # fmt: skip
     partial.replace(target)
     return target
 

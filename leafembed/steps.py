@@ -204,20 +204,26 @@ def quantized(line: Line, student: TorchEncoder) -> BundleEncoder:
     """The student as INT8, loaded back from its own files."""
     folder, how = line.folder / "int8", line.recipe.benchmark
     factors, bits = read_factors(line.folder / "student"), line.recipe.student.table_bits
-    _quantized(student, folder, line.recipe.quantize.group_size, factors, bits)
+    exits = line.recipe.student.exits
+    _quantized(student, folder, line.recipe.quantize.group_size, factors, bits, exits)
     return BundleEncoder(folder, threads=how.threads, batch_size=how.batch_size)
 
 
 def _quantized(
-    encoder: TorchEncoder, target: Path, group_size: int, factors: Factors | None = None, table_bits: int | None = None
+    encoder: TorchEncoder,
+    target: Path,
+    group_size: int,
+    factors: Factors | None = None,
+    table_bits: int | None = None,
+    exits: Sequence[int] = (),
 ) -> Path:
     about = encoder.ref
-    key = fingerprint(about.fingerprint, about.max_seq_length, group_size, table_bits, versions(PACKAGES))
+    key = fingerprint(about.fingerprint, about.max_seq_length, group_size, table_bits, exits, versions(PACKAGES))
 
     def build(folder: Path) -> None:
         say(f"exporting {encoder.ref.name} to INT8")
         quantize(encoder.model, folder, ref=encoder.ref, group_size=group_size, factors=factors,
-                 table_bits=table_bits)  # fmt: skip
+                 table_bits=table_bits, exits=exits)  # fmt: skip
 
     once(target, key, build)
     return target

@@ -18,9 +18,10 @@ from tiny import WORDS, make_model_folder, sample_manifest
 from leafembed.serve.app import create_app
 from leafembed.serve.embedding import Service
 from leafembed.serve.metrics import Metrics
-from leafembed.serve.models import Models, ModelSpec
+from leafembed.serve.models import Models
 from leafembed.serve.server import Server, bind
 from leafembed.serve.settings import Settings
+from leafembed.serve.specs import ModelSpec
 from leafembed.ship.bundle import write_bundle
 
 PROMPTS = {"query": "query : ", "document": "", "STS": "one "}

@@ -37,13 +37,15 @@ ALLOWED = {
     "ship.templates": {"ship.markdown"},  # what templates may do with a value
     # Everything that is shipped is made from one captured program.
     "ship.quantize": {"ship.folder", "ship.graph", "ship.packed_table"},  # where prompts stand; tables in 4 bits
+    "ship.graph": {"learn.exits"},  # vectors at early exits, as they were trained
     "ship.onnx_format": {"ship.graph"},
     "ship.seed_format": {"ship.graph", "ship.seed_model"},  # and the class that goes into the file
     "ship.companions": {"ship.folder", "ship.graph"},  # where prompts stand; what the program takes
     "ship.export_page": {"ship.graph", "ship.markdown", "ship.templates"},  # what "no limit" is
     "ship.report": {"ship.markdown", "ship.scores", "ship.templates"},  # the same order as on the card
     "ship.vocabulary": {"ship.markdown"},
-    "ship.encoder": {"ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
+    "ship.engine": {"ship.folder"},
+    "ship.encoder": {"ship.engine", "ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
     # Models of other makers: opened, checked and batched as ours; what a text that a table does not know gets.
     "ship.onnx_folder": {"ship.encoder", "ship.folder", "ship.machine"},
     "ship.model2vec_folder": {"judge.floors", "ship.encoder"},
@@ -124,21 +126,19 @@ ALLOWED = {
     "serve.border": {"serve.embedding", "serve.refusals", "serve.wire"},
     "serve.command": {
         *("serve.app", "serve.embedding", "serve.metrics", "serve.models", "serve.server", "serve.settings"),
-        "ship.machine",
+        *("serve.specs", "ship.machine"),
     },
     "serve.embedding": {
         *("serve.batching", "serve.metrics", "serve.models", "serve.prompts", "serve.refusals", "serve.settings"),
     },
     "serve.metrics": {"serve.batching"},
-    "serve.models": {
-        *("serve.batching", "serve.refusals", "ship.bundle", "ship.card", "ship.encoder", "ship.folder"),
-        "ship.verdict",
-    },
+    "serve.models": {"serve.batching", "serve.refusals", "serve.specs", "ship.bundle", "ship.card", "ship.encoder"},
     "serve.ollama": {"serve.embedding", "serve.models", "serve.refusals", "serve.wire"},
     "serve.openai": {"serve.embedding", "serve.models", "serve.ollama", "serve.refusals", "serve.wire"},
     "serve.prompts": {"serve.refusals"},
     "serve.reloading": {"serve.embedding", "serve.models"},
     "serve.server": {"serve.border", "serve.embedding", "serve.reloading", "serve.settings"},
+    "serve.specs": {"ship.bundle", "ship.card", "ship.folder", "ship.verdict"},
     "serve.tei": {"serve.embedding", "serve.ollama", "serve.refusals", "serve.wire"},
     "serve.wire": {"serve.refusals"},
     # Outside the floors.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from families import bert, gemma_headless, toy_texts, xlm_roberta
 from leafembed.errors import ModelError
 from leafembed.learn.models import describe, load_sentence_transformer
 from leafembed.learn.plan import parts_of
-from leafembed.learn.student import Sample, init_student
+from leafembed.learn.student import Sample, init_student, keep_layers
 from leafembed.learn.teacher import TorchEncoder
 from leafembed.recipe_learn import StudentConfig
 from leafembed.ship.encoder import BundleEncoder
@@ -62,6 +63,7 @@ def test_the_folder_holds_exactly_these_files_and_says_what_it_is(wide, tmp_path
     assert settings == {
         **{"name": "tiny", "dim": 256, "max_seq_length": 128, "pad_token_id": 0, "padding_side": "right"},
         **{"add_special_tokens": True, "group_size": 32, "licence": "MIT", "fingerprint": exact.ref.fingerprint},
+        "exits": [],
     }
 
 
@@ -112,3 +114,65 @@ def test_pooling_that_leaves_the_prompt_out_is_refused(tmp_path):
     with pytest.raises(ModelError, match="include_prompt"):
         build(tmp_path / "masked", tmp_path / "int8")
     assert not (tmp_path / "int8").exists()
+
+
+EXITS, TEXTS = (1, 2), toy_texts(12, seed=3)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["fp32", "int8"])
+def with_exits(request, tmp_path_factory):
+    """A BERT of three layers and its folder with two early exits."""
+    root = tmp_path_factory.mktemp("exits")
+    folder = bert(root / "bert", hidden_size=256, intermediate_size=512, num_hidden_layers=3)
+    model = load_sentence_transformer(folder)
+    ref = describe(model, folder, name="tiny", licence="MIT")
+    for name, exits in (("plain", ()), ("exits", EXITS)):
+        quantize(model, root / name, ref=ref, group_size=32, exits=exits, int8=request.param)
+    return model, root, request.param
+
+
+def test_every_exit_gives_the_vector_of_the_first_layers_alone(with_exits):
+    model, root, int8 = with_exits
+    whole = BundleEncoder(root / "exits", threads=1)
+    assert whole.exits == EXITS
+    plain = BundleEncoder(root / "plain", threads=1).encode(TEXTS)
+    assert whole.encode(TEXTS) == pytest.approx(plain, abs=1e-5)
+    for exit in EXITS:
+        shorter = copy.deepcopy(model)
+        shorter[0].model = keep_layers(model[0].auto_model, range(exit))
+        want = shorter.encode(TEXTS)
+        for found in (
+            whole.encode(TEXTS, exit=exit),
+            BundleEncoder(root / "exits", threads=1, exit=exit).encode(TEXTS),
+        ):
+            assert np.sum(found * want, axis=1).min() > (0.99 if int8 else 1 - 1e-5)
+        assert np.sum(want * plain, axis=1).max() < 0.999
+
+
+def test_exits_share_the_weights_on_the_disk(with_exits):
+    _, root, _ = with_exits
+    plain, exits = ((root / name / "model.bin").stat().st_size for name in ("plain", "exits"))
+    assert exits < 1.01 * plain + 4_096
+    assert {path.name for path in (root / "exits").iterdir()} == FILES
+
+
+def test_an_encoder_can_be_opened_at_an_exit_and_a_dim(with_exits):
+    _, root, _ = with_exits
+    small = BundleEncoder(root / "exits", threads=1, exit=1, dim=16)
+    assert (small.dim, small.ref.dim) == (16, 16)
+    want = BundleEncoder(root / "exits", threads=1).encode(TEXTS, exit=1, dim=16)
+    assert small.encode(TEXTS) == pytest.approx(want, abs=1e-6)
+    with pytest.raises(ModelError, match="exit: got 3, the model's early exits are 1, 2"):
+        small.encode(TEXTS, exit=3)
+    with pytest.raises(ModelError, match="the model's early exits are none"):
+        BundleEncoder(root / "plain", exit=1)
+    with pytest.raises(ValueError, match="dim: got 257, expected 1 to 256"):
+        BundleEncoder(root / "plain", dim=257)
+
+
+def test_a_folder_of_before_there_were_exits_opens(with_exits):
+    _, root, _ = with_exits
+    settings = json.loads((root / "plain" / "encoder.json").read_text(encoding="utf-8"))
+    assert settings.pop("exits") == []
+    (root / "plain" / "encoder.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert BundleEncoder(root / "plain", threads=1).exits == ()

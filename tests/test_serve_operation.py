@@ -18,8 +18,9 @@ from served import make_bundle, serving
 import leafembed
 from leafembed.errors import Error, GateFailedError
 from leafembed.serve.border import ACCESS_LOG
-from leafembed.serve.models import Models, ModelSpec
+from leafembed.serve.models import Models
 from leafembed.serve.settings import Limits, Settings, read_keys
+from leafembed.serve.specs import ModelSpec
 
 SMALL = Limits(body_bytes=2_000, items=4, request_tokens=60, queue_tokens=60, receive_s=0.5, answer_s=1.0, drain_s=5.0)
 

@@ -9,9 +9,10 @@ from leafembed.progress import say
 from leafembed.serve.app import create_app
 from leafembed.serve.embedding import Service
 from leafembed.serve.metrics import Metrics
-from leafembed.serve.models import Models, ModelSpec
+from leafembed.serve.models import Models
 from leafembed.serve.server import Server, bind, configure_logs
 from leafembed.serve.settings import Limits, Settings, is_loopback, read_keys
+from leafembed.serve.specs import ModelSpec
 from leafembed.ship.machine import usable_cores
 
 __all__ = ["run_server"]

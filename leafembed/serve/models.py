@@ -10,103 +10,26 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from leafembed.errors import Error, GateFailedError
+from leafembed.errors import Error
 from leafembed.serve.batching import Batched, Batcher
 from leafembed.serve.refusals import Refusal
-from leafembed.ship.bundle import open_bundle, read_manifest
+from leafembed.serve.specs import NAME, About, ModelSpec
+from leafembed.ship.bundle import open_bundle
 from leafembed.ship.card import MANIFEST
-from leafembed.ship.folder import EncoderConfig, read_prompts
-from leafembed.ship.verdict import read_verdict
 
 if TYPE_CHECKING:
     from leafembed.ship.encoder import BundleEncoder
 
-__all__ = ["About", "Loaded", "Model", "ModelSpec", "Models", "Named"]
+__all__ = ["Loaded", "Model", "Models", "Named"]
 
-_NAME = re.compile(r"[a-zA-Z0-9][\w.-]{0,79}", re.ASCII)
 _ASKED = re.compile(r"(?:\w[\w.-]{0,79}/){0,2}\w[\w.-]{0,79}(?::\w[\w.-]{0,79})?", re.ASCII)
 _LISTED = ("query", "document")
 """Prompts whose names are listed; those of other prompts are known but would crowd a menu."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """``NAME=PATH[@dim=N][@prompt=NAME]``: a bundle and how it is served.
-
-    Attributes:
-        name: What clients call it.
-        path: The bundle.
-        dim: Values of a vector that clients get when they ask for no number; ``None``: all.
-        prompt: Prompt for clients that send none; ``None``: none.
-    """
-
-    name: str
-    path: Path
-    dim: int | None = None
-    prompt: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> ModelSpec:
-        """Read what ``--model`` is given.
-
-        Raises:
-            Error: If it is not of that form.
-        """
-        name, equals, rest = text.partition("=")
-        path, *options = rest.split("@") if equals else ("",)
-        if not _NAME.fullmatch(name) or not path:
-            raise Error(
-                f"--model {text!r}: expected NAME=PATH, with a name of letters, digits, '.', '_' and '-', and after it "
-                "@dim=N or @prompt=NAME where wanted"
-            )
-        given = dict(option.partition("=")[::2] for option in options)
-        if unknown := sorted(set(given) - {"dim", "prompt"}):
-            raise Error(f"--model {text!r}: got @{unknown[0]}, expected @dim=N or @prompt=NAME")
-        dim = given.get("dim")
-        if dim is not None and not (dim.isdecimal() and int(dim)):
-            raise Error(f"--model {text!r}: got @dim={dim}, expected a whole number of at least 1")
-        return cls(name, Path(path), int(dim) if dim else None, given.get("prompt"))
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What is known of a bundle before it is opened.
-
-    Attributes:
-        manifest: Sealed, its verdict that of its scores.
-        config: What the model reads and gives.
-        prompts: By name.
-    """
-
-    manifest: Mapping[str, Any]
-    config: EncoderConfig
-    prompts: Mapping[str, str]
-
-    @classmethod
-    def read(cls, spec: ModelSpec, *, allow_failed: bool) -> About:
-        """Read it if the bundle may be served.
-
-        Raises:
-            BundleError: If it is no bundle.
-            GateFailedError: If the gate refused it and that is not allowed.
-            Error: If the spec names a prompt or a dimension that it lacks.
-        """
-        manifest = read_manifest(spec.path)
-        verdict, stage = read_verdict(manifest, str(spec.path / MANIFEST))
-        if not (verdict.passed or allow_failed):
-            raise GateFailedError(verdict, stage=stage)
-        config, prompts = EncoderConfig.read(spec.path), read_prompts(spec.path)
-        if spec.prompt is not None and spec.prompt not in prompts:
-            known = ", ".join(prompts) or "none"
-            raise Error(f"--model {spec.name}: got @prompt={spec.prompt}, the bundle's prompts are {known}")
-        if spec.dim is not None and spec.dim > config.dim:
-            raise Error(f"--model {spec.name}: got @dim={spec.dim}, the bundle has {config.dim} dimensions")
-        return cls(manifest, config, prompts)
 
 
 @dataclass(slots=True)
@@ -196,7 +119,11 @@ class Model:
     def _open(self) -> Loaded:
         start = time.perf_counter()
         encoder = open_bundle(
-            self.spec.path, allow_failed=self.allow_failed, threads=self.threads, streams=self.streams
+            self.spec.path,
+            allow_failed=self.allow_failed,
+            threads=self.threads,
+            streams=self.streams,
+            exit=self.spec.exit,
         )
         encoder.embed_tokens(encoder.tokenize(["warm-up"])[0])  # the first pass compiles
         batcher = Batcher(
@@ -255,7 +182,7 @@ class Models:
         for model in self.all:
             for prompt in model.about.prompts:
                 name = f"{model.spec.name}-{prompt.lower().replace(' ', '-')}"
-                if _NAME.fullmatch(name) and name.lower() not in self._names:
+                if NAME.fullmatch(name) and name.lower() not in self._names:
                     self._add(Named(name, model, prompt, prompt in _LISTED))
 
     @property

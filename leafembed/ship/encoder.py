@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafembed.errors import ModelError, NonFiniteError, first_line
+from leafembed.ship.engine import compile_graph
 from leafembed.ship.folder import REQUIRED_FILES, EncoderConfig, read_prompts
 from leafembed.ship.machine import usable_cores
 from leafembed.types import FloatArray, ModelRef, check_vectors
@@ -44,6 +45,7 @@ class BundleEncoder:
         ref: What this encoder is.
         manifest: The bundle's manifest; ``None`` for a bare model folder.
         threads: CPU threads of all forward passes together.
+        exit: Layer after which the vector is taken; ``None``: after the last.
         streams: Forward passes that run side by side when called from as many threads.
         batch_size: Texts in one forward pass.
     """
@@ -56,6 +58,8 @@ class BundleEncoder:
         threads: int | None = None,
         streams: int = 1,
         batch_size: int = 32,
+        exit: int | None = None,
+        dim: int | None = None,
     ) -> None:
         """Open a model folder; hashes are not checked here, see :func:`leafembed.ship.bundle.open_bundle`.
 
@@ -66,10 +70,12 @@ class BundleEncoder:
             streams: Forward passes side by side, which share the threads; more than 1 is for callers with threads of
                 their own, such as a server.
             batch_size: Texts in one forward pass.
+            exit: One of the folder's early exits, a number of layers: later layers are not loaded.
+            dim: Leading dimensions that vectors have, scaled to unit length; ``None``: all.
 
         Raises:
-            ModelError: If a file is missing or cannot be used.
-            ValueError: If ``threads``, ``streams`` or ``batch_size`` is not positive.
+            ModelError: If a file is missing or cannot be used, or there is no such exit.
+            ValueError: If ``threads``, ``streams`` or ``batch_size`` is not positive, or ``dim`` is out of range.
         """
         folder = Path(folder)
         missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
@@ -81,11 +87,18 @@ class BundleEncoder:
         self.batch_size = _positive(batch_size, "batch_size")
         self._config = config = EncoderConfig.read(folder)
         self._tokenizer = open_tokenizer(folder / "tokenizer.json", config.max_seq_length)
-        self._model = _compile(folder / "model.xml", config, self.threads, self.streams)
+        self.exit = exit
+        if dim is not None and not 1 <= dim <= config.dim:
+            raise ValueError(f"dim: got {dim}, expected 1 to {config.dim}")
+        self._dim = config.dim if dim is None else dim
+        self._path = folder / "model.xml"
+        self._models: dict[int | None, Any] = {}
         self._of_thread = threading.local()  # an engine's request serves one caller at a time
+        self._lock = threading.Lock()
+        self._compile(exit)
         self.ref = ModelRef(
             name=config.name,
-            dim=config.dim,
+            dim=self._dim,
             fingerprint=config.fingerprint,
             licence=config.licence,
             max_seq_length=config.max_seq_length,
@@ -105,7 +118,12 @@ class BundleEncoder:
     @property
     def dim(self) -> int:
         """Length of one embedding."""
-        return self._config.dim
+        return self._dim
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Numbers of layers after which :meth:`encode` can take the vector, besides after the last."""
+        return self._config.exits
 
     @property
     def max_seq_length(self) -> int:
@@ -118,6 +136,7 @@ class BundleEncoder:
         *,
         prompt_name: str | None = None,
         dim: int | None = None,
+        exit: int | None = None,
         batch_size: int | None = None,
         normalize: bool = True,
     ) -> FloatArray:
@@ -129,7 +148,8 @@ class BundleEncoder:
         Args:
             texts: Any number of texts; an empty list gives ``(0, dim)``.
             prompt_name: One of ``prompts``, put before each text; ``None``: no prompt.
-            dim: Keep the first ``dim`` values; ``None``: all.
+            dim: Keep the first ``dim`` values; ``None``: as the encoder was opened.
+            exit: Take the vector after this layer; ``None``: as the encoder was opened.
             batch_size: Texts in one forward pass; ``None``: as the encoder was opened.
             normalize: Scale to unit length after the cut; without it a cut vector is shorter than 1.
 
@@ -137,10 +157,12 @@ class BundleEncoder:
             ValueError: If an item is not a text that UTF-8 can hold, ``prompt_name`` is unknown, or ``dim`` or
                 ``batch_size`` is out of range.
             NonFiniteError: If the model returns NaN or infinity.
+            ModelError: If there is no such exit.
         """
+        whole = self._config.dim
         width = self.dim if dim is None else dim
-        if not 1 <= width <= self.dim:
-            raise ValueError(f"dim: got {dim}, expected 1 to {self.dim}")
+        if not 1 <= width <= whole:
+            raise ValueError(f"dim: got {dim}, expected 1 to {whole}")
         if prompt_name is not None and prompt_name not in self.prompts:
             known = ", ".join(self.prompts) or "none, since the model has no prompts"
             raise ValueError(f"prompt_name: got {prompt_name!r}, expected one of {known}")
@@ -148,12 +170,12 @@ class BundleEncoder:
         ids, was_cut = self.tokenize(texts, prompt_name)
         if cut := sum(was_cut):
             _logger.warning("%d of %d texts were cut to %d tokens", cut, len(ids), self.max_seq_length)
-        full = np.empty((len(ids), self.dim), dtype=np.float32)
+        full = np.empty((len(ids), whole), dtype=np.float32)
         for rows in batches_by_length(ids, size):
-            full[rows] = self.embed_tokens([ids[row] for row in rows])
+            full[rows] = self.embed_tokens([ids[row] for row in rows], exit=exit)
         full = check_vectors(full, n=len(ids), what=self.ref.name)
         part = np.ascontiguousarray(full[:, :width])
-        return _unit(part, self.ref.name) if normalize and width < self.dim else part
+        return _unit(part, self.ref.name) if normalize and width < whole else part
 
     def count_tokens(self, texts: Sequence[str], prompt_name: str | None = None) -> list[int]:
         """Return how many tokens of each text the model reads: prompt and special tokens in, the cut part out."""
@@ -180,11 +202,15 @@ class BundleEncoder:
             cut += [bool(encoding.overflowing) for encoding in encodings]
         return result, cut
 
-    def embed_tokens(self, ids: Sequence[_Ids]) -> FloatArray:
-        """Return the embeddings of one batch in one forward pass, ``(n_texts, dim)`` float32; not checked for NaN.
+    def embed_tokens(self, ids: Sequence[_Ids], *, exit: int | None = None) -> FloatArray:
+        """Return the whole vectors of one batch in one forward pass, float32; not cut to ``dim``, not checked for NaN.
 
         Args:
             ids: Token ids of each text, as :meth:`tokenize` gives them; at least one text.
+            exit: Take the vector after this layer; ``None``: as the encoder was opened.
+
+        Raises:
+            ModelError: If there is no such exit.
         """
         longest = max(_SHORTEST, *map(len, ids))
         input_ids = np.full((len(ids), longest), self._config.pad_token_id, dtype=np.int64)
@@ -193,39 +219,27 @@ class BundleEncoder:
             place = slice(longest - len(tokens), None) if self._config.padding_side == "left" else slice(len(tokens))
             input_ids[row, place] = tokens
             mask[row, place] = 1
-        request = self._request()
+        request = self._request(self.exit if exit is None else exit)
         request.infer({"input_ids": input_ids, "attention_mask": mask}, share_inputs=True)
         output: FloatArray = request.get_output_tensor(0).data
-        if output.shape != (len(ids), self.dim):
-            raise ModelError(f"model.xml returned {output.shape}, encoder.json promises ({len(ids)}, {self.dim})")
+        if output.shape != (len(ids), self._config.dim):
+            expected = (len(ids), self._config.dim)
+            raise ModelError(f"model.xml returned {output.shape}, encoder.json promises {expected}")
         return output.copy()  # the engine writes the next batch over it
 
-    def _request(self) -> Any:
-        """The engine's request of the calling thread, made once."""
-        if not hasattr(self._of_thread, "request"):
-            self._of_thread.request = self._model.create_infer_request()
-        return self._of_thread.request
+    def _request(self, exit: int | None) -> Any:
+        """The engine's request of the calling thread for an exit, made once."""
+        requests: dict[int | None, Any] = self._of_thread.__dict__.setdefault("requests", {})
+        if exit not in requests:
+            requests[exit] = self._compile(exit).create_infer_request()
+        return requests[exit]
 
-
-def _compile(path: Path, config: EncoderConfig, threads: int, streams: int) -> Any:
-    import openvino
-
-    properties = {
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(config.group_size),
-        # Left alone, OpenVINO computes in bf16 where the CPU can, and the vectors would depend on the machine.
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": streams,
-    }
-    try:
-        model = openvino.Core().compile_model(path, "CPU", properties)
-    except RuntimeError as error:
-        raise ModelError(f"{path}: OpenVINO cannot open it: {first_line(error)}") from error
-    inputs = {name for port in model.inputs for name in port.get_names()}
-    if not {"input_ids", "attention_mask"} <= inputs:
-        raise ModelError(f"{path}: its inputs are {sorted(inputs)}, expected input_ids and attention_mask")
-    return model
+    def _compile(self, exit: int | None) -> Any:
+        """The program that ends at an exit, compiled once."""
+        with self._lock:
+            if exit not in self._models:
+                self._models[exit] = compile_graph(self._path, self._config, self.threads, self.streams, exit)
+            return self._models[exit]
 
 
 def open_tokenizer(path: Path, max_seq_length: int | None) -> Any:
@@ -263,9 +277,8 @@ def check_texts(texts: Sequence[str]) -> None:
 
 def batches_by_length(ids: Sequence[_Ids], size: int) -> Iterator[NDArray[np.intp]]:
     """Yield indices of ``size`` texts of about the same number of tokens, longest first."""
-    order = np.argsort(
-        [-len(tokens) for tokens in ids], kind="stable"
-    )  # longest first: too little memory shows at once
+    # Longest first: too little memory shows at once.
+    order = np.argsort([-len(tokens) for tokens in ids], kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]
 

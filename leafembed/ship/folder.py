@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from leafembed.errors import ModelError
 
-__all__ = ["OPTIONAL_FILES", "PROMPTS", "REQUIRED_FILES", "EncoderConfig", "read_prompts"]
+__all__ = ["OPTIONAL_FILES", "PROMPTS", "REQUIRED_FILES", "EncoderConfig", "output_names", "read_prompts"]
 
 REQUIRED_FILES = ("model.xml", "model.bin", "tokenizer.json", "encoder.json")
 """What a model folder must hold to run."""
@@ -35,6 +36,7 @@ class EncoderConfig:
         group_size: Activations that share one scale at run time; 0 leaves them in floating point.
         licence: As its teacher's files state it; ``None`` when they state none.
         fingerprint: Hash of the student it was made from.
+        exits: Numbers of layers after which it gives an embedding too, ascending; empty: only after all of them.
     """
 
     name: str
@@ -46,6 +48,7 @@ class EncoderConfig:
     group_size: int
     licence: str | None
     fingerprint: str
+    exits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("dim", 1), ("max_seq_length", 1), ("pad_token_id", 0), ("group_size", 0)):
@@ -64,10 +67,18 @@ class EncoderConfig:
         """
         data = _read_json(folder / "encoder.json")
         expected = {f.name for f in fields(cls)}
-        if set(data) != expected:
-            wrong = sorted(set(data) ^ expected)
+        if set(data) | {"exits"} != expected:  # folders of before there were exits lack them
+            wrong = sorted((set(data) | {"exits"}) ^ expected)
             raise ModelError(f"{folder / 'encoder.json'}: missing or unknown keys {wrong}; quantize the student again")
-        return cls(**data)
+        exits = data.get("exits", [])
+        if not isinstance(exits, list) or any(not isinstance(exit, int) or exit < 1 for exit in exits):
+            raise ModelError(f"{folder / 'encoder.json'}: exits is {exits!r}, expected numbers of layers")
+        return cls(**{**data, "exits": tuple(exits)})
+
+
+def output_names(exits: Sequence[int]) -> list[str]:
+    """Names of a graph's outputs: that of the whole model first, then one for each exit."""
+    return ["embedding", *(f"exit_{exit}" for exit in exits)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

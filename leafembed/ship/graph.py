@@ -40,19 +40,21 @@ NO_LIMIT = 1 << 20
 """Tokens that a model without a length limit reads."""
 
 
-def capture(model: SentenceTransformer, *, closing: Sequence[int] = ()) -> Any:
+def capture(model: SentenceTransformer, *, closing: Sequence[int] = (), exits: Sequence[int] = ()) -> Any:
     """Trace a sentence-transformers model as one program; it shares the model's weights.
 
     Args:
         model: The model, on the CPU.
         closing: Token ids that a text of the full length ends with; the program writes them over whatever is there.
+        exits: Numbers of layers after which an embedding is given too, after that of the whole model.
 
     Returns:
         A ``torch.export.ExportedProgram`` from ``input_ids`` and ``attention_mask``, both ``(batch, tokens)`` int64
-        with at least 2 tokens, to the embedding ``(batch, dim)`` float32 of unit length.
+        with at least 2 tokens, to the embedding ``(batch, dim)`` float32 of unit length, and one for each exit.
 
     Raises:
         ModelError: If torch.export cannot capture the model, or its pooling leaves out the prompt.
+        RecipeError: If the model has no such exit.
     """
     import torch
 
@@ -68,7 +70,7 @@ def capture(model: SentenceTransformer, *, closing: Sequence[int] = ()) -> Any:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside torch's own calls
             return torch.export.export(
-                _embedding_graph(model, closing, length),
+                _embedding_graph(model, closing, length, exits),
                 (),
                 kwargs=sample,
                 dynamic_shapes=dict.fromkeys(sample, shape),
@@ -78,12 +80,14 @@ def capture(model: SentenceTransformer, *, closing: Sequence[int] = ()) -> Any:
         raise ModelError(f"the model cannot be exported as one graph: {first_line(error)}") from error
 
 
-def _embedding_graph(model: SentenceTransformer, closing: Sequence[int], length: int) -> Any:
+def _embedding_graph(model: SentenceTransformer, closing: Sequence[int], length: int, exits: Sequence[int]) -> Any:
     """Wrap the model as a torch module of two tensors; static tables get the padded form of their bag."""
     import torch
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-    first = model[0]
+    from leafembed.learn.exits import Exits
+
+    first, watch = model[0], Exits(model, exits) if exits else None
 
     class Whole(torch.nn.Module):
         def __init__(self) -> None:
@@ -94,8 +98,13 @@ def _embedding_graph(model: SentenceTransformer, closing: Sequence[int], length:
             for place, token in enumerate(closing, start=length - len(closing)):
                 here = torch.arange(input_ids.shape[1]) == place
                 input_ids = torch.where(here & (attention_mask.sum(1, keepdim=True) == length), token, input_ids)
-            features = self.model({"input_ids": input_ids, "attention_mask": attention_mask})
-            return torch.nn.functional.normalize(features["sentence_embedding"], dim=-1)
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            if watch is None:
+                return torch.nn.functional.normalize(self.model(inputs)["sentence_embedding"], dim=-1)
+            with watch.watching() as caught:
+                features = self.model(inputs)
+            vectors = [features["sentence_embedding"], *watch.vectors(caught, features)]
+            return tuple(torch.nn.functional.normalize(vector, dim=-1) for vector in vectors)
 
     class Bag(torch.nn.Module):
         def __init__(self) -> None:

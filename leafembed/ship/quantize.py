@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leafembed.errors import MissingExtraError, ModelError, first_line
-from leafembed.ship.folder import PROMPTS
+from leafembed.ship.folder import PROMPTS, output_names
 from leafembed.ship.graph import INPUTS, capture, factored_table, length_limit
 from leafembed.ship.packed_table import pack_table
 
@@ -40,6 +41,7 @@ def quantize(
     group_size: int,
     factors: Factors | None = None,
     table_bits: int | None = None,
+    exits: Sequence[int] = (),
     int8: bool = True,
 ) -> Path:
     """Write the INT8 model folder of a student (or teacher) and return ``target``.
@@ -51,11 +53,13 @@ def quantize(
         group_size: Activations that share a scale at run time; 0 leaves them in floating point.
         factors: Stored instead of the token table, which must be their product; ``None``: the table itself.
         table_bits: 4: the token table is stored in 4 bits, which it must have been trained for; ``None``: in INT8.
+        exits: Numbers of layers after which the folder gives an embedding too; they share all weights on the disk.
         int8: ``False`` keeps fp32 weights, for comparisons.
 
     Raises:
         ModelError: If the model cannot be exported, its token table is not the product of the factors, or 4 bits do
             not hold it.
+        RecipeError: If the model has no such exit.
     """
     try:
         import nncf
@@ -65,7 +69,7 @@ def quantize(
 
     model = (copy.deepcopy(model).cpu() if model.device.type != "cpu" else model).eval()
     with factored_table(model, factors):
-        graph = export_openvino(model)
+        graph = export_openvino(model, exits)
     if int8:
         ignored = pack_table(graph) if table_bits else ()
         nncf.set_log_level(logging.ERROR)
@@ -77,23 +81,28 @@ def quantize(
             )
     target.mkdir(parents=True)
     openvino.save_model(graph, target / "model.xml", compress_to_fp16=False)
-    _write_companions(model, target, ref=ref, group_size=group_size if int8 else 0)
+    _write_companions(model, target, ref=ref, group_size=group_size if int8 else 0, exits=exits)
     return target
 
 
-def export_openvino(model: SentenceTransformer) -> Any:
+def export_openvino(model: SentenceTransformer, exits: Sequence[int] = ()) -> Any:
     """Convert a sentence-transformers model to one OpenVINO graph.
+
+    Args:
+        model: The model, on the CPU.
+        exits: Numbers of layers after which it gives an embedding too.
 
     Returns:
         An ``openvino.Model`` from ``input_ids`` and ``attention_mask``, both ``(batch, tokens)`` int64, to the
-        embedding ``(batch, dim)`` float32 of unit length.
+        output ``embedding``, ``(batch, dim)`` float32 of unit length, and one ``exit_N`` for each exit.
 
     Raises:
         ModelError: As :func:`capture`, or if OpenVINO cannot convert what it gives.
+        RecipeError: If the model has no such exit.
     """
     import openvino
 
-    program = capture(model)
+    program = capture(model, exits=exits)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside OpenVINO's own calls
@@ -102,7 +111,8 @@ def export_openvino(model: SentenceTransformer) -> Any:
         raise ModelError(f"the model cannot be converted to OpenVINO: {first_line(error)}") from error
     for port, name in zip(graph.inputs, INPUTS, strict=True):
         port.get_tensor().set_names({name})
-    graph.outputs[0].get_tensor().set_names({"embedding"})
+    for port, name in zip(graph.outputs, output_names(exits), strict=True):
+        port.get_tensor().set_names({name})
     _unmask_empty_rows(graph)
     return graph
 
@@ -130,7 +140,9 @@ def _unmask_empty_rows(graph: Any) -> None:
     graph.validate_nodes_and_infer_types()
 
 
-def _write_companions(model: SentenceTransformer, target: Path, *, ref: ModelRef, group_size: int) -> None:
+def _write_companions(
+    model: SentenceTransformer, target: Path, *, ref: ModelRef, group_size: int, exits: Sequence[int]
+) -> None:
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     first = model[0]
@@ -160,6 +172,7 @@ def _write_companions(model: SentenceTransformer, target: Path, *, ref: ModelRef
             "group_size": group_size,
             "licence": ref.licence,
             "fingerprint": ref.fingerprint,
+            "exits": list(exits),
         },
     )
 
