@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from leafembed.errors import MissingExtraError
 
-__all__ = ["LINE_SECONDS", "progress", "say"]
+__all__ = ["LINE_SECONDS", "print_json", "progress", "say"]
 
 LINE_SECONDS = 15.0
 """Seconds between lines where no terminal redraws a bar."""
@@ -79,3 +81,8 @@ def _lines(title: str, total: int, unit: str, done: int, *, brief: bool) -> Call
             say(f"{title}: {done + count:,} of {total:,} {unit}, {rate:,.0f}/s, {end}")
 
     return advance
+
+
+def print_json(data: Any) -> None:
+    """Print what a machine is to read on stdout."""
+    print(json.dumps(data, ensure_ascii=False, indent=2))

@@ -1,0 +1,116 @@
+"""The commands that make, show, run and serve bundles; printing only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from leafembed.errors import Error, MissingExtraError
+from leafembed.progress import print_json, say
+from leafembed.text import read_texts
+
+__all__ = ["benchmark", "card", "encode", "export", "info", "quantize", "report", "serve"]
+
+
+def quantize(args: argparse.Namespace) -> int:
+    """Turn a student into an INT8 model folder."""
+    from leafembed.single import quantize_folder
+
+    folder = quantize_folder(args.student, args.out, group_size=args.group_size, exits=args.exits)
+    print_json({"folder": str(folder), "mb": sum(p.stat().st_size for p in folder.iterdir()) / 1e6})
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a student in another format."""
+    from leafembed.exporting import export
+    from leafembed.results import print_export
+
+    result = export(
+        args.source, args.out, format=args.format, texts=read_texts(args.texts), allow_failed=args.allow_failed
+    )
+    if args.json:
+        print_json(result)
+    else:
+        print_export(result["files"], texts=result["texts"])
+    return 0
+
+
+def benchmark(args: argparse.Namespace) -> int:
+    """Time a bundle."""
+    from leafembed.results import print_speed
+    from leafembed.single import time_encoder
+
+    result = time_encoder(args.bundle, read_texts(args.texts), threads=args.threads, allow_failed=args.allow_failed)
+    if args.json:
+        print_json(result)
+    else:
+        print_speed(result["speed"], result["machine"])
+    return 0
+
+
+def card(args: argparse.Namespace) -> int:
+    """Render a bundle's card again."""
+    from leafembed.ship.bundle import refresh_card
+
+    print(refresh_card(args.bundle))
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write the page of a run."""
+    from leafembed.single import report_run
+
+    print(report_run(args.run, args.out))
+    return 0
+
+
+def info(args: argparse.Namespace) -> int:
+    """Say what a bundle is."""
+    from leafembed.results import print_info
+    from leafembed.ship.bundle import verify
+    from leafembed.ship.verdict import read_verdict
+
+    manifest = verify(args.bundle)
+    verdict, _ = read_verdict(manifest, str(args.bundle))
+    if args.json:
+        print_json({**manifest, "verified": True, "passed": verdict.passed})
+        return 0
+    print_info(manifest, verdict)
+    return 0
+
+
+def encode(args: argparse.Namespace) -> int:
+    """Embed texts, one a line."""
+    import numpy as np
+
+    import leafembed
+
+    encoder = leafembed.load(args.bundle, allow_failed=args.allow_failed, threads=args.threads, exit=args.exit)
+    if args.prompt_name is not None and args.prompt_name not in encoder.prompts:
+        raise Error(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {', '.join(encoder.prompts) or 'none'}")
+    try:
+        vectors = encoder.encode(read_texts(args.file), prompt_name=args.prompt_name, dim=args.truncate_dim)
+    except ValueError as error:
+        raise Error(str(error)) from error
+    if args.output is None:
+        for vector in vectors:
+            print(json.dumps([round(float(value), 7) for value in vector]))
+    else:
+        partial = args.output.with_name(f".{args.output.name}.partial")
+        with partial.open("wb") as file:
+            np.save(file, vectors)
+        partial.replace(args.output)
+        say(f"{len(vectors)} vectors of {vectors.shape[1]} dimensions in {args.output}")
+    return 0
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve bundles until SIGTERM."""
+    try:
+        from leafembed.serve.command import run_server
+    except ImportError as error:
+        raise MissingExtraError(error.name or "uvicorn", "serve") from error
+
+    return run_server(args, key=os.environ.get("LEAF_API_KEY", ""))
