@@ -121,6 +121,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "quantize": cli_bundles.quantize,
     "export": cli_bundles.export,
     "benchmark": cli_bundles.benchmark,
+    "choose": cli_bundles.choose,
     "card": cli_bundles.card,
     "report": cli_bundles.report,
     "info": cli_bundles.info,

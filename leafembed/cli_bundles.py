@@ -10,7 +10,7 @@ from leafembed.errors import Error, MissingExtraError
 from leafembed.progress import print_json, say
 from leafembed.text import read_texts
 
-__all__ = ["benchmark", "card", "encode", "export", "info", "quantize", "report", "serve"]
+__all__ = ["benchmark", "card", "choose", "encode", "export", "info", "quantize", "report", "serve"]
 
 
 def quantize(args: argparse.Namespace) -> int:
@@ -47,6 +47,20 @@ def benchmark(args: argparse.Namespace) -> int:
         print_json(result)
     else:
         print_speed(result["speed"], result["machine"])
+    return 0
+
+
+def choose(args: argparse.Namespace) -> int:
+    """Pick the cheapest exit and dimension that is good enough."""
+    from leafembed.choosing import choose
+    from leafembed.results import print_points
+
+    result = choose(args.bundle, read_texts(args.texts), min_retention=args.min_retention, min_rate=args.min_rate,
+                    threads=args.threads, allow_failed=args.allow_failed)  # fmt: skip
+    if args.json:
+        print_json(result)
+    else:
+        print_points(result["points"], result["chosen"], args.bundle)
     return 0
 
 

@@ -114,6 +114,17 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                            default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
     benchmark.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     benchmark.add_argument("--allow-failed", **failed)
+    choose = add("choose", "time a bundle's early exits here and pick the cheapest that is good enough",
+                 "Retention is what the run measured; rates are measured now.\n\n"
+                 "  leaf choose BUNDLE --min-retention 0.95\n"
+                 "  leaf choose BUNDLE --min-rate 2000")  # fmt: skip
+    choose.add_argument("bundle", type=Path, help="bundle folder")
+    choose.add_argument("--min-retention", type=_amount, help="least share of the teacher's scores, e.g. 0.95")
+    choose.add_argument("--min-rate", type=_amount, help="least texts a second on this machine")
+    choose.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
+                        default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
+    choose.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
+    choose.add_argument("--allow-failed", **failed)
     _add_bundle_commands(add, failed)
 
 

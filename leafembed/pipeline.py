@@ -19,6 +19,7 @@ from leafembed.judge.gate import check
 from leafembed.learn.models import fingerprint_folder
 from leafembed.measured import fidelity, observed
 from leafembed.neighbours import compare_neighbours
+from leafembed.points import measure_points
 from leafembed.recipe import Recipe
 from leafembed.record import manifest
 from leafembed.reports import EvalReport, GateResult
@@ -107,7 +108,10 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False, trained: P
         reports["int8"], fp32=reports["student"], int8_cosine=kept["cosine_mean"], behaviour=behaviour["int8"]
     )
     speed = timed(line, student, int8)
-    content = manifest(facts, reports, verdict, "INT8 model", behaviour=behaviour, int8=kept, speed=speed)
+    points = measure_points(line, int8, reports["teacher"])
+    content = manifest(
+        facts, reports, verdict, "INT8 model", behaviour=behaviour, int8=kept, speed=speed, points=points
+    )
     folder = write_bundle(run_dir / "bundle", run_dir / "int8", content)
     if not verdict.passed and not allow_failed:
         raise GateFailedError(verdict, stage="INT8 model")

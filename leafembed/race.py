@@ -59,7 +59,7 @@ def race(entries: Sequence[Entry], texts: Sequence[str], *, config: BenchmarkCon
     return benchmark(contenders, texts, config=config)
 
 
-def _contenders(entry: Entry, texts: Sequence[str], batch_size: int) -> tuple[Contender, Contender]:
+def _contenders(entry: Entry, texts: Sequence[str], batch_size: int) -> list[Contender]:
     prompt = entry.model.ref.prompts.get(entry.prompt_name or "", "")
     tokens = float(np.mean(entry.int8.count_tokens(texts, entry.prompt_name)))
 
@@ -68,11 +68,13 @@ def _contenders(entry: Entry, texts: Sequence[str], batch_size: int) -> tuple[Co
     def in_torch(batch: list[str]) -> Any:
         return model.encode(batch, prompt=prompt, batch_size=batch_size, show_progress_bar=False)
 
-    in_int8 = partial(entry.int8.encode, prompt_name=entry.prompt_name)
-    return (
-        Contender(f"{entry.name}, torch fp32", in_torch, _megabytes(entry.folder, _TORCH_FILES), tokens),
-        Contender(f"{entry.name}, INT8", in_int8, _megabytes(entry.int8_folder, _INT8_FILES), tokens),
-    )
+    size = _megabytes(entry.int8_folder, _INT8_FILES)
+    found = [Contender(f"{entry.name}, torch fp32", in_torch, _megabytes(entry.folder, _TORCH_FILES), tokens)]
+    for exit in (None, *sorted(entry.int8.exits, reverse=True)):
+        in_int8 = partial(entry.int8.encode, prompt_name=entry.prompt_name, exit=exit)
+        name = f"{entry.name}, INT8" if exit is None else f"{entry.name}, INT8, exit {exit}"
+        found.append(Contender(name, in_int8, size, tokens))
+    return found
 
 
 def _megabytes(folder: Path, suffixes: frozenset[str]) -> float:

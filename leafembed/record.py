@@ -87,6 +87,7 @@ def manifest(
     behaviour: Mapping[str, Behaviour] = MappingProxyType({}),
     int8: Mapping[str, Any] | None = None,
     speed: Sequence[Speed] = (),
+    points: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The manifest's content; ``write_bundle`` adds the format version, the files and their hashes.
 
@@ -98,6 +99,7 @@ def manifest(
         behaviour: How ``student`` and ``int8`` behave where no task looks; empty when none was observed.
         int8: Fidelity of INT8 to fp32; ``None`` when the student was refused before.
         speed: Speed of each encoder.
+        points: Scores of the INT8 model at each early exit and dimension; empty where it has one of each.
     """
     content = {
         **facts,
@@ -107,7 +109,7 @@ def manifest(
     }
     if int8 is not None:
         content |= {"int8": dict(int8), "speed": [dataclasses.asdict(entry) for entry in speed]}
-    return content
+    return content | ({"points": [dict(point) for point in points]} if points else {})
 
 
 def _portable(recipe: Recipe) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from leafembed.judge.compare import Judged, pairs
 from leafembed.progress import say
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.markdown import with_interval
+from leafembed.ship.point_table import exit_name
 from leafembed.ship.scores import TIMED, reading_order
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "print_export",
     "print_info",
     "print_members",
+    "print_points",
     "print_reports",
     "print_results",
     "print_speed",
@@ -167,6 +169,25 @@ def print_info(manifest: Mapping[str, Any], verdict: GateResult) -> None:
     }
     for name, value in facts.items():
         print(f"{name + ':':<10}{value}")
+
+
+def print_points(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], bundle: object) -> None:
+    """Every exit and dimension, the one to take, and how to load it."""
+    rows = [
+        [
+            "*" if point == chosen else "",
+            exit_name(point["exit"]),
+            str(point["dim"]),
+            f"{point['retention']:.3f}",
+            f"{point['texts_per_second']:,.0f}",
+            f"{point['weights_mb']:.1f}",
+        ]
+        for point in points
+    ]
+    head = ["", "layers", "dimensions", "retention", "texts/s here", "MB of weights"]
+    _console().print(_table(head, rows, words=2))
+    options = [f"{name}={chosen[name]}" for name in ("exit", "dim") if chosen[name] is not None]
+    print(f"leafembed.load({str(bundle)!r}, {', '.join(options)})")
 
 
 def print_speed(speed: Mapping[str, Any], machine: Mapping[str, Any]) -> None:

@@ -27,11 +27,12 @@ ALLOWED = {
     "ship.verdict": {"judge.gate", "recipe_io"},  # judged again by the one gate, by rules as recipes have them
     # Which plots there are to show; tables and sections; results as hubs list them.
     "ship.card": {
-        *("ship.contamination", "ship.markdown", "ship.model_index", "ship.plots", "ship.purpose", "ship.scores"),
-        *("ship.templates", "ship.vocabulary"),
+        *("ship.contamination", "ship.markdown", "ship.model_index", "ship.plots", "ship.point_table", "ship.purpose"),
+        *("ship.scores", "ship.templates", "ship.vocabulary"),
     },
     "ship.contamination": {"ship.markdown"},
     "ship.plots": {"ship.curves", "ship.score_plot", "ship.scores"},  # drawn from the manifest
+    "ship.point_table": {"ship.markdown"},
     "ship.purpose": {"ship.markdown"},
     "ship.scores": {"ship.markdown"},
     "ship.templates": {"ship.markdown"},  # what templates may do with a value
@@ -146,7 +147,7 @@ ALLOWED = {
 }
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
-    *("planning", "training"),
+    *("planning", "points", "training", "choosing"),
     *("opening", "comparing", "judging", "comparison_page", "exporting"),
 }
 TOP = {"cli", "cli_bundles", "cli_judging", "options", "__main__", "__init__"}

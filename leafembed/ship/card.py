@@ -17,6 +17,7 @@ from leafembed.ship.contamination import contamination_section
 from leafembed.ship.markdown import bullets, count, fixed, line, ratio, table, to_toml
 from leafembed.ship.model_index import model_index
 from leafembed.ship.plots import plots_of
+from leafembed.ship.point_table import points_section
 from leafembed.ship.purpose import purpose_section
 from leafembed.ship.scores import score_tables
 from leafembed.ship.templates import fill_markdown
@@ -43,7 +44,7 @@ def render_card(manifest: _Manifest) -> str:
     Raises:
         MissingExtraError: If jinja2 is not installed.
     """
-    sections = (_head, _alarms, score_tables, purpose_section, contamination_section, _body)
+    sections = (_head, _alarms, score_tables, purpose_section, contamination_section, points_section, _body)
     values = {name: value for section in sections for name, value in section(manifest).items()}
     return fill_markdown("card.md.jinja", values)
 

@@ -12,7 +12,7 @@ from typing import Any
 from leafembed.errors import ModelError, first_line
 from leafembed.ship.folder import EncoderConfig, output_names
 
-__all__ = ["compile_graph"]
+__all__ = ["compile_graph", "weight_megabytes"]
 
 
 def compile_graph(path: Path, config: EncoderConfig, threads: int, streams: int, exit: int | None) -> Any:
@@ -38,18 +38,41 @@ def compile_graph(path: Path, config: EncoderConfig, threads: int, streams: int,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": streams,
     }
+    core = openvino.Core()
+    try:
+        return core.compile_model(_read(core, path, config, exit), "CPU", properties)
+    except RuntimeError as error:
+        raise ModelError(f"{path}: OpenVINO cannot open it: {first_line(error)}") from error
+
+
+def weight_megabytes(path: Path, config: EncoderConfig, exit: int | None) -> float:
+    """Megabytes (10^6 bytes) of weights that an encoder holds which was opened at an exit.
+
+    Raises:
+        ModelError: As :func:`compile_graph`.
+    """
+    import openvino
+
+    model = _read(openvino.Core(), path, config, exit)
+    weights = (node for node in model.get_ordered_ops() if node.get_type_name() == "Constant")
+    return float(sum(node.get_byte_size() for node in weights)) / 1e6
+
+
+def _read(core: Any, path: Path, config: EncoderConfig, exit: int | None) -> Any:
+    """The graph up to an exit."""
+    import openvino
+
     if exit is not None and exit not in config.exits:
         known = ", ".join(map(str, config.exits)) or "none"
         raise ModelError(f"exit: got {exit}, the model's early exits are {known}")
-    core = openvino.Core()
     try:
         model = core.read_model(path)
-        inputs = {name for port in model.inputs for name in port.get_names()}
-        if not {"input_ids", "attention_mask"} <= inputs:
-            raise ModelError(f"{path}: its inputs are {sorted(inputs)}, expected input_ids and attention_mask")
-        if config.exits:  # what only other outputs need is neither loaded nor computed
-            wanted = output_names(() if exit is None else (exit,))[-1]
-            model = openvino.Model([model.output(wanted)], model.get_parameters(), wanted)
-        return core.compile_model(model, "CPU", properties)
     except RuntimeError as error:
         raise ModelError(f"{path}: OpenVINO cannot open it: {first_line(error)}") from error
+    inputs = {name for port in model.inputs for name in port.get_names()}
+    if not {"input_ids", "attention_mask"} <= inputs:
+        raise ModelError(f"{path}: its inputs are {sorted(inputs)}, expected input_ids and attention_mask")
+    if not config.exits:
+        return model
+    wanted = output_names(() if exit is None else (exit,))[-1]
+    return openvino.Model([model.output(wanted)], model.get_parameters(), wanted)

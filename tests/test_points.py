@@ -1,0 +1,116 @@
+"""Exits and dimensions of a bundle: scored in a run, shown on its card, chosen from on a machine."""
+
+import json
+
+import numpy as np
+import pytest
+from families import gemma, toy_recipe
+
+import leafembed
+from leafembed.choosing import _best, choose
+from leafembed.cli import main
+from leafembed.errors import Error
+from leafembed.judge.evaluate import evaluate
+from leafembed.judge.tasks import load_tasks
+from leafembed.judge.views import View
+from leafembed.learn.exits import Exits
+from leafembed.learn.models import load_sentence_transformer
+from leafembed.pipeline import run
+from leafembed.recipe_io import recipe_from_dict
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory, eval_data):
+    """A run whose student has three layers, exits after the first two, and vectors of 16 of 32 values."""
+    root = tmp_path_factory.mktemp("points")
+    recipe = toy_recipe(
+        root, gemma(root / "teacher"), eval_data, student={"layers": [0, 1, 5], "exits": [1, 2], "dims": [16]}
+    )
+    return run(recipe_from_dict(recipe), root / "run")
+
+
+@pytest.fixture(scope="module")
+def bundle(ended):
+    return ended.folder
+
+
+def test_every_exit_and_dimension_is_scored_and_timed(ended, eval_data):
+    points = ended.manifest["points"]
+    assert [(point["exit"], point["dim"]) for point in points] == [
+        *((None, 32), (None, 16), (2, 32), (2, 16), (1, 32), (1, 16)),
+    ]
+    encoder, tasks = leafembed.load(ended.folder, threads=1), load_tasks(eval_data, ["retrieval/toy_en"], min_rows=8)
+    for point in points:
+        part = View(encoder, dim=point["dim"], exit=point["exit"])
+        assert point["mean"] == pytest.approx(evaluate(part, tasks).mean, abs=0.02)  # INT8 rounds by the batch
+    assert points[0]["mean"] == pytest.approx(ended.manifest["reports"]["int8"]["results"][0]["main_score"], abs=1e-6)
+    weights = [point["weights_mb"] for point in points[::2]]
+    assert weights[0] > weights[1] > weights[2] > 0
+    timed = [entry["name"] for entry in ended.manifest["speed"]]
+    assert timed[-3:] == ["student, INT8", "student, INT8, exit 2", "student, INT8, exit 1"]
+
+
+def test_exits_of_the_bundle_are_those_that_were_trained(ended):
+    model = load_sentence_transformer(ended.folder.parent / "student")
+    texts = ["en1 en2 en3", "en4", "de5 en6 en7 en8"]
+    exits = Exits(model, (1, 2))
+    with exits.watching() as caught:
+        output = model(model.preprocess(texts))
+    encoder = leafembed.load(ended.folder, threads=1)
+    for exit, vectors in zip((1, 2), exits.vectors(caught, output), strict=True):
+        want = vectors.detach().numpy()
+        want /= np.linalg.norm(want, axis=1, keepdims=True)
+        assert np.sum(want * encoder.encode(texts, exit=exit), axis=1).min() > 0.98
+
+
+def test_the_card_has_the_table(bundle):
+    card = (bundle / "README.md").read_text(encoding="utf-8")
+    section = card.partition("## Early exits and dimensions")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| all layers") or line.startswith("| exit")]
+    assert [row.split("|")[1].strip() for row in rows] == ["all layers"] * 2 + ["exit 2"] * 2 + ["exit 1"] * 2
+
+
+def test_choose_times_them_and_says_how_to_load(bundle, capsys, tmp_path):
+    (tmp_path / "texts").write_text("en1 en2\nen3\n", encoding="utf-8")
+    assert main(["choose", str(bundle), "--min-rate", "0.001", "--texts", str(tmp_path / "texts"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["chosen"] == max(result["points"], key=lambda point: (point["retention"], -point["dim"]))
+    assert all(point["texts_per_second"] > 0 for point in result["points"])
+    assert main(["choose", str(bundle), "--min-rate", "0.001", "--texts", str(tmp_path / "texts")]) == 0
+    assert "leafembed.load(" in capsys.readouterr().out
+
+
+def point(exit, dim, retention, rate):
+    return {"exit": exit, "dim": dim, "retention": retention, "texts_per_second": rate}
+
+
+POINTS = [point(None, 32, 0.98, 100), point(None, 16, 0.95, 100), point(2, 32, 0.96, 300), point(2, 16, 0.90, 300)]
+
+
+@pytest.mark.parametrize(
+    ("retention", "rate", "expected"),
+    [
+        (0.97, None, 0),
+        (0.95, None, 2),
+        (0.90, None, 3),
+        (None, 50, 0),
+        (None, 200, 2),
+        (0.92, 200, 2),
+    ],
+)
+def test_the_cheapest_that_is_good_enough(retention, rate, expected):
+    assert _best(POINTS, retention, rate) is POINTS[expected]
+
+
+def test_what_cannot_be_met_says_what_can(bundle, tmp_path):
+    with pytest.raises(Error, match=r"got a retention of at most 0\.980 \(100 texts/s\) and at most 300 texts/s"):
+        _best(POINTS, 0.99, None)
+    with pytest.raises(Error, match="got no condition"):
+        choose(bundle, ["a"])
+
+
+def test_a_bundle_with_one_point_has_nothing_to_choose_from(tmp_path):
+    from served import make_bundle
+
+    with pytest.raises(Error, match=r"nothing to choose from; train a student with student\.exits"):
+        choose(make_bundle(tmp_path), ["red"], min_rate=1)
