@@ -46,6 +46,11 @@ def test_the_results_in_the_readme_are_those_of_the_manifest():
     assert _tool().with_results(README) == README, REMEDY
 
 
+def test_the_table_of_changes_is_what_was_measured():
+    page = (ROOT / "docs" / "why-v1-failed.md").read_text(encoding="utf-8")
+    assert _tool().with_changes(page) == page, REMEDY
+
+
 def test_the_command_page_is_what_help_prints(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     tool = _tool()

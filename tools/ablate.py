@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from typing import Any
 from leafembed.progress import say
 from leafembed.ship.machine import machine_facts
 from leafembed.ship.markdown import fixed, table
+
+_NAME_WIDTH = 42
+"""Characters of a line of a change's name in the plot."""
 
 
 def main() -> None:
@@ -81,7 +85,8 @@ def write(folder: Path, plan: dict[str, Any], results: list[dict[str, Any]]) -> 
     ]
     heads = ["before", "after", *(f"after: {task}" for task in tasks), "static table", "text visits", "seconds"]
     text = table(["no.", "change, on top of those above", *heads], rows, words=2)
-    (folder / "README.md").write_text(text + "\n\n![dev score by change](plot.png)\n", encoding="utf-8")
+    page = f"{text}\n\n![dev score by change](plot.png)\n"
+    (folder / "README.md").write_text(page, encoding="utf-8")
     plot(folder / "plot.png", results)
 
 
@@ -90,7 +95,7 @@ def plot(path: Path, results: list[dict[str, Any]]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.1, 0.6 + 0.5 * len(results)), dpi=110, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(9.1, 1.0 + 0.5 * len(results)), dpi=110, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     places = range(len(results))
@@ -101,12 +106,13 @@ def plot(path: Path, results: list[dict[str, Any]]) -> None:
     axes.plot([result["floor"] for result in results], places, "o", color="#c2410c", markersize=5,
               label="static table of the teacher")  # fmt: skip
     for place, score in zip(places, scores, strict=True):
-        axes.annotate(f"{score:.3f}", (score, place), xytext=(4, 0), textcoords="offset points", va="center", size=8.5)
-    axes.set_yticks(places, [result["name"] for result in results])
+        axes.annotate(f"{score:.3f}", (0, place), xytext=(5, 0), textcoords="offset points", va="center", size=8.5,
+                      color="white", weight="bold")  # fmt: skip
+    axes.set_yticks(places, [textwrap.fill(result["name"], _NAME_WIDTH) for result in results], size=9)
     axes.invert_yaxis()
     axes.set_xlabel("dev score, mean over tasks and languages")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=3)
     figure.savefig(path, metadata={"Software": None})
 
 

@@ -1,7 +1,8 @@
 """Write what is generated, from what it is generated from.
 
-``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, and the results in ``README.md`` from the
-manifest in ``docs/results/quick``. ``tests/test_docs.py`` fails while a page and its source differ.
+``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, the results in ``README.md`` from the
+manifest in ``docs/results/quick``, and the table in ``docs/why-v1-failed.md`` from ``docs/results/why-v1``.
+``tests/test_docs.py`` fails while a page and its source differ.
 """
 
 import argparse
@@ -50,9 +51,33 @@ def commands_page() -> str:
 
 def with_results(readme: str) -> str:
     """Return the README with its results as the manifest has them."""
-    before, _, rest = readme.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n{results_section()}\n{END}{after}"
+    return _between(readme, results_section())
+
+
+def with_changes(page: str) -> str:
+    """Return the page on the first attempt with its table as ``tools/ablate.py`` measured it."""
+    measured = json.loads((DOCS / "results" / "why-v1" / "results.json").read_text(encoding="utf-8"))
+    rows = []
+    for number, result in enumerate(measured["results"]):
+        scores = {name.rpartition(".")[2]: score for name, score in result["dev"].items()}
+        rows.append([
+            *(str(number), result["name"], fixed(result["start"]["mean"], 3)),
+            *(fixed(scores[name], 3) for name in ("mean", "dev", "dev@cross")),
+            fixed(result["floor"], 3),
+        ])  # fmt: skip
+    heads = ["no.", "change, on top of those above", "before", "after", "STS", "STS across languages", "static table"]
+    machine = measured["machine"]
+    how = (
+        f"Dev scores, the mean of STS in five languages and across them, before training and after "
+        f"{measured['results'][0]['steps']} steps of 96 texts, one seed each; {machine['cpu']}, {machine['cores']} "
+        "cores. The static table is the teacher's token table fitted to its vectors on the same rows."
+    )
+    return _between(page, table(heads, rows, words=2) + "\n\n" + how)
+
+
+def _between(page: str, section: str) -> str:
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{section}\n{END}{rest.partition(END)[2]}"
 
 
 def results_section() -> str:
@@ -86,6 +111,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     if RESULTS.is_file():
         readme.write_text(with_results(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    why = DOCS / "why-v1-failed.md"
+    why.write_text(with_changes(why.read_text(encoding="utf-8")), encoding="utf-8")
     (DOCS / "recipe.md").write_text(reference_page(), encoding="utf-8")
     (DOCS / "cli.md").write_text(commands_page(), encoding="utf-8")
 
