@@ -118,6 +118,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "embed": _embed,
     "evaluate": cli_judging.evaluate,
     "compare": cli_judging.compare,
+    "overlap": cli_judging.overlap,
     "quantize": cli_bundles.quantize,
     "export": cli_bundles.export,
     "benchmark": cli_bundles.benchmark,

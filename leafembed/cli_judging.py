@@ -7,8 +7,9 @@ from typing import Any
 
 from leafembed.errors import Error, GateFailedError
 from leafembed.progress import print_json, say
+from leafembed.text import read_texts
 
-__all__ = ["compare", "evaluate", "gate"]
+__all__ = ["compare", "evaluate", "gate", "overlap"]
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -77,4 +78,27 @@ def gate(args: argparse.Namespace) -> int:
         print_checks(verdict)
     if not verdict.passed:
         raise GateFailedError(verdict, stage=stage)
+    return 0
+
+
+def overlap(args: argparse.Namespace) -> int:
+    """Compare what two models find in an index of the first."""
+    from leafembed.comparing import CACHE_DIR
+    from leafembed.indexing import compare_index
+    from leafembed.results import print_overlap
+
+    result = compare_index(
+        args.teacher,
+        args.student,
+        read_texts(args.documents),
+        read_texts(args.queries),
+        k=args.k,
+        prompts=(args.document_prompt, args.query_prompt),
+        cache_dir=args.cache_dir or CACHE_DIR,
+        allow_failed=args.allow_failed,
+    )
+    if args.json:
+        print_json(result)
+    else:
+        print_overlap(result)
     return 0

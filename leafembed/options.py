@@ -187,6 +187,19 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
                   )  # fmt: skip
     compare.add_argument("models", nargs="+", metavar="MODEL", help="what to score, named as above")
     compare.add_argument("--out", type=Path, help="folder for results.json, README.md with the table, and plot.png")
+    overlap = add("overlap", "say whether an index that one model built may be searched with another's queries",
+                  f"{_MODELS}\n\nDocuments are encoded by the first, queries by both; a text a line, no labels.\n\n"
+                  "  leaf overlap google/embeddinggemma-300m@COMMIT BUNDLE --documents docs.txt --queries queries.txt"
+                  )  # fmt: skip
+    overlap.add_argument("teacher", help="model whose vectors the index holds, named as above")
+    overlap.add_argument("student", help="model that is to encode queries")
+    overlap.add_argument("--documents", type=Path, required=True, help="file with a document a line")
+    overlap.add_argument("--queries", type=Path, required=True, help="file with a query a line")
+    overlap.add_argument("--k", type=_positive, default=10, help="results of a query to compare (default: 10)")
+    overlap.add_argument("--document-prompt", help="prompt of documents (default: document, where there is one)")
+    overlap.add_argument("--query-prompt", help="prompt of queries (default: query, where there is one)")
+    overlap.add_argument("--cache-dir", type=Path, help="folder for vectors (default: as runs)")
+    overlap.add_argument("--allow-failed", **failed)
     unless = "all, unless --mteb or --suite is given"
     for sub, tasks, default in ((evaluate, None, unless), (compare, ["*"], "all")):
         sub.add_argument("--reference", metavar="MODEL", help="model to score too, and to say how much each retains of")

@@ -21,6 +21,7 @@ __all__ = [
     "print_export",
     "print_info",
     "print_members",
+    "print_overlap",
     "print_points",
     "print_reports",
     "print_results",
@@ -169,6 +170,18 @@ def print_info(manifest: Mapping[str, Any], verdict: GateResult) -> None:
     }
     for name, value in facts.items():
         print(f"{name + ':':<10}{value}")
+
+
+def print_overlap(found: Mapping[str, Any]) -> None:
+    """How far two models agree on one index."""
+    low, high = found["interval"]
+    print(f"{found['queries']:,} queries in {found['documents']:,} documents, the first {found['k']} results of each:")
+    print(f"  {found['overlap']:.3f} of the teacher's results are the student's too (95 %: {low:.3f} to {high:.3f})")
+    print(
+        f"  {found['first_kept']:.3f} of its first results are among the student's, {found['same_first']:.3f} first there too"
+    )
+    print(f"  {found['kept']:.3f} of the teacher's cosine to its own results is left in the student's")
+    print(f"  {found['cosine']:.3f} is the mean cosine of the two models' queries")
 
 
 def print_points(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], bundle: object) -> None:

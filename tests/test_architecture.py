@@ -69,6 +69,7 @@ ALLOWED = {
     "judge.mteb_files": {"judge.evaluate", "judge.mteb_model"},
     "judge.suites": {"judge.mteb_run", "judge.tasks"},  # of both kinds of tasks
     "judge.disagree": {"judge.metrics"},  # nearest neighbours
+    "judge.overlap": {"judge.metrics"},
     # A teacher is a loaded model, or a server that is asked, behind a cache.
     "learn.teacher": {"learn.cache", "learn.cached", "learn.fused", "learn.models", "learn.remote"},
     "learn.cached": {"learn.cache"},  # an encoder in front of its store
@@ -147,7 +148,7 @@ ALLOWED = {
 }
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
-    *("planning", "points", "training", "choosing"),
+    *("planning", "points", "training", "choosing", "indexing"),
     *("opening", "comparing", "judging", "comparison_page", "exporting"),
 }
 TOP = {"cli", "cli_bundles", "cli_judging", "options", "__main__", "__init__"}
