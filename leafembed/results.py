@@ -177,9 +177,8 @@ def print_overlap(found: Mapping[str, Any]) -> None:
     low, high = found["interval"]
     print(f"{found['queries']:,} queries in {found['documents']:,} documents, the first {found['k']} results of each:")
     print(f"  {found['overlap']:.3f} of the teacher's results are the student's too (95 %: {low:.3f} to {high:.3f})")
-    print(
-        f"  {found['first_kept']:.3f} of its first results are among the student's, {found['same_first']:.3f} first there too"
-    )
+    first, same = found["first_kept"], found["same_first"]
+    print(f"  {first:.3f} of its first results are among the student's, {same:.3f} are first there too")
     print(f"  {found['kept']:.3f} of the teacher's cosine to its own results is left in the student's")
     print(f"  {found['cosine']:.3f} is the mean cosine of the two models' queries")
 
