@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 
 from leafembed.errors import Error, MissingExtraError
 from leafembed.progress import print_json, say
-from leafembed.text import read_texts
+from leafembed.text import read_texts, stream_texts
 
 __all__ = ["benchmark", "card", "choose", "encode", "export", "info", "quantize", "report", "serve"]
 
@@ -97,26 +96,26 @@ def info(args: argparse.Namespace) -> int:
 
 def encode(args: argparse.Namespace) -> int:
     """Embed texts, one a line."""
-    import numpy as np
-
     import leafembed
+    from leafembed.encoding import encode_file, encode_out
+    from leafembed.ship.card import MANIFEST
+    from leafembed.ship.vectors_file import json_line
+    from leafembed.stages import file_sha256
 
     encoder = leafembed.load(args.bundle, allow_failed=args.allow_failed, threads=args.threads, exit=args.exit)
     if args.prompt_name is not None and args.prompt_name not in encoder.prompts:
         raise Error(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {', '.join(encoder.prompts) or 'none'}")
+    options = {"prompt_name": args.prompt_name, "dim": args.truncate_dim, "overlap": args.chunk}
     try:
-        vectors = encoder.encode(read_texts(args.file), prompt_name=args.prompt_name, dim=args.truncate_dim)
+        if args.output is None:
+            for vector in encode_out(encoder, stream_texts(args.file), options):
+                print(json_line(vector))
+            return 0
+        identity = file_sha256(args.bundle / MANIFEST)
+        texts, dim = encode_file(encoder, args.file, args.output, options, identity=identity)
     except ValueError as error:
         raise Error(str(error)) from error
-    if args.output is None:
-        for vector in vectors:
-            print(json.dumps([round(float(value), 7) for value in vector]))
-    else:
-        partial = args.output.with_name(f".{args.output.name}.partial")
-        with partial.open("wb") as file:
-            np.save(file, vectors)
-        partial.replace(args.output)
-        say(f"{len(vectors)} vectors of {vectors.shape[1]} dimensions in {args.output}")
+    say(f"{texts} vectors of {dim} dimensions in {args.output}")
     return 0
 
 

@@ -150,16 +150,22 @@ def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: di
         "--recipe", type=Path, help="recipe file with the rules; only its [gate] is read (default: its own)"
     )
     gate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
-    encode = add("encode", "embed texts, one a line; prints a JSON list a line, or writes .npy",
+    encode = add("encode", "embed texts, one a line; prints a JSON list a line, or writes a file",
+                 "Memory does not grow with the number of texts. A file is written where it was left when the same "
+                 "command\nis run again after an interruption, and appears when it is complete.\n\n"
                  "  echo 'a text' | leaf encode runs/quick/bundle\n"
-                 "  leaf encode runs/quick/bundle texts.txt --output vectors.npy", json_flag=False)  # fmt: skip
+                 "  leaf encode runs/quick/bundle texts.txt --output vectors.npy\n"
+                 "  leaf encode runs/quick/bundle long.jsonl -o vectors.parquet --chunk", json_flag=False)  # fmt: skip
     encode.add_argument("bundle", type=Path, help="bundle folder")
     encode.add_argument("file", type=Path, nargs="?", default=Path("-"), help="UTF-8 text file, or - for stdin")
     encode.add_argument("--prompt-name", help="prompt of the bundle to put before each text")
     encode.add_argument("--truncate-dim", type=_positive, help="keep the first N dimensions, renormalised")
     encode.add_argument("--exit", type=_positive, help="take the vectors after this layer, an early exit of the bundle")
     encode.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
-    encode.add_argument("--output", type=Path, help=".npy file to write instead of printing")
+    encode.add_argument("-o", "--output", type=Path, help="file to write: .npy, .parquet or .jsonl (default: print)")
+    encode.add_argument("--chunk", type=_size, nargs="?", const=64, metavar="OVERLAP",
+                        help="read a text over the limit in windows that share so many tokens (default: 64), and "
+                             "return the mean of their vectors, instead of cutting it")  # fmt: skip
     encode.add_argument("--allow-failed", **failed)
 
 

@@ -7,9 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
-
-from leafembed.errors import MissingExtraError
 
 __all__ = ["LINE_SECONDS", "print_json", "progress", "say"]
 
@@ -36,14 +35,12 @@ def progress(
         done: Units finished by an earlier, interrupted run; they do not count towards the rate.
         brief: One of many: nothing stays of its bar, and elsewhere it is silent unless it takes :data:`LINE_SECONDS`.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or find_spec("rich") is None:  # a base install encodes without it
         yield _lines(title, total, unit, done, brief=brief)
         return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError as error:
-        raise MissingExtraError("rich", "train") from error
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(),

@@ -29,6 +29,7 @@ __all__ = [
     "read_objects",
     "read_rows",
     "read_texts",
+    "stream_texts",
     "text_hash",
 ]
 
@@ -162,11 +163,21 @@ def read_rows(
     Raises:
         DataError: As :func:`read_objects`, and if a column is missing or of another kind; names the line.
     """
+    return list(_rows(path, texts, names, numbers, lists, optional))
+
+
+def _rows(
+    path: Path,
+    texts: Sequence[str],
+    names: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    lists: Sequence[str] = (),
+    optional: Sequence[str] = (),
+) -> Iterator[dict[str, Any]]:
     kinds: dict[Callable[[Any], Any], Sequence[str]] = {
         _as_text: texts, _as_name: names, _as_number: numbers, _as_texts: lists
     }  # fmt: skip
     columns = {key: convert for convert, keys in kinds.items() for key in keys}
-    rows = []
     for number, value in read_objects(path):
         missing = [key for key in columns if key not in value]
         if missing:
@@ -178,8 +189,7 @@ def read_rows(
                 row[key] = convert(full[key])
             except (TypeError, ValueError, OverflowError) as error:
                 raise DataError(f"{path}:{number}: got {key} = {str(value[key])[:80]!r}, expected {error}") from error
-        rows.append(row)
-    return rows
+        yield row
 
 
 def read_texts(path: Path) -> list[str]:
@@ -188,12 +198,21 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         DataError: As :func:`read_lines` and :func:`read_rows`.
     """
+    return list(stream_texts(path))
+
+
+def stream_texts(path: Path) -> Iterator[str]:
+    """Yield what :func:`read_texts` returns, one at a time.
+
+    Raises:
+        DataError: As :func:`read_texts`, when the line is reached.
+    """
     if str(path) == "-":
         # The bytes, since sys.stdin would decode as the locale says and pass damaged text on.
-        return [line for _, line in decode_lines(sys.stdin.buffer, "standard input")]
+        return (line for _, line in decode_lines(sys.stdin.buffer, "standard input"))
     if ".jsonl" in path.suffixes:
-        return [row["text"] for row in read_rows(path, texts=("text",))]
-    return [line for _, line in read_lines(path)]
+        return (row["text"] for row in _rows(path, ("text",)))
+    return (line for _, line in read_lines(path))
 
 
 def _as_any_text(value: Any) -> str:

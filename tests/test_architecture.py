@@ -46,10 +46,13 @@ ALLOWED = {
     "ship.report": {"ship.markdown", "ship.scores", "ship.templates"},  # the same order as on the card
     "ship.vocabulary": {"ship.markdown"},
     "ship.engine": {"ship.folder"},
-    "ship.encoder": {"ship.engine", "ship.folder", "ship.machine"},  # what the folder holds; how many cores there are
+    # What the folder holds; how many cores there are; texts in windows and batches.
+    "ship.encoder": {"ship.engine", "ship.folder", "ship.machine", "ship.reader", "ship.stream", "ship.texts"},
+    "ship.reader": {"ship.folder", "ship.stream", "ship.texts"},
+    "ship.stream": {"ship.texts"},
     # Models of other makers: opened, checked and batched as ours; what a text that a table does not know gets.
-    "ship.onnx_folder": {"ship.encoder", "ship.folder", "ship.machine"},
-    "ship.model2vec_folder": {"judge.floors", "ship.encoder"},
+    "ship.onnx_folder": {"ship.folder", "ship.machine", "ship.texts"},
+    "ship.model2vec_folder": {"judge.floors", "ship.texts"},
     "ship.benchmark": {"ship.machine"},  # how many threads "all" is
     # What it scores, with which prompt; a bag of words is fitted to each set; how sure a score is.
     "judge.evaluate": {"judge.floors", "judge.intervals", "judge.kinds", "judge.tasks"},
@@ -149,7 +152,7 @@ ALLOWED = {
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
     *("planning", "points", "training", "choosing", "indexing"),
-    *("opening", "comparing", "judging", "comparison_page", "exporting"),
+    *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding"),
 }
 TOP = {"cli", "cli_bundles", "cli_judging", "options", "__main__", "__init__"}
 

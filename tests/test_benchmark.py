@@ -46,6 +46,26 @@ def test_an_empty_or_ambiguous_race_is_refused(names, texts, repeats):
         benchmark(contenders, texts, config=BenchmarkConfig(repeats=repeats))
 
 
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 1000),
+        ({"cpu.max": "nonsense"}, 1000),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1000),
+        ({}, 1000),
+    ],
+)
+def test_a_container_gets_no_more_threads_than_its_share_of_time(tmp_path, monkeypatch, files, most):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(1000)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert usable_cores(tmp_path) == most
+
+
 def test_machine_facts_and_versions():
     facts = machine_facts()
     assert set(facts) == {"cpu", "cores", "memory_gb", "os", "isa"}

@@ -10,30 +10,27 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from leafembed.errors import ModelError, NonFiniteError, first_line
+from leafembed.errors import ModelError, NonFiniteError
 from leafembed.ship.engine import compile_graph
 from leafembed.ship.folder import REQUIRED_FILES, EncoderConfig, read_prompts
 from leafembed.ship.machine import usable_cores
+from leafembed.ship.reader import Reader
+from leafembed.ship.stream import Encoded, ahead, pooled
+from leafembed.ship.texts import Ids, batches_by_length, check_texts, open_tokenizer, padded
 from leafembed.types import FloatArray, ModelRef, check_vectors
 
-__all__ = ["BundleEncoder", "batches_by_length", "check_texts", "open_tokenizer"]
+__all__ = ["BATCH_TOKENS", "BundleEncoder"]
 
 _logger = logging.getLogger(__name__)
 
-_CHUNK = 4_096
-"""Texts tokenised at once; token ids are kept, the tokenizer's larger bookkeeping is not."""
-
-_SHORTEST = 2
-"""Shortest batch in tokens: graphs are traced with at least 2, since tracers treat a dimension of 1 as fixed."""
-
-_Ids = NDArray[np.int64]
+BATCH_TOKENS = 2_048
+"""Most tokens of a forward pass, padding included; more cost memory and are no faster, see ``docs/log.md``."""
 
 
 class BundleEncoder:
@@ -47,7 +44,8 @@ class BundleEncoder:
         threads: CPU threads of all forward passes together.
         exit: Layer after which the vector is taken; ``None``: after the last.
         streams: Forward passes that run side by side when called from as many threads.
-        batch_size: Texts in one forward pass.
+        batch_size: Most texts in one forward pass.
+        batch_tokens: Most tokens in one forward pass, padding included.
     """
 
     def __init__(
@@ -58,6 +56,7 @@ class BundleEncoder:
         threads: int | None = None,
         streams: int = 1,
         batch_size: int = 32,
+        batch_tokens: int = BATCH_TOKENS,
         exit: int | None = None,
         dim: int | None = None,
     ) -> None:
@@ -69,13 +68,15 @@ class BundleEncoder:
             threads: CPU threads; ``None``: every core the process may use.
             streams: Forward passes side by side, which share the threads; more than 1 is for callers with threads of
                 their own, such as a server.
-            batch_size: Texts in one forward pass.
+            batch_size: Most texts in one forward pass.
+            batch_tokens: Most tokens in one forward pass, padding included, which one text alone may exceed; bounds
+                memory where texts are long.
             exit: One of the folder's early exits, a number of layers: later layers are not loaded.
             dim: Leading dimensions that vectors have, scaled to unit length; ``None``: all.
 
         Raises:
             ModelError: If a file is missing or cannot be used, or there is no such exit.
-            ValueError: If ``threads``, ``streams`` or ``batch_size`` is not positive, or ``dim`` is out of range.
+            ValueError: If ``threads``, ``streams`` or the size of a batch is not positive, or ``dim`` is out of range.
         """
         folder = Path(folder)
         missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
@@ -85,8 +86,10 @@ class BundleEncoder:
         self.threads = usable_cores() if threads is None else _positive(threads, "threads")
         self.streams = _positive(streams, "streams")
         self.batch_size = _positive(batch_size, "batch_size")
+        self.batch_tokens = _positive(batch_tokens, "batch_tokens")
         self._config = config = EncoderConfig.read(folder)
-        self._tokenizer = open_tokenizer(folder / "tokenizer.json", config.max_seq_length)
+        prompts = read_prompts(folder)
+        self._reader = Reader(open_tokenizer(folder / "tokenizer.json", config.max_seq_length), config, prompts)
         self.exit = exit
         if dim is not None and not 1 <= dim <= config.dim:
             raise ValueError(f"dim: got {dim}, expected 1 to {config.dim}")
@@ -102,7 +105,7 @@ class BundleEncoder:
             fingerprint=config.fingerprint,
             licence=config.licence,
             max_seq_length=config.max_seq_length,
-            prompts=read_prompts(folder),
+            prompts=prompts,
         )
 
     @property
@@ -113,7 +116,7 @@ class BundleEncoder:
     @property
     def tokenizer(self) -> Any:
         """The ``tokenizers.Tokenizer``, which cuts at ``max_seq_length``; to read from, not to change."""
-        return self._tokenizer
+        return self._reader.tokenizer
 
     @property
     def dim(self) -> int:
@@ -139,11 +142,13 @@ class BundleEncoder:
         exit: int | None = None,
         batch_size: int | None = None,
         normalize: bool = True,
+        overlap: int | None = None,
     ) -> FloatArray:
         """Return embeddings of shape ``(n_texts, dim)``, float32, in the order of the texts.
 
-        A text longer than ``max_seq_length`` is cut, and a warning says how many were. A text without any token (an
-        empty one, where the tokenizer adds no special tokens) is read as one padding token.
+        A text longer than ``max_seq_length`` is cut, and a warning says how many were; with an ``overlap`` it is read
+        in windows instead. A text without any token (an empty one, where the tokenizer adds no special tokens) is read
+        as one padding token.
 
         Args:
             texts: Any number of texts; an empty list gives ``(0, dim)``.
@@ -152,37 +157,84 @@ class BundleEncoder:
             exit: Take the vector after this layer; ``None``: as the encoder was opened.
             batch_size: Texts in one forward pass; ``None``: as the encoder was opened.
             normalize: Scale to unit length after the cut; without it a cut vector is shorter than 1.
+            overlap: Read a text that is too long in windows that share so many tokens, and return the mean of their
+                vectors, weighted by their tokens; ``None``: cut it.
 
         Raises:
-            ValueError: If an item is not a text that UTF-8 can hold, ``prompt_name`` is unknown, or ``dim`` or
-                ``batch_size`` is out of range.
+            ValueError: If an item is not a text that UTF-8 can hold, ``prompt_name`` is unknown, or ``dim``,
+                ``batch_size`` or ``overlap`` is out of range.
             NonFiniteError: If the model returns NaN or infinity.
             ModelError: If there is no such exit.
         """
-        whole = self._config.dim
-        width = self.dim if dim is None else dim
-        if not 1 <= width <= whole:
-            raise ValueError(f"dim: got {dim}, expected 1 to {whole}")
+        check_texts(texts)
+        width = self._width(dim)
+        vectors, done, cut = np.empty((len(texts), width), dtype=np.float32), 0, 0
+        for part in self.encode_stream(
+            texts, prompt_name=prompt_name, dim=dim, exit=exit, batch_size=batch_size, normalize=normalize,
+            overlap=overlap
+        ):  # fmt: skip
+            vectors[done : done + len(part.vectors)] = part.vectors
+            done, cut = done + len(part.vectors), cut + part.cut
+        if cut:
+            _logger.warning("%d of %d texts were cut to %d tokens", cut, len(texts), self.max_seq_length)
+        return vectors
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        dim: int | None = None,
+        exit: int | None = None,
+        batch_size: int | None = None,
+        normalize: bool = True,
+        overlap: int | None = None,
+    ) -> Iterator[Encoded]:
+        """Yield the embeddings of any number of texts, in their order, in memory that does not grow with their number.
+
+        Texts are taken some thousands at a time, by a thread that tokenises them while those before are embedded.
+
+        Args:
+            texts: Read once.
+            prompt_name: As of :meth:`encode`, and so all that follow.
+            dim: Values to keep.
+            exit: Layer after which the vector is taken.
+            batch_size: Texts in one forward pass.
+            normalize: Whether a cut vector is scaled to unit length.
+            overlap: Tokens that windows of a long text share.
+
+        Raises:
+            ValueError: As :meth:`encode`, when the first vectors are asked for.
+            NonFiniteError: If the model returns NaN or infinity; rows are counted from the window's first.
+            ModelError: If there is no such exit.
+        """
+        width = self._width(dim)
         if prompt_name is not None and prompt_name not in self.prompts:
             known = ", ".join(self.prompts) or "none, since the model has no prompts"
             raise ValueError(f"prompt_name: got {prompt_name!r}, expected one of {known}")
         size = self.batch_size if batch_size is None else _positive(batch_size, "batch_size")
-        ids, was_cut = self.tokenize(texts, prompt_name)
-        if cut := sum(was_cut):
-            _logger.warning("%d of %d texts were cut to %d tokens", cut, len(ids), self.max_seq_length)
-        full = np.empty((len(ids), whole), dtype=np.float32)
-        for rows in batches_by_length(ids, size):
-            full[rows] = self.embed_tokens([ids[row] for row in rows], exit=exit)
-        full = check_vectors(full, n=len(ids), what=self.ref.name)
-        part = np.ascontiguousarray(full[:, :width])
-        return _unit(part, self.ref.name) if normalize and width < whole else part
+        for window in ahead(self._reader.windows(texts, prompt_name, overlap)):
+            full = np.empty((len(window.ids), self._config.dim), dtype=np.float32)
+            for rows in batches_by_length(window.ids, size, self.batch_tokens):
+                full[rows] = self.embed_tokens([window.ids[row] for row in rows], exit=exit)
+            full = check_vectors(full, n=len(window.ids), what=self.ref.name)
+            part = np.ascontiguousarray(pooled(full, window)[:, :width])
+            if normalize and width < self._config.dim:
+                part = _unit(part, self.ref.name)
+            yield Encoded(part, window.cut)
+
+    def _width(self, dim: int | None) -> int:
+        """Values of a vector, where ``dim`` are asked for."""
+        if dim is not None and not 1 <= dim <= self._config.dim:
+            raise ValueError(f"dim: got {dim}, expected 1 to {self._config.dim}")
+        return self.dim if dim is None else dim
 
     def count_tokens(self, texts: Sequence[str], prompt_name: str | None = None) -> list[int]:
         """Return how many tokens of each text the model reads: prompt and special tokens in, the cut part out."""
         ids, _ = self.tokenize(texts, prompt_name)
         return [len(row) for row in ids]
 
-    def tokenize(self, texts: Sequence[str], prompt_name: str | None = None) -> tuple[list[_Ids], list[bool]]:
+    def tokenize(self, texts: Sequence[str], prompt_name: str | None = None) -> tuple[list[Ids], list[bool]]:
         """Return the token ids that the model reads of each text ``(n_tokens,)`` int64, and whether it was cut.
 
         A text of no token is one padding token.
@@ -190,19 +242,9 @@ class BundleEncoder:
         Raises:
             ValueError: If an item is not a text that UTF-8 can hold.
         """
-        check_texts(texts)
-        prompt = self.prompts.get(prompt_name, "") if prompt_name is not None else ""
-        result: list[_Ids] = []
-        cut: list[bool] = []
-        for start in range(0, len(texts), _CHUNK):
-            chunk = [prompt + text for text in texts[start : start + _CHUNK]]
-            encodings = self._tokenizer.encode_batch_fast(chunk, add_special_tokens=self._config.add_special_tokens)
-            # One attended padding token stands for a text of no tokens: a mean over nothing would be NaN.
-            result += [np.array(encoding.ids or [self._config.pad_token_id], np.int64) for encoding in encodings]
-            cut += [bool(encoding.overflowing) for encoding in encodings]
-        return result, cut
+        return self._reader.tokenize(texts, prompt_name)
 
-    def embed_tokens(self, ids: Sequence[_Ids], *, exit: int | None = None) -> FloatArray:
+    def embed_tokens(self, ids: Sequence[Ids], *, exit: int | None = None) -> FloatArray:
         """Return the whole vectors of one batch in one forward pass, float32; not cut to ``dim``, not checked for NaN.
 
         Args:
@@ -212,13 +254,7 @@ class BundleEncoder:
         Raises:
             ModelError: If there is no such exit.
         """
-        longest = max(_SHORTEST, *map(len, ids))
-        input_ids = np.full((len(ids), longest), self._config.pad_token_id, dtype=np.int64)
-        mask = np.zeros_like(input_ids)
-        for row, tokens in enumerate(ids):
-            place = slice(longest - len(tokens), None) if self._config.padding_side == "left" else slice(len(tokens))
-            input_ids[row, place] = tokens
-            mask[row, place] = 1
+        input_ids, mask = padded(ids, self._config.pad_token_id, left=self._config.padding_side == "left")
         request = self._request(self.exit if exit is None else exit)
         request.infer({"input_ids": input_ids, "attention_mask": mask}, share_inputs=True)
         output: FloatArray = request.get_output_tensor(0).data
@@ -240,47 +276,6 @@ class BundleEncoder:
             if exit not in self._models:
                 self._models[exit] = compile_graph(self._path, self._config, self.threads, self.streams, exit)
             return self._models[exit]
-
-
-def open_tokenizer(path: Path, max_seq_length: int | None) -> Any:
-    """Open a ``tokenizer.json`` that pads nothing and cuts at ``max_seq_length`` tokens; ``None``: it cuts nothing.
-
-    Raises:
-        ModelError: If it cannot be read.
-    """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception for a damaged file
-        raise ModelError(f"{path}: not a tokenizer: {first_line(error)}") from error
-    direction = (tokenizer.truncation or {}).get("direction", "right")
-    tokenizer.no_padding()  # we pad each batch to its own longest
-    tokenizer.no_truncation()
-    if max_seq_length is not None:
-        tokenizer.enable_truncation(max_seq_length, direction=direction)
-    return tokenizer
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Raise a ``ValueError`` naming the first item that is not a text that UTF-8 can hold."""
-    if isinstance(texts, (str, bytes)):
-        raise ValueError("texts: got a single text, expected a list of texts; pass [text]")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts[{index}]: got {type(text).__name__}, expected str")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"texts[{index}]: a lone surrogate at character {error.start} is not text") from error
-
-
-def batches_by_length(ids: Sequence[_Ids], size: int) -> Iterator[NDArray[np.intp]]:
-    """Yield indices of ``size`` texts of about the same number of tokens, longest first."""
-    # Longest first: too little memory shows at once.
-    order = np.argsort([-len(tokens) for tokens in ids], kind="stable")
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def _unit(vectors: FloatArray, what: str) -> FloatArray:

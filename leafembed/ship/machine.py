@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterable
@@ -9,16 +10,43 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine_facts", "usable_cores", "versions"]
+__all__ = ["machine_facts", "peak_memory_mb", "usable_cores", "versions"]
 
 _ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 """Instruction sets that decide how fast INT8 and bf16 products are."""
 
+_CGROUP = Path("/sys/fs/cgroup")
 
-def usable_cores() -> int:
-    """Return how many CPU cores this process may run on, which can be fewer than the machine has."""
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Return how many CPU cores this process may keep busy.
+
+    That is at most those that it may run on, and no more than the CPU time that its container is given, rounded up: a
+    thread beyond it would only make the others wait.
+
+    Args:
+        cgroup: Where the limits of the container stand.
+    """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _cpu_quota(cgroup)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota - 1e-9)))
+
+
+def _cpu_quota(cgroup: Path) -> float | None:
+    """CPUs' worth of time that control groups allow, of version 2 or 1; ``None``: no limit is set."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        try:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = ((cgroup / "cpu" / name).read_text(encoding="utf-8").strip() for name in names)
+        except OSError:
+            return None
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (ValueError, ZeroDivisionError):  # version 2 says "max"
+        return None
 
 
 def machine_facts() -> dict[str, Any]:
@@ -36,6 +64,16 @@ def machine_facts() -> dict[str, Any]:
         "os": f"{platform.system()} {platform.machine()}",
         "isa": [flag for flag in _ISA_FLAGS if flag in flags],
     }
+
+
+def peak_memory_mb() -> float | None:
+    """Most resident memory of this process so far, in MB (10^6 bytes); ``None`` where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from leafembed.errors import MissingExtraError, ModelError, first_line
 from leafembed.judge.floors import RandomEncoder
-from leafembed.ship.encoder import check_texts
+from leafembed.ship.texts import check_texts
 from leafembed.stages import file_sha256, fingerprint
 from leafembed.types import FloatArray, ModelRef, check_vectors
 

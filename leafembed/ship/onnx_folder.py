@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafembed.errors import MissingExtraError, ModelError, first_line
-from leafembed.ship.encoder import batches_by_length, check_texts, open_tokenizer
 from leafembed.ship.folder import read_prompts
 from leafembed.ship.machine import usable_cores
+from leafembed.ship.texts import batches_by_length, check_texts, open_tokenizer
 from leafembed.stages import file_sha256, fingerprint
 from leafembed.types import FloatArray, ModelRef, check_vectors
 
