@@ -33,9 +33,9 @@ test-slow: install ## real models
 	$(BIN)/pytest -q -m slow --timeout 3600
 
 JS := tests/js
-test-js: install ## exported students in transformers.js; needs node and npm
+test-js: install ## exported students in transformers.js, the server with clients of npm; needs node and npm
 	npm install --prefix $(JS) --ignore-scripts --no-package-lock --no-audit --no-fund
-	$(BIN)/pytest -q -m slow --timeout 3600 tests/test_transformers_js.py
+	$(BIN)/pytest -q -m slow --timeout 3600 tests/test_transformers_js.py tests/test_serve_npm.py
 
 TEACHER ?= ~/.cache/leafembed/teachers/embeddinggemma-300m
 TEXTS ?= data/train/common_voice_sentences.jsonl.gz
