@@ -235,7 +235,8 @@ def _add_serving(add: Callable[..., argparse.ArgumentParser]) -> None:
     serve.add_argument("--api-key-file", type=Path, help="file with API keys, one a line")
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
                        help="further host name that requests may use without a key; *: any; repeatable")  # fmt: skip
-    serve.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
+    serve.add_argument("--workers", type=_positive, default=1, help="server processes on the port (default: 1)")
+    serve.add_argument("--threads", type=_positive, help="CPU threads of a process (default: all, divided)")
     serve.add_argument("--streams", type=_positive, help="forward passes side by side (default: one a thread)")
     serve.add_argument("--batch-tokens", type=_positive, default=192, help="tokens of one forward pass (default: 192)")
     serve.add_argument("--queue-tokens", type=_positive, default=600_000,

@@ -125,25 +125,28 @@ ALLOWED = {
     },
     # Wire shapes upon one service, which batches what models it has; one border around all.
     "serve.app": {
-        *("serve.border", "serve.embedding", "serve.ollama", "serve.openai", "serve.reloading", "serve.tei"),
-        "serve.wire",
+        *("serve.border", "serve.embedding", "serve.merged", "serve.ollama", "serve.openai", "serve.reloading"),
+        *("serve.tei", "serve.wire"),
     },
-    "serve.border": {"serve.embedding", "serve.refusals", "serve.wire"},
+    "serve.border": {"serve.embedding", "serve.logs", "serve.refusals", "serve.wire"},
     "serve.command": {
-        *("serve.app", "serve.embedding", "serve.metrics", "serve.models", "serve.server", "serve.settings"),
-        *("serve.specs", "ship.machine"),
+        *("serve.app", "serve.embedding", "serve.logs", "serve.merged", "serve.metrics", "serve.models"),
+        *("serve.server", "serve.settings", "serve.specs", "serve.workers", "ship.machine"),
     },
     "serve.embedding": {
-        *("serve.batching", "serve.metrics", "serve.models", "serve.prompts", "serve.refusals", "serve.settings"),
+        *("serve.batching", "serve.merged", "serve.metrics", "serve.models", "serve.prompts", "serve.refusals"),
+        "serve.settings",
     },
     "serve.metrics": {"serve.batching"},
     "serve.models": {"serve.batching", "serve.refusals", "serve.specs", "ship.bundle", "ship.card", "ship.encoder"},
     "serve.ollama": {"serve.embedding", "serve.models", "serve.refusals", "serve.wire"},
     "serve.openai": {"serve.embedding", "serve.models", "serve.ollama", "serve.refusals", "serve.wire"},
     "serve.prompts": {"serve.refusals"},
-    "serve.reloading": {"serve.embedding", "serve.models"},
-    "serve.server": {"serve.border", "serve.embedding", "serve.reloading", "serve.settings"},
+    "serve.reloading": {"serve.embedding", "serve.logs", "serve.models"},
+    "serve.protocol": {"serve.settings"},  # limits on what is not a request yet
+    "serve.server": {"serve.embedding", "serve.protocol", "serve.reloading"},
     "serve.specs": {"ship.bundle", "ship.card", "ship.folder", "ship.verdict"},
+    "serve.workers": {"serve.logs", "serve.merged"},  # what a process that died had counted
     "serve.tei": {"serve.embedding", "serve.ollama", "serve.refusals", "serve.wire"},
     "serve.wire": {"serve.refusals"},
     # Outside the floors.

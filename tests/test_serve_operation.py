@@ -17,7 +17,7 @@ from served import make_bundle, serving
 
 import leafembed
 from leafembed.errors import Error, GateFailedError
-from leafembed.serve.border import ACCESS_LOG
+from leafembed.serve.logs import ACCESS_LOG
 from leafembed.serve.models import Models
 from leafembed.serve.settings import Limits, Settings, read_keys
 from leafembed.serve.specs import ModelSpec
@@ -104,6 +104,35 @@ def test_a_header_that_never_ends_is_cut_off(small):
         link.sendall(b"POST /api/embed HTTP/1.1\r\nHost: loc")
         assert link.recv(65_536) == b""
     assert works(small)
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"], ids=["unended", "whole"])
+def test_a_head_of_any_size_is_not_kept(small, end):
+    head = b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nX-Filler: " + b"y" * 200_000 + end
+    with socket.create_connection(("127.0.0.1", small.port), timeout=10) as link:
+        link.sendall(head)
+        answer = link.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
+        "error": "the head of the request has more than 32768 bytes"
+    }
+    assert works(small)
+
+
+def test_a_client_that_reads_nothing_is_cut_off(tmp_path):
+    """What it was to get must not be kept for it: by the deadline the server has let go of the connection."""
+    with serving({"leaf": make_bundle(tmp_path, dim=512)}, Settings(limits=Limits(send_s=0.5))) as served:
+        body = json.dumps({"model": "leaf", "input": ["red"] * 2_048}).encode()  # its answer is 12 MB
+        link = socket.socket()
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        with link:
+            link.connect(("127.0.0.1", served.port))
+            link.sendall(b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+            link.sendall(body)
+            open_now = served.server.config.http_protocol_class.open_now
+            assert _eventually(lambda: len(open_now) == 1)
+            assert _eventually(lambda: not open_now)
+        assert works(served)
 
 
 def test_connections_over_the_bound_are_closed(bundle):
@@ -361,10 +390,10 @@ def test_no_request_is_lost_while_a_bundle_is_swapped(tmp_path):
         for i in range(4):
             _swap(bundles[(i + 1) % 2], place)
             time.sleep(0.15)
+        assert _eventually(lambda: 'leaf_reloads_total{outcome="ok"}' in served.ask("/metrics")[1])
         stop.set()
         for thread in threads:
             thread.join()
-        assert 'leaf_reloads_total{outcome="ok"}' in served.ask("/metrics")[1]
     assert set(found) == {200}
     assert len(found) > 20
 

@@ -15,6 +15,7 @@ from starlette.routing import Route, Router
 from leafembed.serve import ollama, openai, tei
 from leafembed.serve.border import Border
 from leafembed.serve.embedding import Service
+from leafembed.serve.merged import EVERY_S, Shared
 from leafembed.serve.reloading import watch
 from leafembed.serve.wire import answer
 
@@ -28,13 +29,18 @@ def create_app(service: Service) -> Callable[..., Awaitable[None]]:
     async def lifespan(app: Any) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, service.models.default.model.load)
-        watching = asyncio.create_task(watch(service))
+        beside = [asyncio.create_task(watch(service))]
+        if service.shared is not None:
+            beside.append(asyncio.create_task(_share(service, service.shared)))
         try:
             yield
         finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+            for task in beside:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+            if service.shared is not None:
+                service.shared.write(_own_metrics(service))
             for model in service.models.all:
                 await loop.run_in_executor(None, model.close)
 
@@ -64,8 +70,22 @@ async def _ready(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     service: Service = request.app.state.service
+    page = _own_metrics(service)
+    if service.shared is not None:
+        page = await asyncio.get_running_loop().run_in_executor(None, service.shared.page, page)
+    return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _own_metrics(service: Service) -> bytes:
     service.metrics.queue.set(service.admitted)
-    return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return service.metrics.render()
+
+
+async def _share(service: Service, shared: Shared) -> None:
+    """Let the other processes know our metrics, for ever."""
+    while True:
+        await asyncio.get_running_loop().run_in_executor(None, shared.write, _own_metrics(service))
+        await asyncio.sleep(EVERY_S)
 
 
 async def _page(request: Request) -> Response:

@@ -22,13 +22,11 @@ import orjson
 from starlette.exceptions import HTTPException
 
 from leafembed.serve.embedding import Service
+from leafembed.serve.logs import ACCESS_LOG, SERVER_LOG
 from leafembed.serve.refusals import Family, Refusal, family_of
 from leafembed.serve.wire import BODY
 
-__all__ = ["ACCESS_LOG", "Border"]
-
-ACCESS_LOG = "leafembed.serve.access"
-"""Logger of one JSON line a request; no text of users and no key is in it."""
+__all__ = ["Border"]
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -41,7 +39,7 @@ _OPEN = ("/health/live", "/health/ready", "/metrics")
 _SECONDS_TO_COME_BACK = 1
 _ID = re.compile(rb"[\w.-]{1,64}")
 _access = logging.getLogger(ACCESS_LOG)
-_log = logging.getLogger("leafembed.serve")
+_log = logging.getLogger(SERVER_LOG)
 
 
 @dataclass(slots=True)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import socket
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
 
-from leafembed.errors import Error
+from leafembed.errors import Error, first_line
 from leafembed.progress import say
 from leafembed.serve.app import create_app
 from leafembed.serve.embedding import Service
+from leafembed.serve.logs import configure_logs
+from leafembed.serve.merged import Shared
 from leafembed.serve.metrics import Metrics
 from leafembed.serve.models import Models
-from leafembed.serve.server import Server, bind, configure_logs
+from leafembed.serve.server import Server, bind
 from leafembed.serve.settings import Limits, Settings, is_loopback, read_keys
 from leafembed.serve.specs import ModelSpec
+from leafembed.serve.workers import end_with_parent, supervise
 from leafembed.ship.machine import usable_cores
 
 __all__ = ["run_server"]
@@ -29,6 +39,53 @@ def run_server(args: argparse.Namespace, *, key: str = "") -> int:
         Error: If an option, a bundle or the address cannot be used.
         GateFailedError: If the gate refused a bundle and that is not allowed.
     """
+    service = _service(args, key)
+    listener = bind(args.host, args.port)
+    configure_logs(access=not args.quiet)
+    settings = service.settings
+    if not settings.loopback and not settings.keys:
+        say(f"leaf serve: {args.host} can be reached by other machines and no API key is asked for; see --api-key-file")
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    names = ", ".join(named.name for named in service.models.listed)
+
+    def ready() -> None:
+        with suppress(OSError):  # a log that cannot be written stops no server
+            say(f"leaf serve: {names} at {address}")
+
+    if args.workers == 1:
+        _listen(service, listener, ready)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="leaf-serve-", ignore_cleanup_errors=True) as folder:
+        return supervise(_Worker(args, key, listener, Path(folder)), args.workers, Path(folder), ready)
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """One of several processes."""
+
+    args: argparse.Namespace
+    key: str
+    listener: socket.socket
+    folder: Path
+
+    def __call__(self, tells: Connection) -> None:
+        end_with_parent()
+        configure_logs(access=not self.args.quiet)
+        try:
+            service = _service(self.args, self.key)
+        except (Error, OSError) as error:
+            say(f"leaf serve: {first_line(error)}")
+            raise SystemExit(1) from None
+        service.shared = Shared(self.folder)
+        _listen(service, self.listener, lambda: tells.send(True))
+
+
+def _listen(service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
+    Server(create_app(service), service, ready).listen(listener)
+
+
+def _service(args: argparse.Namespace, key: str) -> Service:
     specs = [ModelSpec.parse(text) for text in args.model]
     if args.bundle is not None:
         specs.insert(0, ModelSpec("leaf", args.bundle))
@@ -39,20 +96,11 @@ def run_server(args: argparse.Namespace, *, key: str = "") -> int:
         request_tokens=min(args.queue_tokens, Limits().request_tokens), requests=args.max_requests,
         batch_tokens=args.batch_tokens, answer_s=args.timeout, drain_s=args.drain,
     )  # fmt: skip
-    keys = read_keys(args.api_key_file, [key])
-    settings = Settings(limits=limits, keys=keys, hosts=tuple(host.lower() for host in args.allow_host),
-                        loopback=is_loopback(args.host), watch_s=args.watch)  # fmt: skip
+    settings = Settings(limits=limits, keys=read_keys(args.api_key_file, [key]),
+                        hosts=tuple(host.lower() for host in args.allow_host), loopback=is_loopback(args.host),
+                        watch_s=args.watch)  # fmt: skip
     metrics = Metrics()
-    threads = args.threads or usable_cores()
+    threads = args.threads or max(1, usable_cores() // args.workers)
     models = Models(specs, allow_failed=args.allow_failed, threads=threads, streams=args.streams or threads,
                     batch_tokens=limits.batch_tokens, on_batch=metrics.batch)  # fmt: skip
-    service = Service(models, settings, metrics)
-    listener = bind(args.host, args.port)
-    configure_logs(access=not args.quiet)
-    if not settings.loopback and not keys:
-        say(f"leaf serve: {args.host} can be reached by other machines and no API key is asked for; see --api-key-file")
-    host, port = listener.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    names = ", ".join(named.name for named in models.listed)
-    Server(create_app(service), service, lambda: say(f"leaf serve: {names} at {address}")).listen(listener)
-    return 0
+    return Service(models, settings, metrics)

@@ -18,6 +18,7 @@ import numpy as np
 
 from leafembed.errors import Error, first_line
 from leafembed.serve.batching import BatchFailedError
+from leafembed.serve.merged import Shared
 from leafembed.serve.metrics import Metrics
 from leafembed.serve.models import Loaded, Model, Models, Named
 from leafembed.serve.prompts import choose_prompt
@@ -89,6 +90,7 @@ class Service:
         metrics: Counters.
         draining: Whether the server is about to end.
         admitted: Tokens of requests at work; estimated by characters until they are counted.
+        shared: Where the metrics of several processes meet; ``None``: this is the only one.
     """
 
     models: Models
@@ -96,6 +98,7 @@ class Service:
     metrics: Metrics
     draining: bool = False
     admitted: int = 0
+    shared: Shared | None = None
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "leaf-tokenizer"))
 
     def named(self, name: str) -> Named:

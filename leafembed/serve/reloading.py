@@ -6,11 +6,12 @@ import asyncio
 import logging
 
 from leafembed.serve.embedding import Service
+from leafembed.serve.logs import SERVER_LOG
 from leafembed.serve.models import Model
 
 __all__ = ["reload_all", "watch"]
 
-_log = logging.getLogger("leafembed.serve")
+_log = logging.getLogger(SERVER_LOG)
 
 
 async def watch(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""Runs the application: uvicorn, with deadlines for slow senders, a bound on connections, and signals.
+"""Runs the application: uvicorn, with a protocol of ours, and signals.
 
 SIGTERM and SIGINT: no new request is taken, running ones end within their time. SIGHUP: bundles are opened again.
 """
@@ -6,26 +6,21 @@ SIGTERM and SIGINT: no new request is taken, running ones end within their time.
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
-import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from leafembed.errors import Error
-from leafembed.serve.border import ACCESS_LOG
 from leafembed.serve.embedding import Service
+from leafembed.serve.protocol import protocol_of
 from leafembed.serve.reloading import reload_all
-from leafembed.serve.settings import Limits
 
-__all__ = ["Server", "bind", "configure_logs"]
+__all__ = ["Server", "bind"]
 
 _IDLE_S = 75
 """Seconds that an open connection may be silent between two requests."""
@@ -49,19 +44,6 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def configure_logs(*, access: bool) -> None:
-    """Write the server's own log and, if wanted, a JSON line a request to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name, level in (
-        (ACCESS_LOG, logging.INFO if access else logging.WARNING),
-        ("leafembed.serve", logging.WARNING),
-    ):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
-
-
 class Server(uvicorn.Server):
     """One server: :meth:`listen` runs it until SIGTERM, SIGINT or :meth:`stop`, then lets running requests end.
 
@@ -78,7 +60,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_protocol(limits),
+                http=protocol_of(limits),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -133,62 +115,3 @@ class Server(uvicorn.Server):
         task = asyncio.get_running_loop().create_task(reload_all(self._service))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
-    """The protocol of one server, with its limits."""
-    return type("Protocol", (_Protocol,), {"limits": limits, "open_now": set()})
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which closes a connection whose request does not arrive in time, and those over the bound.
-
-    uvicorn itself waits for ever for the end of a header or a body.
-    """
-
-    limits: ClassVar[Limits]
-    open_now: ClassVar[set[Any]]
-    _late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        if len(self.open_now) >= self.limits.connections:
-            transport.close()
-            return
-        self.open_now.add(self)
-        self._begin()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.open_now.discard(self)
-        self._end()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if self._late is None:
-            self._begin()
-        super().data_received(data)
-
-    def on_message_complete(self) -> None:
-        self._end()
-        super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP in JSON too; its path, and so its family, is not known."""
-        content = orjson.dumps({"error": msg})
-        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
-        self.transport.write(head % len(content) + b"connection: close\r\n\r\n" + content)
-        self.transport.close()
-
-    def _begin(self) -> None:
-        # A little later than the border, which says why where it can.
-        self._late = self.loop.call_later(self.limits.receive_s + 1.0, self._close)
-
-    def _end(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _close(self) -> None:
-        self._late = None
-        if not self.transport.is_closing():
-            self.transport.close()

@@ -21,6 +21,8 @@ class Limits:
 
     body_bytes: int = 8_000_000
     """Most bytes of a request's body, counted while it arrives."""
+    head_bytes: int = 32_768
+    """Most bytes of a request's line and headers."""
     items: int = 2_048
     """Most texts of a request; OpenAI's limit."""
     chars_per_token: int = 250

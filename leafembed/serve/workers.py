@@ -1,0 +1,141 @@
+"""Several server processes on one port: started, told of signals, and replaced when they die.
+
+They share the socket that listens, so that a connection goes to a process that has time for it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+from leafembed.errors import Error
+from leafembed.serve.logs import SERVER_LOG
+from leafembed.serve.merged import bury
+
+__all__ = ["Work", "end_with_parent", "supervise"]
+
+_log = logging.getLogger(SERVER_LOG)
+
+_LOOK_S = 0.5
+_TRIES = 3
+"""Processes that may die in a row before one was ready; then the server ends."""
+
+Work = Callable[[Connection], None]
+"""What a process does: serves until SIGTERM, and sends one object when it takes requests. Must be picklable."""
+
+
+@dataclass(slots=True)
+class _Crew:
+    """The processes and what is known of them.
+
+    Attributes:
+        work: What each does.
+        folder: Where they leave their metrics.
+        ready: Called once, when all of the first ones take requests.
+    """
+
+    work: Work
+    folder: Path
+    ready: Callable[[], None]
+    members: dict[BaseProcess, Connection] = field(default_factory=dict)
+    waiting: set[BaseProcess] = field(default_factory=set)
+    stopping: bool = False
+    announced: bool = False
+    failed: int = 0
+
+    def hire(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of others hold
+        told, tells = context.Pipe(duplex=False)
+        member = context.Process(target=self.work, args=(tells,), name="leaf-serve")
+        member.start()
+        tells.close()
+        self.members[member] = told
+        self.waiting.add(member)
+
+    def signal(self, number: int, frame: FrameType | None = None) -> None:
+        """Pass a signal on; all but SIGHUP end the processes."""
+        hang_up = getattr(signal, "SIGHUP", None)
+        self.stopping |= number != hang_up
+        for member in self.members:
+            if member.pid is not None and member.is_alive():
+                os.kill(member.pid, number if number == hang_up else signal.SIGTERM)
+
+    def look(self) -> None:
+        """Wait a moment for something to happen, and see to it."""
+        pipes = {told: member for member, told in self.members.items() if member in self.waiting}
+        wait([*pipes, *(member.sentinel for member in self.members)], _LOOK_S)
+        for told, member in pipes.items():
+            if member.is_alive() and told.poll():
+                self.waiting.discard(member)
+                self.failed = 0
+        if not (self.waiting or self.announced or self.stopping):
+            self.announced = True
+            self.ready()
+        for member in [member for member in self.members if not member.is_alive()]:
+            self._replace(member)
+
+    def _replace(self, member: BaseProcess) -> None:
+        self.members.pop(member).close()
+        bury(self.folder, member.pid or 0)
+        if self.stopping:
+            return
+        if member in self.waiting:
+            self.waiting.discard(member)
+            self.failed += 1
+            if self.failed >= _TRIES:
+                self.signal(signal.SIGTERM)
+                return
+            time.sleep(_LOOK_S)
+        _log.error("process %s ended with status %s and is replaced", member.pid, member.exitcode)
+        self.hire()
+
+
+def supervise(work: Work, count: int, folder: Path, ready: Callable[[], None]) -> int:
+    """Run ``count`` processes until SIGTERM or SIGINT, and return 0; SIGHUP is passed on to each.
+
+    Args:
+        work: What each does.
+        count: At least 1.
+        folder: Where they leave their metrics.
+        ready: Called when all take requests.
+
+    Raises:
+        Error: If the processes die before they take requests.
+    """
+    crew = _Crew(work, folder, ready)
+    taken = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, crew.signal) for number in taken}
+    try:
+        for _ in range(count):
+            crew.hire()
+        while crew.members:
+            crew.look()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if crew.failed >= _TRIES:
+        raise Error("leaf serve: the server processes end before they take requests; their lines above say why")
+    return 0
+
+
+def end_with_parent() -> None:
+    """End this process, as SIGTERM does, when the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="leaf-parent", daemon=True).start()

@@ -1,0 +1,159 @@
+"""Several processes on one port: signals, deaths, and metrics that are those of all."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from served import make_bundle
+
+from leafembed.serve.merged import Shared, bury, merge
+
+PAGE = """\
+# HELP leaf_texts_total Texts
+# TYPE leaf_texts_total counter
+leaf_texts_total{model="leaf"} %d
+# HELP leaf_queue_tokens Tokens
+# TYPE leaf_queue_tokens gauge
+leaf_queue_tokens 5.0
+# HELP leaf_start_time_seconds Start
+# TYPE leaf_start_time_seconds gauge
+leaf_start_time_seconds %d
+"""
+
+
+def value(page, name):
+    text = page.decode() if isinstance(page, bytes) else page
+    return sum(float(number) for number in re.findall(rf"^{re.escape(name)} (\S+)$", text, flags=re.MULTILINE))
+
+
+def test_counts_are_added_moments_are_not_and_the_dead_have_no_gauges():
+    page = merge([PAGE % (3, 200), PAGE % (4, 100)], [PAGE % (10, 150)])
+    assert value(page, 'leaf_texts_total{model="leaf"}') == 17
+    assert value(page, "leaf_queue_tokens") == 10
+    assert value(page, "leaf_start_time_seconds") == 100
+
+
+def test_what_a_process_counted_stays_when_it_ends(tmp_path):
+    shared = Shared(tmp_path)
+    (tmp_path / "1.prom").write_text(PAGE % (2, 9), encoding="utf-8")
+    assert value(shared.page((PAGE % (3, 7)).encode()), "leaf_queue_tokens") == 10
+    bury(tmp_path, 1)
+    bury(tmp_path, 2)  # of which nothing is known
+    page = shared.page((PAGE % (3, 7)).encode())
+    assert value(page, 'leaf_texts_total{model="leaf"}') == 5
+    assert value(page, "leaf_queue_tokens") == 5
+
+
+def test_a_full_disk_leaves_what_was_written(tmp_path, monkeypatch):
+    shared = Shared(tmp_path)
+    shared.write(b"first")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    shared.write(b"second")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("workers"))
+
+
+def children(process):
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+    return [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def ask(port, path="/api/embed", body=None):
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data=data, timeout=20) as response:
+        return response.read().decode()
+
+
+def embed(port):
+    return len(json.loads(ask(port, body={"model": "leaf", "input": "red"}))["embeddings"])
+
+
+def eventually(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if condition():
+                return True
+        except OSError:
+            pass
+        time.sleep(0.05)
+    return False
+
+
+def test_processes_share_a_port_are_replaced_and_end_together(bundle, tmp_path):
+    log = tmp_path / "log"
+    command = [
+        sys.executable,
+        "-m",
+        "leafembed",
+        "serve",
+        str(bundle),
+        "--port",
+        "0",
+        "--workers",
+        "2",
+        "--threads",
+        "1",
+    ]
+    with log.open("w", encoding="utf-8") as stderr:
+        process = subprocess.Popen([*command, "--quiet", "--watch", "0"], stderr=stderr)
+    try:
+        assert eventually(lambda: "http://" in log.read_text(encoding="utf-8"), 60), log.read_text(encoding="utf-8")
+        port = int(re.search(r"127\.0\.0\.1:(\d+)", log.read_text(encoding="utf-8"))[1])
+        first = children(process)
+        assert len(first) == 2
+        assert sum(embed(port) for _ in range(12)) == 12
+        texts = 'leaf_texts_total{model="leaf"}'
+        assert eventually(lambda: value(ask(port, "/metrics"), texts) == 12)
+        process.send_signal(signal.SIGHUP)
+        assert eventually(lambda: log.read_text(encoding="utf-8").count("serves the new bundle") == 2)
+        os.kill(first[0], signal.SIGKILL)
+        assert eventually(lambda: len(set(children(process)) - set(first)) == 1)
+        assert embed(port) == 1
+        assert "ended with status -9 and is replaced" in log.read_text(encoding="utf-8")
+        assert eventually(lambda: value(ask(port, "/metrics"), texts) == 13)  # what the dead one counted is still there
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_whose_processes_cannot_start_ends(bundle, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("sesame\n", encoding="utf-8")
+    script = (
+        "import sys; from pathlib import Path; from leafembed.serve import command\n"
+        "if __name__ == '__main__':\n"
+        "    from leafembed.cli import main\n"
+        "    supervise = command.supervise\n"
+        "    def later(*args):\n"
+        f"        Path({str(keys)!r}).unlink()\n"
+        "        return supervise(*args)\n"
+        "    command.supervise = later\n"
+        "    sys.exit(main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "run.py").write_text(script, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "run.py"), "serve", str(bundle), "--port", "0", "--workers", "2"]
+    done = subprocess.run(
+        [*command, "--api-key-file", str(keys)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert "the server processes end before they take requests" in done.stderr
+    assert str(keys) in done.stderr
