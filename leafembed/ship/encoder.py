@@ -89,7 +89,7 @@ class BundleEncoder:
         self.batch_tokens = _positive(batch_tokens, "batch_tokens")
         self._config = config = EncoderConfig.read(folder)
         prompts = read_prompts(folder)
-        self._reader = Reader(open_tokenizer(folder / "tokenizer.json", config.max_seq_length), config, prompts)
+        self._reader = Reader(open_tokenizer(folder / "tokenizer.json", config.max_seq_length), config)
         self.exit = exit
         if dim is not None and not 1 <= dim <= config.dim:
             raise ValueError(f"dim: got {dim}, expected 1 to {config.dim}")
@@ -213,7 +213,7 @@ class BundleEncoder:
             known = ", ".join(self.prompts) or "none, since the model has no prompts"
             raise ValueError(f"prompt_name: got {prompt_name!r}, expected one of {known}")
         size = self.batch_size if batch_size is None else _positive(batch_size, "batch_size")
-        for window in ahead(self._reader.windows(texts, prompt_name, overlap)):
+        for window in ahead(self._reader.windows(texts, self._prompt(prompt_name), overlap)):
             full = np.empty((len(window.ids), self._config.dim), dtype=np.float32)
             for rows in batches_by_length(window.ids, size, self.batch_tokens):
                 full[rows] = self.embed_tokens([window.ids[row] for row in rows], exit=exit)
@@ -222,6 +222,10 @@ class BundleEncoder:
             if normalize and width < self._config.dim:
                 part = _unit(part, self.ref.name)
             yield Encoded(part, window.cut)
+
+    def _prompt(self, name: str | None) -> str:
+        """Text of a prompt; of one that ``ref`` was given from outside too."""
+        return self.prompts.get(name, "") if name is not None else ""
 
     def _width(self, dim: int | None) -> int:
         """Values of a vector, where ``dim`` are asked for."""
@@ -242,7 +246,7 @@ class BundleEncoder:
         Raises:
             ValueError: If an item is not a text that UTF-8 can hold.
         """
-        return self._reader.tokenize(texts, prompt_name)
+        return self._reader.tokenize(texts, self._prompt(prompt_name))
 
     def embed_tokens(self, ids: Sequence[Ids], *, exit: int | None = None) -> FloatArray:
         """Return the whole vectors of one batch in one forward pass, float32; not cut to ``dim``, not checked for NaN.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,21 +22,22 @@ class Reader:
     Attributes:
         tokenizer: A ``tokenizers.Tokenizer`` that cuts at the model's limit.
         config: What the tokenizer does not say.
-        prompts: Text put before an input, by name.
     """
 
     tokenizer: Any
     config: EncoderConfig
-    prompts: Mapping[str, str]
 
-    def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> tuple[list[Ids], list[bool]]:
+    def tokenize(self, texts: Sequence[str], prompt: str) -> tuple[list[Ids], list[bool]]:
         """Return the token ids that the model reads of each text ``(n_tokens,)`` int64, and whether it was cut.
+
+        Args:
+            texts: Any number.
+            prompt: Put before each.
 
         Raises:
             ValueError: If an item is not a text that UTF-8 can hold.
         """
         check_texts(texts)
-        prompt = self._prompt(prompt_name)
         result: list[Ids] = []
         cut: list[bool] = []
         for start in range(0, len(texts), WINDOW_TEXTS):
@@ -47,12 +48,12 @@ class Reader:
             cut += [bool(encoding.overflowing) for encoding in encodings]
         return result, cut
 
-    def windows(self, texts: Iterable[str], prompt_name: str | None, overlap: int | None) -> Iterator[Window]:
+    def windows(self, texts: Iterable[str], prompt: str, overlap: int | None) -> Iterator[Window]:
         """Yield the texts tokenised, in windows of bounded size.
 
         Args:
             texts: Read as they are needed.
-            prompt_name: One of the prompts; ``None``: no prompt.
+            prompt: Put before each.
             overlap: Tokens that the pieces of a text share which is too long; ``None``: it is cut.
 
         Raises:
@@ -61,17 +62,17 @@ class Reader:
         first = 0
         for part in windows(texts):
             check_texts(part, first=first)
-            ids, was_cut = self.tokenize(part, prompt_name)
+            ids, was_cut = self.tokenize(part, prompt)
             if overlap is None or not any(was_cut):
                 yield Window(ids, None, len(part), sum(was_cut))
             else:
-                yield self._in_pieces(part, ids, was_cut, prompt_name, overlap)
+                yield self._in_pieces(part, ids, was_cut, prompt, overlap)
             first += len(part)
 
     def _in_pieces(
-        self, texts: Sequence[str], ids: Sequence[Ids], was_cut: Sequence[bool], prompt_name: str | None, overlap: int
+        self, texts: Sequence[str], ids: Sequence[Ids], was_cut: Sequence[bool], prompt: str, overlap: int
     ) -> Window:
-        prompt, special = self._prompt(prompt_name), self.config.add_special_tokens
+        special = self.config.add_special_tokens
         pieces: list[Ids] = []
         owners: list[int] = []
         still_cut = 0
@@ -79,11 +80,8 @@ class Reader:
             here = [ids[row]]
             if was_cut[row]:
                 parts = split_text(self.tokenizer, text, prompt=prompt, overlap=overlap, special=special)
-                here, cut = self.tokenize(parts, prompt_name)
+                here, cut = self.tokenize(parts, prompt)
                 still_cut += any(cut)
             pieces += here
             owners += [row] * len(here)
         return Window(pieces, np.array(owners, dtype=np.int64), len(texts), still_cut)
-
-    def _prompt(self, name: str | None) -> str:
-        return self.prompts.get(name, "") if name is not None else ""
