@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from served import make_bundle
 
-from leafembed.serve.merged import Shared, bury, merge
+from leafembed.serve.merged import EVERY_S, Shared, bury, merge
 
 PAGE = """\
 # HELP leaf_texts_total Texts
@@ -120,6 +120,7 @@ def test_processes_share_a_port_are_replaced_and_end_together(bundle, tmp_path):
         assert sum(embed(port) for _ in range(12)) == 12
         texts = 'leaf_texts_total{model="leaf"}'
         assert eventually(lambda: value(ask(port, "/metrics"), texts) == 12)
+        time.sleep(3 * EVERY_S)  # a process that is killed may take with it what it counted since it last wrote
         process.send_signal(signal.SIGHUP)
         assert eventually(lambda: log.read_text(encoding="utf-8").count("serves the new bundle") == 2)
         os.kill(first[0], signal.SIGKILL)
