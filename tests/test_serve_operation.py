@@ -488,3 +488,13 @@ def test_sighup_opens_the_bundle_again(bundle):
         process.terminate()
         assert process.wait(20) == 0
         process.stderr.close()
+
+
+def test_without_its_extra_the_command_says_what_to_install(bundle, monkeypatch, capsys):
+    from leafembed.cli import main
+
+    for name in [name for name in sys.modules if name.startswith("leafembed.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", str(bundle)]) == 1
+    assert "pip install 'leafembed[serve]'" in capsys.readouterr().err
