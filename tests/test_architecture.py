@@ -125,10 +125,11 @@ ALLOWED = {
     },
     # Wire shapes upon one service, which batches what models it has; one border around all.
     "serve.app": {
-        *("serve.border", "serve.embedding", "serve.merged", "serve.ollama", "serve.openai", "serve.reloading"),
-        *("serve.tei", "serve.wire"),
+        *("serve.border", "serve.embedding", "serve.merged", "serve.ollama", "serve.openai", "serve.openapi"),
+        *("serve.reloading", "serve.tei", "serve.wire"),
     },
-    "serve.border": {"serve.embedding", "serve.logs", "serve.refusals", "serve.wire"},
+    "serve.body": {"serve.refusals"},
+    "serve.border": {"serve.body", "serve.embedding", "serve.logs", "serve.refusals", "serve.wire"},
     "serve.command": {
         *("serve.app", "serve.embedding", "serve.logs", "serve.merged", "serve.metrics", "serve.models"),
         *("serve.server", "serve.settings", "serve.specs", "serve.workers", "ship.machine"),
@@ -141,6 +142,7 @@ ALLOWED = {
     "serve.models": {"serve.batching", "serve.refusals", "serve.specs", "ship.bundle", "ship.card", "ship.encoder"},
     "serve.ollama": {"serve.embedding", "serve.models", "serve.refusals", "serve.wire"},
     "serve.openai": {"serve.embedding", "serve.models", "serve.ollama", "serve.refusals", "serve.wire"},
+    "serve.openapi": {"serve.refusals"},  # names of the families
     "serve.prompts": {"serve.refusals"},
     "serve.reloading": {"serve.embedding", "serve.logs", "serve.models"},
     "serve.protocol": {"serve.settings"},  # limits on what is not a request yet

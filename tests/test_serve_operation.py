@@ -1,5 +1,7 @@
 """Limits, keys, faults, swaps and signals: what a client gets, and that the next request works."""
 
+import asyncio
+import gzip
 import json
 import logging
 import os
@@ -10,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -17,8 +21,10 @@ from served import make_bundle, serving
 
 import leafembed
 from leafembed.errors import Error, GateFailedError
+from leafembed.serve.body import read_body
 from leafembed.serve.logs import ACCESS_LOG
 from leafembed.serve.models import Models
+from leafembed.serve.refusals import Refusal
 from leafembed.serve.settings import Limits, Settings, read_keys
 from leafembed.serve.specs import ModelSpec
 
@@ -81,10 +87,49 @@ def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenised(bundle)
         assert embed(served, "r" * 16)[0] == 200
 
 
-def test_a_compressed_body_is_refused(small):
-    status, data, _ = small.ask("/api/embed", b"\x1f\x8b" + bytes(60), Content_Encoding="gzip")
-    assert (status, list(data)) == (415, ["error"])
+PLAIN = json.dumps({"model": "leaf", "input": "red"}).encode()
+PACKED = gzip.compress(PLAIN)
+
+
+def test_a_packed_body_is_read_as_the_plain_one(small):
+    assert small.ask("/api/embed", PACKED, Content_Encoding="gzip")[1]["embeddings"] == embed(small)[1]["embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "message"),
+    [
+        (PACKED, "br", 415, "expected none or gzip"),
+        (PACKED, "gzip, gzip", 415, "expected none or gzip"),
+        (PLAIN, "gzip", 400, "is not gzip"),
+        (PACKED[:-9], "gzip", 400, "ends before its gzip data"),
+        (PACKED + PACKED, "gzip", 400, "goes on after its gzip data"),
+        (gzip.compress(bytes(1_990)), "gzip", 400, "invalid JSON"),
+        (gzip.compress(bytes(2_001)), "gzip", 413, "more than 2000 bytes"),
+        (gzip.compress(bytes(1_000_000)), "gzip", 413, "more than 2000 bytes"),
+    ],
+    ids=["br", "twice", "plain", "cut", "two", "within", "over", "bomb"],
+)
+def test_what_is_packed_otherwise_or_too_large_is_refused(small, body, encoding, status, message):
+    got, data, _ = small.ask("/api/embed", body, Content_Encoding=encoding)
+    assert got == status
+    assert message in data["error"]
     assert works(small)
+
+
+def test_a_bomb_is_not_unpacked_whole():
+    """300 MB in 300 kB: no more than a piece over the limit is ever there."""
+    packer = zlib.compressobj(9, wbits=31)
+    bomb = b"".join([*(packer.compress(bytes(1_000_000)) for _ in range(300)), packer.flush()])
+
+    async def receive():
+        return {"type": "http.request", "body": bomb}
+
+    tracemalloc.start()
+    with pytest.raises(Refusal, match="more than 1000000 bytes"):
+        asyncio.run(read_body(receive, limit=1_000_000, encoding="gzip"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
 
 
 def test_a_slow_body_is_given_up(small):

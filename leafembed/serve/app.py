@@ -16,6 +16,7 @@ from leafembed.serve import ollama, openai, tei
 from leafembed.serve.border import Border
 from leafembed.serve.embedding import Service
 from leafembed.serve.merged import EVERY_S, Shared
+from leafembed.serve.openapi import document
 from leafembed.serve.reloading import watch
 from leafembed.serve.wire import answer
 
@@ -50,6 +51,7 @@ def create_app(service: Service) -> Callable[..., Awaitable[None]]:
         *tei.routes(),
         Route("/health/live", _live, methods=["GET"]),
         Route("/health/ready", _ready, methods=["GET"]),
+        Route("/openapi.json", _document, methods=["GET"]),
         Route("/metrics", _metrics, methods=["GET"]),
         Route("/ui", _page, methods=["GET"]),
         Route("/ui/card/{name}", _card, methods=["GET"]),
@@ -66,6 +68,10 @@ async def _ready(request: Request) -> Response:
     service: Service = request.app.state.service
     reason = await service.probe()
     return answer({"status": reason or "ok"}, status=503 if reason else 200)
+
+
+async def _document(request: Request) -> Response:
+    return answer(document())
 
 
 async def _metrics(request: Request) -> Response:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import orjson
 from starlette.exceptions import HTTPException
 
+from leafembed.serve.body import ENCODINGS, ClientGoneError, read_body
 from leafembed.serve.embedding import Service
 from leafembed.serve.logs import ACCESS_LOG, SERVER_LOG
 from leafembed.serve.refusals import Family, Refusal, family_of
@@ -54,6 +55,10 @@ class _Exchange:
     start: float = field(default_factory=time.perf_counter)
     status: int = 0
     kind: str = ""
+
+    @property
+    def encoding(self) -> str:
+        return self.header(b"content-encoding").strip().lower()
 
     def header(self, name: bytes) -> str:
         return next((value.decode("latin-1") for key, value in self.scope["headers"] if key == name), "")
@@ -93,7 +98,9 @@ class Border:
             try:
                 async with asyncio.timeout(limits.receive_s):
                     self._check(exchange)
-                    exchange.scope[BODY] = await self._body(exchange)
+                    exchange.scope[BODY] = await read_body(
+                        exchange.receive, limit=limits.body_bytes, encoding=exchange.encoding
+                    )
             except TimeoutError:
                 raise Refusal("slow", f"the request did not arrive within {limits.receive_s:.0f} s") from None
             await self._route(exchange)
@@ -104,7 +111,7 @@ class Border:
                 "there is nothing at this path" if error.status_code == 404 else "the path does not take this method"
             )
             await self._refuse(exchange, Refusal("no_route" if error.status_code == 404 else "no_method", known))
-        except _ClientGoneError:
+        except ClientGoneError:
             exchange.status, exchange.kind = 499, "canceled"
         except asyncio.CancelledError:
             raise
@@ -134,7 +141,7 @@ class Border:
             elif exchange.status:  # the answer is being sent, piece by piece, each with a limit of its own
                 await work
             elif leaving in done:
-                raise _ClientGoneError
+                raise ClientGoneError
             else:
                 raise Refusal("late", f"no answer within {limits.answer_s:.0f} s", retry_after=_SECONDS_TO_COME_BACK)
         finally:
@@ -155,7 +162,7 @@ class Border:
                 async with asyncio.timeout(limits.send_s):
                     await exchange.send(message)
             except TimeoutError:
-                raise _ClientGoneError from None
+                raise ClientGoneError from None
 
         return send
 
@@ -170,8 +177,8 @@ class Border:
         if self.at_work > limits.requests:
             raise Refusal("overloaded", "server busy, please try again.  maximum pending requests exceeded",
                           retry_after=service.retry_after())  # fmt: skip
-        if exchange.header(b"content-encoding").strip().lower() not in ("", "identity"):
-            raise Refusal("encoding", "content-encoding: expected none, a request's body is read as it is")
+        if exchange.encoding not in ENCODINGS:
+            raise Refusal("encoding", "content-encoding: expected none or gzip")
         length = exchange.header(b"content-length")
         if length.isdecimal() and int(length[:20]) > limits.body_bytes:
             raise Refusal("too_large", f"the body has {length[:20]} bytes, at most {limits.body_bytes} are taken")
@@ -198,20 +205,6 @@ class Border:
             return False
         own = self.service.settings
         return name == host or (own.loopback and own.admits(name))
-
-    async def _body(self, exchange: _Exchange) -> bytes:
-        limit, pieces, size = self.service.settings.limits.body_bytes, [], 0
-        while True:
-            message = await exchange.receive()
-            if message["type"] == "http.disconnect":
-                raise _ClientGoneError
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size > limit:
-                raise Refusal("too_large", f"the body has more than {limit} bytes")
-            pieces.append(piece)
-            if not message.get("more_body", False):
-                return b"".join(pieces)
 
     async def _refuse(self, exchange: _Exchange, refusal: Refusal) -> None:
         exchange.kind = refusal.kind
@@ -247,10 +240,6 @@ class Border:
                     "route": route, "status": exchange.status, "ms": round(seconds * 1000, 2),
                     "bytes": len(exchange.scope.get(BODY, b"")), "kind": exchange.kind}  # fmt: skip
             _access.info(json.dumps(line))
-
-
-class _ClientGoneError(Exception):
-    """The client left, or takes nothing any more: nobody is there to answer."""
 
 
 async def _left(receive: _Receive) -> None:

@@ -60,6 +60,7 @@ async def _embed(request: Request) -> Response:
     data = json_body(request)
     name = _model_name(data)
     dim, truncate = whole_field(data, "dimensions"), flag(data, "truncate", True)
+    prompt, input_type = text_field(data, "prompt_name"), text_field(data, "input_type")
     _check_keep_alive(data)
     _check_options(data)
     value = data.get("input")
@@ -78,8 +79,8 @@ async def _embed(request: Request) -> Response:
             texts=texts,
             dim=dim,
             truncate=truncate,
-            prompt=text_field(data, "prompt_name"),
-            input_type=text_field(data, "input_type"),
+            prompt=prompt,
+            input_type=input_type,
         )
     )
     tail: dict[str, Any] = {"total_duration": _ns(result.total_s)}

@@ -88,10 +88,10 @@ def _texts(value: Any) -> list[str]:
 
 
 def _is_base64(data: dict[str, Any]) -> bool:
-    value = (text_field(data, "encoding_format") or "float").lower()
-    if value not in ("float", "base64"):
+    value = text_field(data, "encoding_format")
+    if value is not None and value.lower() not in ("float", "base64"):
         raise Refusal("invalid", "encoding_format: expected float or base64", param="encoding_format")
-    return value == "base64"
+    return value is not None and value.lower() == "base64"
 
 
 def _entry(named: Named) -> dict[str, Any]:

@@ -33,9 +33,10 @@ async def _embed(request: Request) -> Response:
     service: Service = request.app.state.service
     data = json_body(request)
     texts = _inputs(data)
-    if str(text_field(data, "truncation_direction") or "right").lower() != "right":
-        raise Refusal("invalid", "truncation_direction: got left, texts are cut at their end here: expected right")
-    name = text_field(data, "model") or service.models.default.name
+    side = text_field(data, "truncation_direction")
+    if side is not None and side.lower() != "right":
+        raise Refusal("invalid", "truncation_direction: expected right, texts are cut at their end here")
+    name = _model_name(service, data)
     limit = service.named(name).model.about.config.max_seq_length
     result = await service.embed(
         Asked(
@@ -77,8 +78,13 @@ async def _tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     data = json_body(request)
     flag(data, "add_special_tokens", True)
-    name = text_field(data, "model") or service.models.default.name
+    name = _model_name(service, data)
     return answer(await service.tokens_of(name, _inputs(data)))
+
+
+def _model_name(service: Service, data: dict[str, Any]) -> str:
+    name = text_field(data, "model")
+    return service.models.default.name if name is None else name
 
 
 def _inputs(data: dict[str, Any]) -> list[str]:
