@@ -248,6 +248,7 @@ def _add_serving(add: Callable[..., argparse.ArgumentParser]) -> None:
     serve.add_argument("--drain", type=_amount, default=30.0, help="seconds to end in after SIGTERM (default: 30)")
     serve.add_argument("--watch", type=float, default=2.0, metavar="SECONDS",
                        help="how often to look for a new bundle; 0: never (default: 2)")  # fmt: skip
+    serve.add_argument("--otlp", metavar="URL", help="collector that gets a span a request, by OTLP over HTTP")
     serve.add_argument("--quiet", action="store_true", help="no log line for each request")
     serve.add_argument("--allow-failed", action="store_true", help="serve a bundle that the gate refused")
 

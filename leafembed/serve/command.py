@@ -22,6 +22,7 @@ from leafembed.serve.models import Models
 from leafembed.serve.server import Server, bind
 from leafembed.serve.settings import Limits, Settings, is_loopback, read_keys
 from leafembed.serve.specs import ModelSpec
+from leafembed.serve.tracing import traced
 from leafembed.serve.workers import end_with_parent, supervise
 from leafembed.ship.machine import usable_cores
 
@@ -54,7 +55,7 @@ def run_server(args: argparse.Namespace, *, key: str = "") -> int:
             say(f"leaf serve: {names} at {address}")
 
     if args.workers == 1:
-        _listen(service, listener, ready)
+        _listen(service, listener, ready, args.otlp)
         return 0
     with tempfile.TemporaryDirectory(prefix="leaf-serve-", ignore_cleanup_errors=True) as folder:
         return supervise(_Worker(args, key, listener, Path(folder)), args.workers, Path(folder), ready)
@@ -78,11 +79,19 @@ class _Worker:
             say(f"leaf serve: {first_line(error)}")
             raise SystemExit(1) from None
         service.shared = Shared(self.folder)
-        _listen(service, self.listener, lambda: tells.send(True))
+        _listen(service, self.listener, lambda: tells.send(True), self.args.otlp)
 
 
-def _listen(service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
-    Server(create_app(service), service, ready).listen(listener)
+def _listen(service: Service, listener: socket.socket, ready: Callable[[], None], otlp: str | None) -> None:
+    app = create_app(service)
+    if otlp is None:
+        Server(app, service, ready).listen(listener)
+        return
+    app, close = traced(app, otlp)
+    try:
+        Server(app, service, ready).listen(listener)
+    finally:
+        close()
 
 
 def _service(args: argparse.Namespace, key: str) -> Service:

@@ -23,7 +23,7 @@ def configure_logs(*, access: bool) -> None:
     """
     logging.raiseExceptions = False
     for name, level in ((ACCESS_LOG, logging.INFO if access else logging.WARNING), (SERVER_LOG, logging.WARNING),
-                        ("uvicorn.error", logging.ERROR)):  # fmt: skip
+                        ("uvicorn.error", logging.ERROR), ("opentelemetry", logging.ERROR)):  # fmt: skip
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s") if name == ACCESS_LOG else _Lines())
         logger = logging.getLogger(name)
