@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from leafembed.engines import quantized
 from leafembed.errors import GateFailedError, StoppedError
 from leafembed.guard import refuse_stopped, set_aside
 from leafembed.judge.evaluate import Candidate
@@ -31,7 +32,6 @@ from leafembed.steps import (
     build_floors,
     facts_of,
     open_student,
-    quantized,
     scored,
     timed,
 )
@@ -99,8 +99,8 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False, trained: P
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student", behaviour=behaviour))
         raise GateFailedError(verdict, stage="student")
 
-    int8 = quantized(line, student)
-    kept = fidelity(line, student, int8)
+    int8, engines = quantized(line, student)
+    kept = fidelity(line, student, int8) | engines
     how = (fingerprint_folder(run_dir / "int8"), int8.threads, int8.batch_size)
     reports["int8"] = scored(line, "int8", int8, how=how)
     behaviour["int8"] = observed(line, "int8", int8, how=how)

@@ -20,6 +20,7 @@ from leafembed.errors import require, require_at_least
 from leafembed.recipe_learn import AlarmConfig, DataConfig, Source, StudentConfig, TeacherConfig, TrainConfig
 
 __all__ = [
+    "ENGINES",
     "BenchmarkConfig",
     "EvalConfig",
     "GateConfig",
@@ -28,6 +29,9 @@ __all__ = [
     "is_url",
     "require_served",
 ]
+
+ENGINES = ("static", "bf16", "onnx-dynamic")
+"""Names that ``quantize.engines`` knows besides ``group-N``."""
 
 _SAYS_WHAT_TO_READ = ("named", "path", "hub", "revision", "files", "text", "positive", "negative", "licence", "origin")
 
@@ -91,7 +95,7 @@ class GateConfig:
     max_contamination: float = 0.05
     """Largest share of a test task's scored items that overlap with text of the sources. Such text is dropped, but
     where there is much of it, more may hide in other words."""
-    min_batch_cosine: float = 0.99
+    min_batch_cosine: float = 0.999
     """Least cosine between the vector of a held-out text alone and in a batch with longer ones."""
     min_tail_response: float = 0.1
     """Least change of vectors, of the teacher's, when the last third of a held-out text is replaced."""
@@ -105,9 +109,20 @@ class QuantizeConfig:
     """Activations that share one scale at run time; 0 leaves activations in floating point."""
     check_texts: int = 1_000
     """Held-out texts on which INT8 is compared with fp32."""
+    engines: tuple[str, ...] = ()
+    """Engines to measure on this machine, of which the fastest within the bounds ships: ``group-N`` (INT8 weights,
+    groups of N activations; 0: in floating point), ``static`` (calibrated scales, SmoothQuant); and beside them, never
+    chosen, ``bf16`` and ``onnx-dynamic``. Empty: group_size, unmeasured."""
+    min_cosine: float = 0.999
+    """Least mean cosine of an engine's vectors to fp32 on held-out texts."""
+    max_drop: float = 0.002
+    """Most that the dev score may fall in an engine: that of STS, or the mean where dev has no STS."""
 
     def __post_init__(self) -> None:
-        require_at_least("quantize", self, check_texts=1)
+        require_at_least("quantize", self, check_texts=1, group_size=0)
+        for name in self.engines:
+            known = name in ENGINES or (name.startswith("group-") and name.removeprefix("group-").isdecimal())
+            require(known, "quantize.engines", name, f"group-N, {', '.join(ENGINES)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

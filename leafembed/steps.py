@@ -46,10 +46,10 @@ __all__ = [
     "build_floors",
     "facts_of",
     "open_student",
-    "quantized",
     "scored",
     "student_folder",
     "timed",
+    "write_int8",
 ]
 
 RESOLVED = "resolved.toml"
@@ -200,23 +200,16 @@ def facts_of(line: Line, student: TorchEncoder, training: Mapping[str, Any], *, 
     return facts | teacher_facts(line.recipe, learned.corpus, learned.teacher.ref, learned.exposure)
 
 
-def quantized(line: Line, student: TorchEncoder) -> BundleEncoder:
-    """The student as INT8, loaded back from its own files."""
-    folder, how = line.folder / "int8", line.recipe.benchmark
-    factors, bits = read_factors(line.folder / "student"), line.recipe.student.table_bits
-    exits = line.recipe.student.exits
-    _quantized(student, folder, line.recipe.quantize.group_size, factors, bits, exits)
-    return BundleEncoder(folder, threads=how.threads, batch_size=how.batch_size)
-
-
-def _quantized(
+def write_int8(
     encoder: TorchEncoder,
     target: Path,
+    *,
     group_size: int,
     factors: Factors | None = None,
     table_bits: int | None = None,
     exits: Sequence[int] = (),
 ) -> Path:
+    """Write the INT8 model folder of a student or teacher, or keep the one that is there; arguments of ``quantize``."""
     about = encoder.ref
     key = fingerprint(about.fingerprint, about.max_seq_length, group_size, table_bits, exits, versions(PACKAGES))
 
@@ -238,7 +231,7 @@ def timed(line: Line, student: TorchEncoder, int8: BundleEncoder) -> tuple[Speed
     if teacher is not None and learned.teacher_dir is not None:  # one at a URL does not run on this machine
         limit, group_size = teacher.ref.max_seq_length or "unlimited", recipe.quantize.group_size
         folder = recipe.cache_dir / "int8" / f"{teacher.ref.fingerprint}-{limit}-group{group_size}"
-        _quantized(teacher, folder, group_size)
+        write_int8(teacher, folder, group_size=group_size)
         teacher_int8 = BundleEncoder(folder, threads=int8.threads, batch_size=int8.batch_size)
         entries.insert(0, Entry("teacher", teacher, learned.teacher_dir, teacher_int8, folder, prompt_name))
     return race(entries, learned.validation(recipe.benchmark.texts), config=recipe.benchmark)

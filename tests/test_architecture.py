@@ -27,12 +27,14 @@ ALLOWED = {
     "ship.verdict": {"judge.gate", "recipe_io"},  # judged again by the one gate, by rules as recipes have them
     # Which plots there are to show; tables and sections; results as hubs list them.
     "ship.card": {
-        *("ship.contamination", "ship.markdown", "ship.model_index", "ship.plots", "ship.point_table", "ship.purpose"),
+        *("ship.contamination", "ship.engine_table", "ship.markdown", "ship.model_index", "ship.plots"),
+        *("ship.point_table", "ship.purpose"),
         *("ship.scores", "ship.templates", "ship.vocabulary"),
     },
     "ship.contamination": {"ship.markdown"},
     "ship.plots": {"ship.curves", "ship.score_plot", "ship.scores"},  # drawn from the manifest
     "ship.point_table": {"ship.markdown"},
+    "ship.engine_table": {"ship.markdown"},
     "ship.purpose": {"ship.markdown"},
     "ship.scores": {"ship.markdown"},
     "ship.templates": {"ship.markdown"},  # what templates may do with a value
@@ -40,6 +42,7 @@ ALLOWED = {
     "ship.quantize": {"ship.folder", "ship.graph", "ship.packed_table"},  # where prompts stand; tables in 4 bits
     "ship.graph": {"learn.exits"},  # vectors at early exits, as they were trained
     "ship.onnx_format": {"ship.graph"},
+    "ship.onnx_dynamic": {"ship.companions", "ship.onnx_format"},  # the same graph, rounded by ONNX Runtime
     "ship.seed_format": {"ship.graph", "ship.seed_model"},  # and the class that goes into the file
     "ship.companions": {"ship.folder", "ship.graph"},  # where prompts stand; what the program takes
     "ship.export_page": {"ship.graph", "ship.markdown", "ship.templates"},  # what "no limit" is
@@ -157,7 +160,7 @@ ALLOWED = {
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
     *("planning", "points", "training", "choosing", "indexing"),
-    *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding"),
+    *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding", "engines"),
 }
 TOP = {"cli", "cli_bundles", "cli_judging", "options", "__main__", "__init__"}
 
@@ -219,7 +222,15 @@ def test_every_exception_is_used():
 
 # What turns a torch model into something else runs torch when it is called; whoever runs a bundle never calls it.
 EXPORTERS = {
-    *("ship.companions", "ship.graph", "ship.onnx_format", "ship.quantize", "ship.seed_format", "ship.seed_model")
+    *(
+        "ship.companions",
+        "ship.graph",
+        "ship.onnx_dynamic",
+        "ship.onnx_format",
+        "ship.quantize",
+        "ship.seed_format",
+        "ship.seed_model",
+    )
 }
 
 

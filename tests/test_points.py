@@ -24,7 +24,11 @@ def ended(tmp_path_factory, eval_data):
     """A run whose student has three layers, exits after the first two, and vectors of 16 of 32 values."""
     root = tmp_path_factory.mktemp("points")
     recipe = toy_recipe(
-        root, gemma(root / "teacher"), eval_data, student={"layers": [0, 1, 5], "exits": [1, 2], "dims": [16]}
+        root,
+        gemma(root / "teacher"),
+        eval_data,
+        student={"layers": [0, 1, 5], "exits": [1, 2], "dims": [16]},
+        quantize={"engines": ["group-0", "bf16", "static"]},
     )
     return run(recipe_from_dict(recipe), root / "run")
 
@@ -48,6 +52,29 @@ def test_every_exit_and_dimension_is_scored_and_timed(ended, eval_data):
     assert weights[0] > weights[1] > weights[2] > 0
     timed = [entry["name"] for entry in ended.manifest["speed"]]
     assert timed[-3:] == ["student, INT8", "student, INT8, exit 2", "student, INT8, exit 1"]
+
+
+def test_engines_are_measured_and_what_ships_is_the_chosen_one(ended):
+    int8 = ended.manifest["int8"]
+    candidates = {one["name"]: one for one in int8["candidates"]}
+    # An engine need not have a kernel for so narrow a model: oneDNN's of bf16 on AMX wants wider ones.
+    assert [*candidates, *int8["unmeasured"]] in (
+        ["group-128", "group-0", "bf16", "static"],
+        ["group-128", "group-0", "static", "bf16"],
+    )
+    assert set(int8["unmeasured"]) <= {"bf16"}
+    assert [one["outcome"].startswith("chosen") for one in int8["candidates"]].count(True) == 1
+    assert candidates[int8["chosen"]]["outcome"].startswith("chosen")
+    if "bf16" in candidates:
+        assert candidates["bf16"]["outcome"] == "rejected: vectors would depend on the machine"
+    assert all(one["texts_per_second"] > 0 and one["mb"] > 0 for one in candidates.values())
+    assert candidates["group-0"]["cosine_mean"] > 0.99
+    assert candidates["group-0"]["cosine_mean"] != candidates["static"]["cosine_mean"]
+    settings = json.loads((ended.folder / "encoder.json").read_text(encoding="utf-8"))
+    assert settings["group_size"] == {"group-128": 128}.get(int8["chosen"], 0)
+    card = (ended.folder / "README.md").read_text(encoding="utf-8")
+    assert "### Engines" in card
+    assert "| group-0 |" in card
 
 
 def test_exits_of_the_bundle_are_those_that_were_trained(ended):

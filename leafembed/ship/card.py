@@ -14,6 +14,7 @@ from typing import Any
 
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.contamination import contamination_section
+from leafembed.ship.engine_table import engines_section
 from leafembed.ship.markdown import bullets, count, fixed, line, ratio, table, to_toml
 from leafembed.ship.model_index import model_index
 from leafembed.ship.plots import plots_of
@@ -44,7 +45,16 @@ def render_card(manifest: _Manifest) -> str:
     Raises:
         MissingExtraError: If jinja2 is not installed.
     """
-    sections = (_head, _alarms, score_tables, purpose_section, contamination_section, points_section, _body)
+    sections = (
+        _head,
+        _alarms,
+        score_tables,
+        purpose_section,
+        contamination_section,
+        points_section,
+        engines_section,
+        _body,
+    )
     values = {name: value for section in sections for name, value in section(manifest).items()}
     return fill_markdown("card.md.jinja", values)
 

@@ -6,13 +6,48 @@ output does not need is cut off before it is compiled, so that it is neither kep
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leafembed.errors import ModelError, first_line
 from leafembed.ship.folder import EncoderConfig, output_names
 
-__all__ = ["compile_graph", "weight_megabytes"]
+__all__ = ["Arithmetic", "arithmetic_here", "compile_graph", "product_weights", "weight_megabytes"]
+
+_INT8_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""Instruction sets with a product of INT8 numbers."""
+
+_UNPACKING = frozenset({"Convert", "FakeQuantize", "Multiply", "Reshape", "Subtract", "Transpose"})
+"""What may stand between stored weights and their product."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How a CPU computes a model.
+
+    Attributes:
+        group_size: Activations that share one scale at run time; 0: they stay in floating point.
+        lost: What the model loses on it, for people to read; empty: nothing.
+    """
+
+    group_size: int
+    lost: str = ""
+
+
+def arithmetic_here(group_size: int, flags: frozenset[str]) -> Arithmetic:
+    """How a CPU with these instruction sets computes a model that was made for groups of ``group_size`` activations.
+
+    Without AVX-512 and without VNNI the engine has no product of INT8 activations, so that they stay in floating point.
+    What a CPU that does not name its instruction sets has is left to the engine.
+    """
+    if not group_size or "sse2" not in flags or flags & _INT8_PRODUCTS:
+        return Arithmetic(group_size)
+    if "avx512f" in flags:
+        return Arithmetic(group_size, "this CPU has no VNNI: INT8 products take several instructions, so it is slower")
+    lost = "this CPU has neither AVX-512 nor VNNI: activations stay in floating point, so it is slower"
+    return Arithmetic(0, f"{lost}; vectors differ a little from those of other CPUs")
 
 
 def compile_graph(path: Path, config: EncoderConfig, threads: int, streams: int, exit: int | None) -> Any:
@@ -33,7 +68,7 @@ def compile_graph(path: Path, config: EncoderConfig, threads: int, streams: int,
     properties = {
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(config.group_size),
         # Left alone, OpenVINO computes in bf16 where the CPU can, and the vectors would depend on the machine.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": config.precision,
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": streams,
@@ -56,6 +91,26 @@ def weight_megabytes(path: Path, config: EncoderConfig, exit: int | None) -> flo
     model = _read(openvino.Core(), path, config, exit)
     weights = (node for node in model.get_ordered_ops() if node.get_type_name() == "Constant")
     return float(sum(node.get_byte_size() for node in weights)) / 1e6
+
+
+def product_weights(path: Path, config: EncoderConfig, exit: int | None) -> int:
+    """Number of weights that a token is multiplied with on its way to an exit; the rows that it looks up are not.
+
+    Raises:
+        ModelError: As :func:`compile_graph`.
+    """
+    import openvino
+
+    total = 0
+    for node in _read(openvino.Core(), path, config, exit).get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        source = node.input_value(1).get_node()
+        while source.get_type_name() in _UNPACKING:
+            source = source.input_value(0).get_node()
+        if source.get_type_name() == "Constant":
+            total += math.prod(source.get_output_shape(0))
+    return total
 
 
 def _read(core: Any, path: Path, config: EncoderConfig, exit: int | None) -> Any:

@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 from leafembed.errors import ModelError
 
-__all__ = ["OPTIONAL_FILES", "PROMPTS", "REQUIRED_FILES", "EncoderConfig", "output_names", "read_prompts"]
+__all__ = [
+    "OPTIONAL_FILES",
+    "PROMPTS",
+    "REQUIRED_FILES",
+    "EncoderConfig",
+    "output_names",
+    "read_prompts",
+    "require_files",
+]
 
 REQUIRED_FILES = ("model.xml", "model.bin", "tokenizer.json", "encoder.json")
 """What a model folder must hold to run."""
@@ -20,6 +28,9 @@ PROMPTS = "config_sentence_transformers.json"
 
 OPTIONAL_FILES = ("tokenizer_config.json", "config.json", PROMPTS)
 """What a model folder may hold besides: prompts, and what other loaders need."""
+
+_OPTIONAL_KEYS = {"exits", "precision"}
+"""Keys that folders of older versions lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,7 @@ class EncoderConfig:
         licence: As its teacher's files state it; ``None`` when they state none.
         fingerprint: Hash of the student it was made from.
         exits: Numbers of layers after which it gives an embedding too, ascending; empty: only after all of them.
+        precision: Of what is not INT8; with bf16 vectors depend on whether a CPU has it.
     """
 
     name: str
@@ -49,12 +61,15 @@ class EncoderConfig:
     licence: str | None
     fingerprint: str
     exits: tuple[int, ...] = ()
+    precision: Literal["f32", "bf16"] = "f32"
 
     def __post_init__(self) -> None:
         for name, least in (("dim", 1), ("max_seq_length", 1), ("pad_token_id", 0), ("group_size", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ModelError(f"encoder.json: {name} is {value!r}, expected a whole number of at least {least}")
+        if self.precision not in ("f32", "bf16"):
+            raise ModelError(f"encoder.json: precision is {self.precision!r}, expected 'f32' or 'bf16'")
         if self.padding_side not in ("right", "left"):
             raise ModelError(f"encoder.json: padding_side is {self.padding_side!r}, expected 'right' or 'left'")
 
@@ -67,13 +82,20 @@ class EncoderConfig:
         """
         data = _read_json(folder / "encoder.json")
         expected = {f.name for f in fields(cls)}
-        if set(data) | {"exits"} != expected:  # folders of before there were exits lack them
-            wrong = sorted((set(data) | {"exits"}) ^ expected)
+        if set(data) | _OPTIONAL_KEYS != expected:
+            wrong = sorted((set(data) | _OPTIONAL_KEYS) ^ expected)
             raise ModelError(f"{folder / 'encoder.json'}: missing or unknown keys {wrong}; quantize the student again")
         exits = data.get("exits", [])
         if not isinstance(exits, list) or any(not isinstance(exit, int) or exit < 1 for exit in exits):
             raise ModelError(f"{folder / 'encoder.json'}: exits is {exits!r}, expected numbers of layers")
         return cls(**{**data, "exits": tuple(exits)})
+
+
+def require_files(folder: Path) -> None:
+    """Raise a :class:`ModelError` that names what a folder lacks to be a model folder."""
+    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder}: not a model folder, it lacks {', '.join(missing)}")
 
 
 def output_names(exits: Sequence[int]) -> list[str]:

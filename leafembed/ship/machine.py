@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine_facts", "peak_memory_mb", "usable_cores", "versions"]
+__all__ = ["cpu_flags", "machine_facts", "peak_memory_mb", "usable_cores", "versions"]
 
-_ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+_ISA_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 """Instruction sets that decide how fast INT8 and bf16 products are."""
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -49,14 +49,18 @@ def _cpu_quota(cgroup: Path) -> float | None:
         return None
 
 
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets as ``/proc/cpuinfo`` names them; empty where the system or the CPU does not say."""
+    return frozenset(_cpuinfo().get("flags", "").split())
+
+
 def machine_facts() -> dict[str, Any]:
     """Return the machine as plain data.
 
     Keys: ``cpu`` (model name), ``cores`` (usable ones), ``memory_gb`` (10^9 bytes; ``None`` where the system does not
     say), ``os``, ``isa`` (those of the instruction sets that matter here which the CPU has).
     """
-    info = _cpuinfo()
-    flags = set(info.get("flags", "").split())
+    info, flags = _cpuinfo(), cpu_flags()
     return {
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "cores": usable_cores(),
@@ -67,13 +71,14 @@ def machine_facts() -> dict[str, Any]:
 
 
 def peak_memory_mb() -> float | None:
-    """Most resident memory of this process so far, in MB (10^6 bytes); ``None`` where the system does not say."""
+    """Most resident memory of this program so far, in MB (10^6 bytes); ``None`` where the system does not say."""
+    # getrusage would count the parent's memory too, which a child has until it becomes another program.
     try:
-        import resource
-    except ImportError:  # not a POSIX system
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
         return None
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return None if found is None else int(found) * 1024 / 1e6
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -81,13 +81,14 @@ class OnnxEncoder:
     Args:
         path: Folder, or one graph of a folder that has several.
         name: What people call it.
+        threads: CPU threads; ``None``: every core the process may use.
 
     Raises:
         ModelError: If a file is missing or damaged, or the graph is of a kind that is not run here.
         MissingExtraError: If onnxruntime is not installed.
     """
 
-    def __init__(self, path: Path, *, name: str) -> None:
+    def __init__(self, path: Path, *, name: str, threads: int | None = None) -> None:
         graph = find_graph(path)
         if graph is None:
             raise ModelError(f"{path}: no ONNX graph; expected model.onnx or onnx/model.onnx")
@@ -96,7 +97,7 @@ class OnnxEncoder:
         self._tokenizer = open_tokenizer(self._root / "tokenizer.json", limit)
         self._pad, self._left = _padding(self._root, self._tokenizer)
         self._lower = bool(_read(self._root / "sentence_bert_config.json").get("do_lower_case"))
-        self._session = _open(graph)
+        self._session = _open(graph, threads or usable_cores())
         self._inputs = {port.name: port.type for port in self._session.get_inputs()}
         unknown = set(self._inputs) - {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
         if unknown or "input_ids" not in self._inputs:
@@ -121,6 +122,10 @@ class OnnxEncoder:
             result[rows] = self._infer([ids[row] for row in rows])
         result /= np.maximum(np.linalg.norm(result, axis=1, keepdims=True), np.float32(1e-12))
         return check_vectors(result, n=len(texts), what=f"vectors of {self.ref.name}")
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens of each text the model reads, special tokens included."""
+        return [len(ids) for ids in self._ids(texts)]
 
     def _ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         plain = [text.lower() for text in texts] if self._lower else list(texts)
@@ -148,13 +153,13 @@ class OnnxEncoder:
 _DTYPES = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
 
 
-def _open(graph: Path) -> Any:
+def _open(graph: Path, threads: int) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "compare") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

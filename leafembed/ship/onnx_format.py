@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from leafembed.types import Factors
 
-__all__ = ["BLOCK", "FP32", "INT8", "LARGEST", "OUTPUT", "encode_onnx", "write_onnx"]
+__all__ = ["BLOCK", "FP32", "INT8", "LARGEST", "OUTPUT", "encode_onnx", "to_onnx", "write_onnx"]
 
 FP32, INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
 """Where transformers.js looks for the model, and for its quantised form."""
@@ -69,7 +69,7 @@ def write_onnx(
 
     (folder / FP32).parent.mkdir()
     with factored_table(model, factors):
-        graph = _to_onnx(model, closing)
+        graph = to_onnx(model, closing)
     large = [_save(graph, folder / FP32)]
     del graph  # before its INT8 form is made, since a token table can be most of the memory there is
     large.append(_save(_to_int8(onnx.load(folder / FP32)), folder / INT8))
@@ -101,7 +101,7 @@ def encode_onnx(folder: Path, name: str, batches: Iterable[Sequence[str]]) -> Fl
     return np.concatenate(parts)
 
 
-def _to_onnx(model: SentenceTransformer, closing: Sequence[int]) -> Any:
+def to_onnx(model: SentenceTransformer, closing: Sequence[int]) -> Any:
     """The model as an ``onnx.ModelProto``."""
     import torch
 

@@ -13,12 +13,13 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leafembed.errors import MissingExtraError, ModelError, first_line
 from leafembed.ship.folder import PROMPTS, output_names
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from leafembed.types import Factors, ModelRef
 
-__all__ = ["export_openvino", "quantize"]
+__all__ = ["export_openvino", "quantize", "quantize_static"]
 
 
 def quantize(
@@ -83,6 +84,41 @@ def quantize(
     openvino.save_model(graph, target / "model.xml", compress_to_fp16=False)
     _write_companions(model, target, ref=ref, group_size=group_size if int8 else 0, exits=exits)
     return target
+
+
+def quantize_static(
+    model: SentenceTransformer,
+    target: Path,
+    *,
+    ref: ModelRef,
+    calibration: Sequence[Mapping[str, NDArray[np.int64]]],
+    exits: Sequence[int] = (),
+) -> None:
+    """Write a model folder whose activations have scales of their own from the start, one for each tensor.
+
+    With SmoothQuant (arXiv 2211.10438), which moves outliers of activations into the weights.
+
+    Args:
+        model: As of :func:`quantize`, and so ``target``, ``ref`` and ``exits``.
+        target: Folder to create.
+        ref: What to record.
+        calibration: Inputs of the graph from which the scales are taken.
+        exits: Early exits.
+
+    Raises:
+        ModelError: If the model cannot be exported.
+    """
+    import nncf
+    import openvino
+
+    graph = export_openvino(model, exits)
+    nncf.set_log_level(logging.ERROR)
+    kind, size = nncf.ModelType.TRANSFORMER, len(calibration)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # bars
+        graph = nncf.quantize(graph, nncf.Dataset(list(calibration)), model_type=kind, subset_size=size)
+    target.mkdir(parents=True)
+    openvino.save_model(graph, target / "model.xml", compress_to_fp16=False)
+    _write_companions(model, target, ref=ref, group_size=0, exits=exits)
 
 
 def export_openvino(model: SentenceTransformer, exits: Sequence[int] = ()) -> Any:
