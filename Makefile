@@ -9,7 +9,7 @@ RECIPE ?= recipes/quick.toml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install run test test-slow test-js bench-training compare-mteb check fix clean
+.PHONY: install run test test-slow test-js bench bench-memory bench-training compare-mteb check fix clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,16 @@ JS := tests/js
 test-js: install ## exported students in transformers.js, the server with clients of npm; needs node and npm
 	npm install --prefix $(JS) --ignore-scripts --no-package-lock --no-audit --no-fund
 	$(BIN)/pytest -q -m slow --timeout 3600 tests/test_transformers_js.py tests/test_serve_npm.py
+
+BUNDLE ?= runs/quick/bundle
+$(BUNDLE)/manifest.json: | install
+	$(BIN)/leaf run $(RECIPE)
+
+bench: install $(BUNDLE)/manifest.json ## BUNDLE beside its teacher and what others would use; table and plot in runs/benchmark
+	$(BIN)/leaf benchmark $(BUNDLE) --out runs/benchmark
+
+bench-memory: install $(BUNDLE)/manifest.json ## a million short texts through BUNDLE: memory on the way
+	$(BIN)/python tools/bench_memory.py $(BUNDLE)
 
 TEACHER ?= ~/.cache/leafembed/teachers/embeddinggemma-300m
 TEXTS ?= data/train/common_voice_sentences.jsonl.gz

