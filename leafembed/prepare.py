@@ -108,7 +108,10 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     most = recipe.eval.max_dev_rows
     dev = load(recipe.eval.dev, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
     check_disjoint(dev, test)
-    judged = {task.id: JudgedSet(task.scored, task.texts) for task in (*dev, *test)}
+    known = {task.id for task in (*dev, *test)}
+    later = load_tasks(recipe.eval.data, recipe.eval.decontaminate) if recipe.eval.decontaminate else ()
+    kept_out = (*dev, *test, *(task for task in later if task.id not in known))
+    judged = {task.id: JudgedSet(task.scored, task.texts) for task in kept_out}
     exposure = teacher_overlap(recipe.eval.teacher_sources, recipe.data, recipe.cache_dir / "exposure", judged=judged)
     corpus = prepare_corpus(
         recipe.data,

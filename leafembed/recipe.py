@@ -49,6 +49,8 @@ class EvalConfig:
     ``agreement`` needs no labels: it compares similarities with the teacher's on validation text."""
     test: tuple[str, ...] = ()
     """Task ids or globs that the gate judges by."""
+    decontaminate: tuple[str, ...] = ()
+    """Further task ids or globs whose text is kept out of training: those that are judged by later."""
     languages: tuple[str, ...] = ()
     """Languages to score; empty: all in the data."""
     drop_shared: bool = False

@@ -122,7 +122,8 @@ def _read(path: Path, what: str) -> dict[str, Any]:
         raise RecipeError(f"{path}: not a TOML file: {error}") from error
 
 
-_PATHS = (("cache_dir",), ("data", "root"), ("data", "mixture"), ("teacher", "api_key_file"), ("eval", "data"))
+_PATHS = (("cache_dir",), ("data", "root"), ("data", "mixture"), ("teacher", "api_key_file"), ("train", "start"),
+          ("eval", "data"))  # fmt: skip
 _MODELS = (("teacher", "model"), ("student", "model"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,22 +21,24 @@ from leafembed.ship.curves import plot_curves
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.ship.plots import CURVES
 from leafembed.stages import MARKER, fingerprint, once
-from leafembed.steps import Line, student_folder
+from leafembed.starting import read_training, starting_student
+from leafembed.steps import Line
 
 __all__ = ["adopt_student", "train_student"]
 
 
 def train_student(line: Line, floor: float) -> dict[str, Any]:
-    """Train the untrained student into the run's ``student`` folder, drop checkpoints, return what training reported.
+    """Train the first student, or an earlier run's, into the run's ``student`` folder; return what training reported.
 
     Args:
         line: The run.
         floor: Dev score of the static table, which alarms hold the student against.
 
     Raises:
+        RecipeError: If ``train.start`` is no such run, or one that the recipe cannot account for.
         StoppedError: If an alarm says that training cannot succeed and ``alarms.stop`` is set.
     """
-    recipe, learned, untrained = line.recipe, line.learned, student_folder(line, trained=False)
+    recipe, learned, start = line.recipe, line.learned, starting_student(line)
 
     def score(model: Any) -> dict[str, float]:
         ref = dataclasses.replace(learned.teacher.ref, name=recipe.name, prompts=dict(model.prompts))
@@ -47,8 +48,9 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
     dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
     shape = {"exits": recipe.student.exits, "dims": recipe.student.dims}
     bits = recipe.student.table_bits
-    how = (recipe.to_dict()["train"], shape, bits, recipe.seed, versions(PACKAGES))
-    key = fingerprint(fingerprint_folder(untrained), learned.corpus.fingerprint, learned.targets_id, how, dev)
+    rules = {name: value for name, value in recipe.to_dict()["train"].items() if name != "start"}  # a place
+    how = (rules, shape, bits, recipe.seed, versions(PACKAGES))
+    key = fingerprint(fingerprint_folder(start.folder), learned.corpus.fingerprint, learned.targets_id, how, dev)
     work_dir = line.folder / f"checkpoints-{key}"
 
     def draw(history: Sequence[Mapping[str, Any]], best_step: int) -> None:
@@ -61,7 +63,7 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         work_dir.mkdir(parents=True, exist_ok=True)
         watch = Watch(recipe.alarms, watched(recipe, learned, floor), work_dir)
         facts = train(
-            untrained,
+            start.folder,
             learned.corpus,
             learned.targets,
             score,
@@ -74,10 +76,11 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
             table_bits=bits,
             **shape,
         )
-        if (untrained / REPORT).is_file():
-            shutil.copy(untrained / REPORT, target)
-        carry_factors(untrained, target)
-        return {**facts, **watch.facts(), "floor": floor, "where": _where(learned)}
+        if (start.folder / REPORT).is_file():
+            shutil.copy(start.folder / REPORT, target)
+        carry_factors(start.folder, target)
+        earlier = {"earlier": list(start.earlier)} if start.earlier else {}
+        return {**facts, **watch.facts(), **earlier, "floor": floor, "where": _where(learned)}
 
     facts = once(line.folder / "student", key, build)
     from leafembed.learn.checkpoints import rotate
@@ -106,13 +109,13 @@ def adopt_student(line: Line, trained: Path) -> dict[str, Any]:
         Error: If the folder is no such student, or it learned from another text.
     """
     try:
-        facts = json.loads((trained / MARKER).read_text(encoding="utf-8"))["facts"]
-        learned_from = facts["where"]["corpus"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = read_training(trained)
+    except Error as error:
         raise Error(
-            f"--trained {trained}: no record of training in it ({error!r}); expected the folder student of a run that "
-            "another machine did with the same recipe and --until train"
+            f"--trained: {error}; expected the folder student of a run that another machine did with the same recipe "
+            "and --until train"
         ) from error
+    learned_from = facts["where"]["corpus"]
     own = line.learned.corpus.fingerprint
     if learned_from != own:
         raise Error(

@@ -159,7 +159,7 @@ ALLOWED = {
 }
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
-    *("planning", "points", "training", "choosing", "indexing"),
+    *("planning", "points", "training", "choosing", "indexing", "starting"),
     *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding", "engines"),
     *("bench", "bench_page", "bench_worker", "contenders"),
 }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -109,3 +110,15 @@ def test_roles_need_a_student_that_is_told_them(recipe, tmp_path, teacher_dir, e
     source = {"path": "pairs.jsonl", "prompt_name": "query", "roles": ["document"]}
     with pytest.raises(RecipeError, match=r"data\.sources\.roles: .*student\.prompts = 'teacher'"):
         recipe_from_dict(toy_recipe(tmp_path, teacher_dir, eval_data, data={"sources": [source]}))
+
+
+def test_text_of_sets_that_are_judged_by_later_is_kept_out(tmp_path, teacher_dir, eval_data):
+    plain = toy_recipe(tmp_path, teacher_dir, eval_data)
+    later = json.loads((eval_data / "clustering/toy.jsonl").read_text(encoding="utf-8").splitlines()[0])["text"]
+    with (tmp_path / "corpus.txt").open("a", encoding="utf-8") as file:
+        file.write(f"\n{later}\n")
+    loose = embed(recipe_from_dict(plain)).corpus
+    kept = embed(recipe_from_dict(plain | {"eval": plain["eval"] | {"decontaminate": ["clustering/*"]}})).corpus
+    assert later in {row.text for row in (*loose.train, *loose.validation)}
+    assert later not in {row.text for row in (*kept.train, *kept.validation)}
+    assert {entry.task: entry.rows_exact for entry in kept.contamination}["clustering/toy"] == 1

@@ -183,6 +183,11 @@ def _training(training: Mapping[str, Any]) -> dict[str, object]:
         "precision": training["precision"],
         "machine": _where(training["where"]) if "where" in training else None,
     }
+    for number, part in enumerate(training.get("earlier", ()), start=1):
+        seen = f"{count(part['texts'])} texts in {count(part['steps'])} steps, {fixed(part['seconds'], 0)} s"
+        facts[f"training before it, part {number}"] = (
+            f"{seen}, corpus {part['where']['corpus']}, {_where(part['where'])}"
+        )
     if averaged := training.get("averaged"):
         name = f"mean of the checkpoints of steps {', '.join(count(step) for step in averaged['steps'])}"
         values = f"{fixed(averaged['value'], 4)} against {fixed(averaged['best'], 4)}"
