@@ -422,3 +422,14 @@ def test_memory_stays_below_the_size_of_the_text(tmp_path):
     rows, grown = map(int, done.stdout.split())
     assert rows == 19_000
     assert grown < 100e6  # a third of it are pyarrow's own pages
+
+
+def test_a_record_more_or_a_larger_draw_leaves_the_others_as_they_were(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(lines(400)), encoding="utf-8")
+    base = corpus(tmp_path, Source(path="a.txt", lang="en"), max_rows=100, validation_rows=20)
+    more = corpus(tmp_path, Source(path="a.txt", lang="en"), max_rows=200, validation_rows=20)
+    (tmp_path / "a.txt").write_text("a line that was not there before\n" + "\n".join(lines(400)), encoding="utf-8")
+    moved = corpus(tmp_path, Source(path="a.txt", lang="en"), max_rows=100, validation_rows=20)
+    assert set(texts(base.train)) < set(texts(more.train)) | set(texts(more.validation))
+    assert not set(texts(base.train)) & set(texts(more.validation))  # what was learned from is never held out later
+    assert len(set(texts(base.train)) & set(texts(moved.train))) >= 98

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from leafembed.learn.draw import draw, first_seen, length_class, quotas
+from leafembed.learn.draw import draw, first_seen, length_class, quotas, uniform
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,8 @@ def test_all_are_drawn_whatever_the_rounding():
 def drawn(weights, total, codes=None, langs=("en",), seed=0, **factors):
     codes = np.zeros(len(weights), dtype=np.int64) if codes is None else codes
     weights = np.array(weights, dtype=np.float64)
-    return draw(langs, codes, weights, total, temperature=2, factors=factors, seed=seed)
+    chance = uniform(np.arange(len(weights), dtype=np.uint64), seed, 0)
+    return draw(langs, codes, weights, total, temperature=2, factors=factors, chance=chance)
 
 
 def test_nothing_is_drawn_twice_or_with_weight_0_and_the_order_is_that_of_reading():
@@ -68,6 +69,21 @@ def test_source_weights_do_not_shift_languages():
 def test_the_draw_depends_on_the_seed_alone():
     assert drawn([1.0] * 100, 10, seed=3).tolist() == drawn([1.0] * 100, 10, seed=3).tolist()
     assert drawn([1.0] * 100, 10, seed=3).tolist() != drawn([1.0] * 100, 10, seed=4).tolist()
+
+
+def test_a_larger_draw_holds_the_smaller_one():
+    weights = np.random.default_rng(0).random(500)
+    assert set(drawn(weights, 50).tolist()) < set(drawn(weights, 200).tolist())
+
+
+def test_chance_is_even_and_its_uses_do_not_depend_on_each_other():
+    hashes = np.arange(100_000, dtype=np.uint64)
+    first, second = uniform(hashes, 0, 0), uniform(hashes, 0, 1)
+    assert 0 < first.min() and first.max() < 1
+    assert abs(np.histogram(first, 10, (0, 1))[0] - 10_000).max() < 400  # standard deviation 95
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.015
+    assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.015
+    assert np.array_equal(first[::-1], uniform(hashes[::-1], 0, 0))
 
 
 def test_lengths_fall_into_three_classes():

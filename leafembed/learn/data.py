@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from leafembed.errors import DataError
 from leafembed.evidence import Contamination
-from leafembed.learn.draw import draw, first_seen, length_class
+from leafembed.learn.draw import draw, first_seen, length_class, uniform
 from leafembed.learn.named import expand
 from leafembed.learn.overlap import EvaluationTexts, JudgedSet, sets_fingerprint
 from leafembed.learn.rows import Rows, write_rows
@@ -39,7 +39,7 @@ from leafembed.types import Corpus, Row
 
 __all__ = ["LAYOUT", "corpus_fingerprint", "prepare_corpus"]
 
-LAYOUT = 2
+LAYOUT = 3
 """Raised when the same sources are read or laid out otherwise than before, so that no old corpus is taken for new."""
 
 _values = attrgetter(*(item.name for item in dataclasses.fields(Row)))
@@ -100,6 +100,10 @@ def corpus_fingerprint(rows: Iterable[Row]) -> str:
     return digest.hexdigest()[:16]
 
 
+_SOURCE, _DRAW, _ORDER = range(3)
+"""Uses of chance, which must not depend on each other."""
+
+
 @dataclass
 class _Index:
     """What is known of every record that was read, in the order of reading; five small arrays instead of its texts."""
@@ -127,6 +131,12 @@ class _Index:
         """Number of texts of each record, ``(n,)``."""
         starts = np.frombuffer(self.first_hash, dtype=np.int64)
         return starts[1:] - starts[:-1]
+
+    def chance(self, records: NDArray[np.int64], seed: int, use: int) -> NDArray[np.float64]:
+        """A number of its own for each record, from its texts and not from its place; see :func:`uniform`."""
+        hashes, owners = self.hashes_of(records)
+        starts = np.searchsorted(owners, np.arange(len(records)))
+        return uniform(np.bitwise_xor.reduceat(hashes, starts) if len(records) else hashes, seed, use)
 
     def hashes_of(self, records: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Hashes of all texts of the records, and the place of each one's record in ``records``."""
@@ -159,8 +169,8 @@ def _read_all(
 
 def _choose(index: _Index, config: DataConfig, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Records to train on and records to hold out, each in the order in which they are laid out."""
-    counts, rng = index.counts, np.random.default_rng(seed)
-    kept = _sample_sources(index, config.sources, rng)
+    counts = index.counts
+    kept = _sample_sources(index, config.sources, seed)
     new = first_seen(*index.hashes_of(kept), len(kept))
     counts["dropped: duplicate"] += int((~new).sum())
     kept = kept[new]
@@ -170,20 +180,21 @@ def _choose(index: _Index, config: DataConfig, seed: int) -> tuple[NDArray[np.in
     if config.max_rows is not None:
         langs, codes = list(index.langs), np.frombuffer(index.lang, dtype=np.int32)[kept].astype(np.int64)
         total, factors = config.max_rows + config.validation_rows, config.language_weights
-        drawn = draw(langs, codes, weights, total, temperature=config.temperature, factors=factors, seed=seed)
+        chance = index.chance(kept, seed, _DRAW)
+        drawn = draw(langs, codes, weights, total, temperature=config.temperature, factors=factors, chance=chance)
         counts["left out: not drawn for balance"] += len(kept) - len(drawn)
         kept = kept[drawn]
-    return _split(index, rng.permutation(kept), config)
+    return _split(index, kept[np.argsort(index.chance(kept, seed, _ORDER), kind="stable")], config)
 
 
-def _sample_sources(index: _Index, sources: Sequence[Source], rng: np.random.Generator) -> NDArray[np.int64]:
+def _sample_sources(index: _Index, sources: Sequence[Source], seed: int) -> NDArray[np.int64]:
     """All records but those beyond a source's ``max_rows``, in the order of reading."""
     owner, kept = np.frombuffer(index.source, dtype=np.int32), []
     for i, source in enumerate(sources):
         found = np.flatnonzero(owner == i)
         if source.max_rows is not None and len(found) > source.max_rows:
             index.counts["left out: max_rows of the source"] += len(found) - source.max_rows
-            found = np.sort(rng.choice(found, source.max_rows, replace=False))
+            found = np.sort(found[np.argsort(index.chance(found, seed, _SOURCE), kind="stable")[: source.max_rows]])
         kept.append(found)
     return np.concatenate([np.empty(0, dtype=np.int64), *kept])
 

@@ -4,6 +4,9 @@ A language gets its share of the rows by the exponential smoothing of multilingu
 (arXiv 1901.07291, eq. 1), times its own factor. Within a language, a record is drawn with a chance in proportion to
 the weight of its source times that of its length. Both are independent: a source with much weight does not shift
 languages.
+
+Chance comes from a hash of the record and the seed (:func:`uniform`), not from its place: one record more or fewer, or
+a larger draw, changes nothing about the others, so that the teacher's vectors of a corpus serve the next one too.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LENGTH_LIMITS", "draw", "first_seen", "length_class", "quotas"]
+__all__ = ["LENGTH_LIMITS", "draw", "first_seen", "length_class", "quotas", "uniform"]
 
 LENGTH_LIMITS = {"short": 100, "medium": 500}
 """Characters below which a text is of that class; longer ones are ``long``."""
@@ -61,7 +64,7 @@ def draw(
     *,
     temperature: float,
     factors: Mapping[str, float],
-    seed: int,
+    chance: NDArray[np.float64],
 ) -> NDArray[np.int64]:
     """Draw ``total`` records without replacement and return their indices, ascending.
 
@@ -72,16 +75,16 @@ def draw(
         total: Records wanted; fewer come back where there are not as many.
         temperature: As in :func:`quotas`.
         factors: As in :func:`quotas`.
-        seed: Seed of the draw.
+        chance: A number of its own for each record ``(n,)``, between 0 and 1, as :func:`uniform` gives them. A larger
+            ``total`` draws the same records and more.
     """
     members = {lang: np.flatnonzero((codes == i) & (weights > 0)) for i, lang in enumerate(langs)}
     members = {lang: found for lang, found in members.items() if len(found)}
     shares = quotas({lang: len(found) for lang, found in members.items()}, total, temperature, factors)
     chosen = [np.empty(0, dtype=np.int64)]
     for lang in sorted(members):
-        rng = np.random.default_rng([seed, *lang.encode()])
         # The largest log(weight) + Gumbel noise are a draw without replacement by weight (arXiv 1903.06059, sec. 2.2).
-        keys = np.log(weights[members[lang]]) + rng.gumbel(size=len(members[lang]))
+        keys = np.log(weights[members[lang]]) - np.log(-np.log(chance[members[lang]]))
         chosen.append(members[lang][np.argsort(-keys, kind="stable")[: shares[lang]]])
     return np.sort(np.concatenate(chosen))
 
@@ -98,3 +101,22 @@ def first_seen(hashes: NDArray[np.uint64], owners: NDArray[np.int64], n: int) ->
     new = np.zeros(n, dtype=np.bool_)
     new[owners[first]] = True
     return new
+
+
+def uniform(hashes: NDArray[np.uint64], seed: int, use: int) -> NDArray[np.float64]:
+    """Numbers between 0 and 1, both excluded, that look drawn at random and depend on hash, seed and ``use`` alone.
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195) over their sum.
+
+    Args:
+        hashes: A hash of each record ``(n,)``.
+        seed: Seed of the corpus.
+        use: Tells apart draws that must not depend on each other.
+    """
+    stream = np.random.SeedSequence([seed, use]).generate_state(1, np.uint64)[0]
+    mixed = hashes.astype(np.uint64) + stream  # wraps around, as meant
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    result: NDArray[np.float64] = ((mixed >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52
+    return result
