@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from leafembed.judge.agreement import agreement_task
 from leafembed.judge.tasks import AGREEMENT, Task, check_disjoint, load_tasks, scored_items
 from leafembed.learn.data import prepare_corpus
 from leafembed.learn.exposure import teacher_overlap
+from leafembed.learn.models import resolve
 from leafembed.learn.negatives import MAX_POOL, mine_negatives
 from leafembed.learn.overlap import JudgedSet
 from leafembed.learn.prompts import reserved_tokens, student_prompts
@@ -67,9 +68,16 @@ class Material:
 
     def student_prompts(self, config: StudentConfig, bare: str | None) -> dict[str, str]:
         """What a student puts before a text, by prompt name; it needs nothing for the prompt named ``bare``."""
-        encoder = self.teacher.torch
-        reserved = reserved_tokens(encoder.model.tokenizer) if encoder and config.prompts == "tokens" else None
+        reserved = reserved_tokens(self._tokenizer(config)) if config.prompts == "tokens" else None
         return student_prompts(config, self.teacher.ref.prompts, bare=bare, reserved=reserved)
+
+    def _tokenizer(self, config: StudentConfig) -> Any:
+        """The tokenizer that a student begins with: that of its own encoder, where it has one, or the teacher's."""
+        if config.init != "encoder" and self.teacher.torch is not None:
+            return self.teacher.torch.model.tokenizer
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(resolve(config.model, config.revision)), local_files_only=True)
 
     def held_out(self, limit: int) -> tuple[list[str], list[str], FloatArray]:
         """At most ``limit`` validation texts of different vectors, their languages, and the teacher's vectors."""

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from families import PROMPTS, gemma, toy_recipe, toy_texts
+from families import PROMPTS, bert, gemma, toy_recipe, toy_texts
 
 from leafembed.errors import RecipeError
 from leafembed.learn.models import load_sentence_transformer
@@ -118,6 +118,21 @@ def test_a_run_learns_several_roles_of_a_text_and_its_bundle_takes_them(tmp_path
     outcome = run(recipe_from_dict(plain), tmp_path / "run", allow_failed=True)
     prompts = json.loads((outcome.folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["prompts"]
     assert prompts == {"query": "<unused0>", "document": "<unused1>", "STS": ""}
+
+
+def test_roles_of_another_encoder_are_tokens_of_its_own(tmp_path, eval_data):
+    teacher, encoder = gemma(tmp_path / "teacher"), tmp_path / "encoder"  # a teacher that reserves none
+    model = load_sentence_transformer(bert(encoder))
+    model.tokenizer.add_tokens(["[unused7]", "[unused8]"], special_tokens=False)
+    model[0].auto_model.resize_token_embeddings(len(model.tokenizer))
+    model.save_pretrained(str(encoder), create_model_card=False)
+    sources = [{"path": "corpus.txt", "lang": "en", "roles": ["query"]}]
+    student = {"init": "encoder", "model": str(encoder), "prompts": "tokens"}
+    plain = toy_recipe(tmp_path, teacher, eval_data, data={"sources": sources}, student=student)
+    plain["teacher"]["prompt_name"] = "STS"
+    outcome = run(recipe_from_dict(plain), tmp_path / "run", allow_failed=True)
+    prompts = json.loads((outcome.folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["prompts"]
+    assert prompts == {"query": "[unused7]", "document": "[unused8]", "STS": ""}
 
 
 def test_roles_of_a_bare_text_are_refused_still(tmp_path, eval_data):
