@@ -127,6 +127,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": cli_bundles.report,
     "info": cli_bundles.info,
     "gate": cli_judging.gate,
+    "push": cli_bundles.push,
+    "pull": cli_bundles.pull,
     "encode": cli_bundles.encode,
     "serve": cli_bundles.serve,
 }

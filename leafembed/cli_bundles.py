@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from leafembed.errors import Error, MissingExtraError
 from leafembed.progress import print_json, say
 from leafembed.text import read_texts, stream_texts
 
-__all__ = ["benchmark", "card", "choose", "encode", "export", "info", "quantize", "report", "serve"]
+__all__ = ["benchmark", "card", "choose", "encode", "export", "info", "pull", "push", "quantize", "report", "serve"]
 
 
 def quantize(args: argparse.Namespace) -> int:
@@ -113,6 +114,32 @@ def info(args: argparse.Namespace) -> int:
         print_json({**manifest, "verified": True, "passed": verdict.passed})
         return 0
     print_info(manifest, verdict)
+    return 0
+
+
+def push(args: argparse.Namespace) -> int:
+    """Upload a bundle to a hub."""
+    from leafembed.ship.hub import push
+
+    url = push(args.bundle, args.repo, branch=args.branch, private=args.private, message=args.message,
+               allow_failed=args.allow_failed)  # fmt: skip
+    if args.json:
+        print_json({"repo": args.repo, "commit": url})
+    else:
+        print(url)
+    return 0
+
+
+def pull(args: argparse.Namespace) -> int:
+    """Download a bundle from a hub."""
+    from leafembed.ship.hub import pull
+
+    found = pull(args.repo, args.out or Path(args.repo.rpartition("/")[2]), revision=args.revision)
+    if args.json:
+        print_json({"folder": str(found.folder), "commit": found.commit, "passed": found.passed})
+    else:
+        say(f"verified, from commit {found.commit}; the gate {'passed' if found.passed else 'REFUSED'} it")
+        print(found.folder)
     return 0
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from leafembed import __version__
+from leafembed.options_numbers import amount, positive, size
+from leafembed.options_serving import add_hub, add_serving
 
 __all__ = ["build_parser"]
 
@@ -50,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_recipe_commands(add)
     _add_model_commands(add)
-    _add_serving(add)
+    add_serving(add)
     return parser
 
 
@@ -66,8 +68,8 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                "  leaf plan recipes/quick.toml --set student.layers=[0,5] --memory-gb 16\n"
                "  leaf plan recipes/quick.toml --layers 3")  # fmt: skip
     either = plan.add_mutually_exclusive_group()
-    either.add_argument("--memory-gb", type=_amount, help="say whether training fits into this many GB (10^9 bytes)")
-    either.add_argument("--layers", type=_positive, nargs="?", const=0, metavar="N",
+    either.add_argument("--memory-gb", type=amount, help="say whether training fits into this many GB (10^9 bytes)")
+    either.add_argument("--layers", type=positive, nargs="?", const=0, metavar="N",
                       help="rank the teacher's layers and suggest N of them (default: as in the recipe)")  # fmt: skip
     embed = add("embed", "fill the teacher's cache and stop; a killed run repeats at most one shard",
                 "  leaf embed recipes/quick.toml", json_flag=False)  # fmt: skip
@@ -93,9 +95,9 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                    "  leaf quantize runs/quick/student quick-int8", json_flag=False)  # fmt: skip
     quantize.add_argument("student", type=Path, help="sentence-transformers folder")
     quantize.add_argument("out", type=Path, help="folder to create")
-    quantize.add_argument("--exits", type=_positive, nargs="+", default=[], metavar="N",
+    quantize.add_argument("--exits", type=positive, nargs="+", default=[], metavar="N",
                           help="layers after which the folder gives vectors too; they share all weights")  # fmt: skip
-    quantize.add_argument("--group-size", type=_size, help="activations that share a scale; 0: none (default: as runs)")
+    quantize.add_argument("--group-size", type=size, help="activations that share a scale; 0: none (default: as runs)")
     export = add("export", "write a student as ONNX, or as the .pt files of the first attempt",
                  "onnx: fp32 and INT8 for ONNX Runtime and transformers.js, from token ids to the unit vector.\n"
                  "pt: pickles, for programs written against the first attempt's card; legacy, and unsafe to share.\n"
@@ -113,11 +115,11 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                  "  leaf choose BUNDLE --min-retention 0.95\n"
                  "  leaf choose BUNDLE --min-rate 2000")  # fmt: skip
     choose.add_argument("bundle", type=Path, help="bundle folder")
-    choose.add_argument("--min-retention", type=_amount, help="least share of the teacher's scores, e.g. 0.95")
-    choose.add_argument("--min-rate", type=_amount, help="least texts a second on this machine")
+    choose.add_argument("--min-retention", type=amount, help="least share of the teacher's scores, e.g. 0.95")
+    choose.add_argument("--min-rate", type=amount, help="least texts a second on this machine")
     choose.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
                         default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
-    choose.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
+    choose.add_argument("--threads", type=positive, help="CPU threads (default: all)")
     choose.add_argument("--allow-failed", **failed)
     _add_bundle_commands(add, failed)
 
@@ -132,16 +134,16 @@ def _add_benchmark(add: Callable[..., argparse.ArgumentParser], failed: dict[str
     benchmark.add_argument("bundle", type=Path, help="bundle folder")
     benchmark.add_argument("--texts", type=Path, help="alone: file with a text a line, or - (default: the shipped "
                            "questions)", default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
-    benchmark.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
+    benchmark.add_argument("--threads", type=positive, help="CPU threads (default: all)")
     benchmark.add_argument("--allow-failed", **failed)
     benchmark.add_argument("--out", type=Path, metavar="DIR", help="measure everyone, and write it to this folder")
     benchmark.add_argument("--teacher", metavar="MODEL", help="its folder (default: as the bundle's recipe names it)")
     benchmark.add_argument("--student", type=Path, help="the student in torch (default: beside the bundle)")
     benchmark.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
     benchmark.add_argument("--tasks", nargs="+", default=["sts/*", "retrieval/*"], help="what quality is scored on")
-    benchmark.add_argument("--max-rows", type=_positive, default=250, help="most items of a task (default: 250)")
-    benchmark.add_argument("--count", type=_positive, default=128, help="sentences of a round (default: 128)")
-    benchmark.add_argument("--repeats", type=_positive, default=5, help="rounds (default: 5)")
+    benchmark.add_argument("--max-rows", type=positive, default=250, help="most items of a task (default: 250)")
+    benchmark.add_argument("--count", type=positive, default=128, help="sentences of a round (default: 128)")
+    benchmark.add_argument("--repeats", type=positive, default=5, help="rounds (default: 5)")
 
 
 def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:
@@ -166,6 +168,7 @@ def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: di
         "--recipe", type=Path, help="recipe file with the rules; only its [gate] is read (default: its own)"
     )
     gate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
+    add_hub(add)
     encode = add("encode", "embed texts, one a line; prints a JSON list a line, or writes a file",
                  "Memory does not grow with the number of texts. A file is written where it was left when the same "
                  "command\nis run again after an interruption, and appears when it is complete.\n\n"
@@ -175,11 +178,11 @@ def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: di
     encode.add_argument("bundle", type=Path, help="bundle folder")
     encode.add_argument("file", type=Path, nargs="?", default=Path("-"), help="UTF-8 text file, or - for stdin")
     encode.add_argument("--prompt-name", help="prompt of the bundle to put before each text")
-    encode.add_argument("--truncate-dim", type=_positive, help="keep the first N dimensions, renormalised")
-    encode.add_argument("--exit", type=_positive, help="take the vectors after this layer, an early exit of the bundle")
-    encode.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
+    encode.add_argument("--truncate-dim", type=positive, help="keep the first N dimensions, renormalised")
+    encode.add_argument("--exit", type=positive, help="take the vectors after this layer, an early exit of the bundle")
+    encode.add_argument("--threads", type=positive, help="CPU threads (default: all)")
     encode.add_argument("-o", "--output", type=Path, help="file to write: .npy, .parquet or .jsonl (default: print)")
-    encode.add_argument("--chunk", type=_size, nargs="?", const=64, metavar="OVERLAP",
+    encode.add_argument("--chunk", type=size, nargs="?", const=64, metavar="OVERLAP",
                         help="read a text over the limit in windows that share so many tokens (default: 64), and "
                              "return the mean of their vectors, instead of cutting it")  # fmt: skip
     encode.add_argument("--allow-failed", **failed)
@@ -195,8 +198,8 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
                    "  leaf evaluate runs/quick/bundle --suite first-model\n"
                    "  leaf evaluate NAME@http://localhost:8080/v1")  # fmt: skip
     evaluate.add_argument("model", help="what to score, named as above")
-    evaluate.add_argument("--dim", type=_positive, help="score the first N dimensions of the model, renormalised")
-    evaluate.add_argument("--exit", type=_positive, help="score the model's early exit after this layer")
+    evaluate.add_argument("--dim", type=positive, help="score the first N dimensions of the model, renormalised")
+    evaluate.add_argument("--exit", type=positive, help="score the model's early exit after this layer")
     evaluate.add_argument("--mteb", nargs="+", default=[], metavar="NAME", help="mteb's tasks or benchmarks")
     evaluate.add_argument("--suite", help="a named set; says of each member whether its data is here")
     evaluate.add_argument("--export-mteb", type=Path, metavar="DIR", help="write mteb's result files of the model")
@@ -217,7 +220,7 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
     overlap.add_argument("student", help="model that is to encode queries")
     overlap.add_argument("--documents", type=Path, required=True, help="file with a document a line")
     overlap.add_argument("--queries", type=Path, required=True, help="file with a query a line")
-    overlap.add_argument("--k", type=_positive, default=10, help="results of a query to compare (default: 10)")
+    overlap.add_argument("--k", type=positive, default=10, help="results of a query to compare (default: 10)")
     overlap.add_argument("--document-prompt", help="prompt of documents (default: document, where there is one)")
     overlap.add_argument("--query-prompt", help="prompt of queries (default: query, where there is one)")
     overlap.add_argument("--cache-dir", type=Path, help="folder for vectors (default: as runs)")
@@ -228,67 +231,6 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
         sub.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
         sub.add_argument("--tasks", nargs="+", default=tasks, help=f"local task ids or globs (default: {default})")
         sub.add_argument("--languages", nargs="+", default=[], metavar="LANG", help="languages (default: all)")
-        sub.add_argument("--max-rows", type=_positive, help="most items of a local task in one language, drawn")
+        sub.add_argument("--max-rows", type=positive, help="most items of a local task in one language, drawn")
         sub.add_argument("--cache-dir", type=Path, help="folder for vectors and scores (default: as runs)")
         sub.add_argument("--allow-failed", **failed)
-
-
-def _add_serving(add: Callable[..., argparse.ArgumentParser]) -> None:
-    serve = add("serve", "serve bundles to clients of Ollama, OpenAI and text-embeddings-inference",
-                "The bundle is called leaf; --model gives other names, and any number of bundles. The prompts of a "
-                "bundle have\nnames of their own: leaf-query, leaf-document. Keys: --api-key-file, or LEAF_API_KEY in "
-                "the environment.\nSIGTERM ends the server when running requests are done; SIGHUP, or a new bundle at "
-                "the same path, swaps it.\nA page to try it: http://HOST:PORT/ui. All of it: docs/serving.md.\n\n"
-                "  leaf serve runs/quick/bundle\n"
-                "  leaf serve --model leaf=runs/quick/bundle --model small=runs/quick/bundle@dim=128\n"
-                "  leaf serve runs/quick/bundle --host 0.0.0.0 --api-key-file keys.txt",
-                json_flag=False)  # fmt: skip
-    serve.add_argument("bundle", type=Path, nargs="?", help="bundle folder, served as leaf")
-    serve.add_argument("--model", action="append", default=[], metavar="NAME=PATH[@exit=N][@dim=N][@prompt=NAME]",
-                       help="a bundle, its name, and what clients get that ask for neither; repeatable")  # fmt: skip
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    serve.add_argument("--port", type=_size, default=11435, help="0: any that is free (default: 11435)")
-    serve.add_argument("--api-key-file", type=Path, help="file with API keys, one a line")
-    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
-                       help="further host name that requests may use without a key; *: any; repeatable")  # fmt: skip
-    serve.add_argument("--workers", type=_positive, default=1, help="server processes on the port (default: 1)")
-    serve.add_argument("--threads", type=_positive, help="CPU threads of a process (default: all, divided)")
-    serve.add_argument("--streams", type=_positive, help="forward passes side by side (default: one a thread)")
-    serve.add_argument("--batch-tokens", type=_positive, default=192, help="tokens of one forward pass (default: 192)")
-    serve.add_argument("--queue-tokens", type=_positive, default=600_000,
-                       help="tokens at work; over it requests are told to come back (default: 600000)")  # fmt: skip
-    serve.add_argument("--max-body-mb", type=_amount, default=8.0, help="largest request (default: 8)")
-    serve.add_argument("--max-items", type=_positive, default=2_048, help="most texts of a request (default: 2048)")
-    serve.add_argument("--max-requests", type=_positive, default=1_024, help="requests at once (default: 1024)")
-    serve.add_argument("--timeout", type=_amount, default=120.0, help="seconds for an answer (default: 120)")
-    serve.add_argument("--drain", type=_amount, default=30.0, help="seconds to end in after SIGTERM (default: 30)")
-    serve.add_argument("--watch", type=float, default=2.0, metavar="SECONDS",
-                       help="how often to look for a new bundle; 0: never (default: 2)")  # fmt: skip
-    serve.add_argument("--otlp", metavar="URL", help="collector that gets a span a request, by OTLP over HTTP")
-    serve.add_argument("--quiet", action="store_true", help="no log line for each request")
-    serve.add_argument("--allow-failed", action="store_true", help="serve a bundle that the gate refused")
-
-
-def _positive(text: str) -> int:
-    return _whole(text, least=1)
-
-
-def _amount(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
-    return value
-
-
-def _size(text: str) -> int:
-    return _whole(text, least=0)
-
-
-def _whole(text: str, *, least: int) -> int:
-    value = int(text) if text.isdecimal() else -1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least {least}")
-    return value

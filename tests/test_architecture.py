@@ -24,6 +24,7 @@ HELPERS = {"text", "progress", "stages"}
 ALLOWED = {
     # A bundle is a model folder with card and plots, and opens as an encoder where its verdict allows.
     "ship.bundle": {"ship.card", "ship.encoder", "ship.folder", "ship.plots", "ship.verdict"},
+    "ship.hub": {"ship.bundle", "ship.card", "ship.verdict"},  # verified before it leaves and after it comes
     "ship.verdict": {"judge.gate", "recipe_io"},  # judged again by the one gate, by rules as recipes have them
     # Which plots there are to show; tables and sections; results as hubs list them.
     "ship.card": {
@@ -163,7 +164,7 @@ COMPOSING = {
     *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding", "engines"),
     *("bench", "bench_page", "bench_worker", "contenders"),
 }
-TOP = {"cli", "cli_bundles", "cli_judging", "options", "__main__", "__init__"}
+TOP = {"cli", "cli_bundles", "cli_judging", "options", "options_numbers", "options_serving", "__main__", "__init__"}
 
 
 def _tree(path):

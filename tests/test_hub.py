@@ -1,0 +1,138 @@
+"""Bundles on their way to and from a hub, by the command line and over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import hub_stub
+import pytest
+from tiny import make_model_folder, sample_manifest
+
+import leafembed
+from leafembed.ship.bundle import write_bundle
+
+REPO = "me/student"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hub")
+    return write_bundle(root / "bundle", make_model_folder(root / "model"), sample_manifest())
+
+
+@pytest.fixture
+def hub():
+    with hub_stub.hub() as state:
+        yield state
+
+
+@pytest.fixture
+def leaf(hub, tmp_path):
+    """Runs the command line in an empty home, against the stub."""
+
+    def leaf(*words, **environment):
+        known = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": hub_stub.TOKEN,
+            "HF_HOME": str(tmp_path / "home"),
+        }
+        command = [sys.executable, "-m", "leafembed", *map(str, words)]
+        env = {**os.environ, **known, **environment}
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120, check=False)
+
+    return leaf
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_bundle_comes_back_as_it_went(leaf, hub, bundle, tmp_path):
+    went = leaf("push", bundle, REPO, "--json")
+    assert went.returncode == 0, went.stderr
+    sha = hub.branches[REPO]["main"]
+    assert json.loads(went.stdout) == {"repo": REPO, "commit": f"{hub.url}/{REPO}/commit/{sha}"}
+    assert hub.messages == [f"leafembed bundle {sample_manifest()['name']}"]
+    came = leaf("pull", REPO, "--json")
+    assert came.returncode == 0, came.stderr
+    assert json.loads(came.stdout) == {"folder": str(tmp_path / "student"), "commit": sha, "passed": True}
+    assert contents(tmp_path / "student") == contents(bundle)  # and nothing of the hub's
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert leafembed.load(tmp_path / "student").encode(["red"]).shape[0] == 1
+
+
+def test_a_branch_and_a_private_repository(leaf, hub, bundle, tmp_path):
+    assert leaf("push", bundle, REPO, "--private", "--branch", "v1", "--message", "first").returncode == 0
+    assert hub.private[REPO]
+    assert "manifest.json" not in hub.commits[REPO][hub.branches[REPO]["main"]]
+    assert hub.messages == ["first"]
+    assert leaf("pull", REPO, "--revision", "v1", "-o", "at/v1").returncode == 0
+    assert contents(tmp_path / "at" / "v1") == contents(bundle)
+    hidden = leaf("pull", REPO, "--revision", "v1", "-o", "other", HF_TOKEN="hf_wrong")
+    assert hidden.returncode == 1
+    assert "me/student: the hub at" in hidden.stderr
+
+
+def test_what_lies_beside_a_bundle_is_not_uploaded(leaf, hub, bundle, tmp_path):
+    copied = shutil.copytree(bundle, tmp_path / "copied")
+    (copied / "keys.txt").write_text("secret", encoding="utf-8")
+    assert leaf("push", copied, REPO).returncode == 0
+    assert set(hub.commits[REPO][hub.branches[REPO]["main"]]) == {*contents(bundle), ".gitattributes"}
+
+
+def test_an_altered_file_is_refused_and_nothing_is_left(leaf, hub, bundle, tmp_path):
+    assert leaf("push", bundle, REPO).returncode == 0
+    hub.commit(REPO, "main", {"model.bin": b"another model"})
+    got = leaf("pull", REPO)
+    assert got.returncode == 1
+    assert "model.bin was altered" in got.stderr
+    assert not list(tmp_path.glob("*student*"))
+    assert not list(tmp_path.glob(".*student*"))
+
+
+def test_a_refused_bundle_is_uploaded_only_when_asked_to(leaf, hub, tmp_path):
+    failed = write_bundle(tmp_path / "failed", make_model_folder(tmp_path / "model"), sample_manifest(kept=0.7))
+    got = leaf("push", failed, REPO)
+    assert got.returncode == 3
+    assert "mean retention is 0.7000" in got.stderr
+    assert REPO not in hub.commits
+    assert leaf("push", failed, REPO, "--allow-failed").returncode == 0
+    assert json.loads(leaf("pull", REPO, "--json").stdout)["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "said"),
+    [
+        (("pull", "me/nothing"), {}, r"me/nothing: the hub at http"),
+        (("pull", REPO, "--revision", "v9"), {}, r"me/student: the hub at http"),
+        (("pull", "me/other"), {}, r"me/other: holds no bundle"),
+        (("pull", "not a name"), {}, r"got 'not a name', expected the name of a repository, org/name"),
+        (("pull", REPO), {"HF_HUB_OFFLINE": "1"}, r"HF_HUB_OFFLINE is set"),
+        (("pull", REPO), {"HF_ENDPOINT": "http://127.0.0.1:9"}, r"the hub at http://127\.0\.0\.1:9 says"),
+        (("pull", REPO, "-o", "taken"), {}, r"taken: is there already; remove it or name another folder"),
+        (("push", "nowhere", REPO), {}, r"nowhere: not a bundle"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(leaf, hub, bundle, tmp_path, words, environment, said):
+    hub.create(REPO, private=False)
+    hub.create("me/other", private=False)
+    hub.commit(REPO, "main", contents(bundle))
+    (tmp_path / "taken").mkdir()
+    got = leaf(*words, **environment)
+    assert got.returncode == 1
+    line = got.stderr.strip().splitlines()[-1]
+    assert line.startswith("leaf: ")
+    assert "Traceback" not in got.stderr
+    assert re.search(said, line), got.stderr
+
+
+def test_a_wrong_token_writes_nothing(leaf, hub, bundle):
+    got = leaf("push", bundle, REPO, HF_TOKEN="hf_wrong")
+    assert got.returncode == 1
+    assert REPO not in hub.commits
