@@ -74,6 +74,7 @@ def compile_graph(path: Path, config: EncoderConfig, threads: int, streams: int,
         "NUM_STREAMS": streams,
     }
     core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # a mapped file that is overwritten where it lies ends the process
     try:
         return core.compile_model(_read(core, path, config, exit), "CPU", properties)
     except RuntimeError as error:
