@@ -14,19 +14,20 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, *, allow_failed: bool = False, **options: Any) -> BundleEncoder:
+def load(path: str | Path | None = None, *, allow_failed: bool = False, **options: Any) -> BundleEncoder:
     """Open a bundle and return its encoder; torch is not imported.
 
     Args:
-        path: Bundle folder, as ``leaf run`` writes it.
+        path: Bundle folder, as ``leaf run`` writes it; ``None``: the model that comes with the project.
         allow_failed: Open a bundle that the gate refused.
         options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`, e.g. ``threads=4``,
             ``exit=4`` for an early exit, ``dim=256`` for shorter vectors.
 
     Raises:
-        BundleError: If a file is missing or its hash differs from the manifest.
+        BundleError: If there is no bundle, a file is missing or its hash differs from the manifest.
         GateFailedError: If the gate refused the bundle and ``allow_failed`` is not set.
     """
     from leafembed.ship.bundle import open_bundle
+    from leafembed.ship.shipped import shipped
 
-    return open_bundle(path, allow_failed=allow_failed, **options)
+    return open_bundle(shipped() if path is None else path, allow_failed=allow_failed, **options)

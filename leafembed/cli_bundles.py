@@ -151,21 +151,36 @@ def encode(args: argparse.Namespace) -> int:
     from leafembed.ship.vectors_file import json_line
     from leafembed.stages import file_sha256
 
-    encoder = leafembed.load(args.bundle, allow_failed=args.allow_failed, threads=args.threads, exit=args.exit)
+    bundle, file = _bundle_and_file(args.words)
+    encoder = leafembed.load(bundle, allow_failed=args.allow_failed, threads=args.threads, exit=args.exit)
     if args.prompt_name is not None and args.prompt_name not in encoder.prompts:
         raise Error(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {', '.join(encoder.prompts) or 'none'}")
     options = {"prompt_name": args.prompt_name, "dim": args.truncate_dim, "overlap": args.chunk}
     try:
         if args.output is None:
-            for vector in encode_out(encoder, stream_texts(args.file), options):
+            for vector in encode_out(encoder, stream_texts(file), options):
                 print(json_line(vector))
             return 0
-        identity = file_sha256(args.bundle / MANIFEST)
-        texts, dim = encode_file(encoder, args.file, args.output, options, identity=identity)
+        identity = file_sha256(bundle / MANIFEST)
+        texts, dim = encode_file(encoder, file, args.output, options, identity=identity)
     except ValueError as error:
         raise Error(str(error)) from error
     say(f"{texts} vectors of {dim} dimensions in {args.output}")
     return 0
+
+
+def _bundle_and_file(words: list[Path]) -> tuple[Path, Path]:
+    """The bundle and the text that ``leaf encode`` was given, each or both left out."""
+    from leafembed.ship.shipped import shipped
+
+    if len(words) > 2:
+        raise Error(f"leaf encode: got {len(words)} paths, expected a bundle and a file of texts, or one of them")
+    if len(words) == 2:
+        return words[0], words[1]
+    (word,) = words or (Path("-"),)
+    if word != Path("-") and not word.exists():
+        raise Error(f"{word}: is not there; expected a bundle folder or a file of texts")
+    return (word, Path("-")) if word.is_dir() else (shipped(), word)
 
 
 def serve(args: argparse.Namespace) -> int:

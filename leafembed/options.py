@@ -175,8 +175,9 @@ def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: di
                  "  echo 'a text' | leaf encode runs/quick/bundle\n"
                  "  leaf encode runs/quick/bundle texts.txt --output vectors.npy\n"
                  "  leaf encode runs/quick/bundle long.jsonl -o vectors.parquet --chunk", json_flag=False)  # fmt: skip
-    encode.add_argument("bundle", type=Path, help="bundle folder")
-    encode.add_argument("file", type=Path, nargs="?", default=Path("-"), help="UTF-8 text file, or - for stdin")
+    encode.add_argument("words", type=Path, nargs="*", metavar="[BUNDLE] [FILE]",
+                        help="bundle folder (default: the model of this project); UTF-8 text file, or - for stdin, "
+                             "which is the default. A folder is the bundle, anything else the text")  # fmt: skip
     encode.add_argument("--prompt-name", help="prompt of the bundle to put before each text")
     encode.add_argument("--truncate-dim", type=positive, help="keep the first N dimensions, renormalised")
     encode.add_argument("--exit", type=positive, help="take the vectors after this layer, an early exit of the bundle")

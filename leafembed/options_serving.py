@@ -44,7 +44,8 @@ def add_serving(add: Callable[..., argparse.ArgumentParser]) -> None:
                 "  leaf serve --model leaf=runs/quick/bundle --model small=runs/quick/bundle@dim=128\n"
                 "  leaf serve runs/quick/bundle --host 0.0.0.0 --api-key-file keys.txt",
                 json_flag=False)  # fmt: skip
-    serve.add_argument("bundle", type=Path, nargs="?", help="bundle folder, served as leaf")
+    serve.add_argument("bundle", type=Path, nargs="?",
+                       help="bundle folder, served as leaf (default: the model of this project)")  # fmt: skip
     serve.add_argument("--model", action="append", default=[], metavar="NAME=PATH[@exit=N][@dim=N][@prompt=NAME]",
                        help="a bundle, its name, and what clients get that ask for neither; repeatable")  # fmt: skip
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")

@@ -136,7 +136,15 @@ ALLOWED = {
     "serve.border": {"serve.body", "serve.embedding", "serve.logs", "serve.refusals", "serve.wire"},
     "serve.command": {
         *("serve.app", "serve.embedding", "serve.logs", "serve.merged", "serve.metrics", "serve.models"),
-        *("serve.server", "serve.settings", "serve.specs", "serve.tracing", "serve.workers", "ship.machine"),
+        *(
+            "serve.server",
+            "serve.settings",
+            "serve.specs",
+            "serve.tracing",
+            "serve.workers",
+            "ship.machine",
+            "ship.shipped",
+        ),
     },
     "serve.embedding": {
         *("serve.batching", "serve.merged", "serve.metrics", "serve.models", "serve.prompts", "serve.refusals"),

@@ -87,7 +87,6 @@ def test_the_overview_names_every_command_and_the_exit_statuses(leaf):
     [
         (),
         ("distil",),
-        ("encode",),
         ("run", "recipe.toml", "--untill", "gate"),
         ("run", "recipe.toml", "--until", "train", "--allow-failed"),
         ("plan", "recipe.toml", "--layers", "3", "--memory-gb", "6"),

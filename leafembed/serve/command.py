@@ -25,6 +25,7 @@ from leafembed.serve.specs import ModelSpec
 from leafembed.serve.tracing import traced
 from leafembed.serve.workers import end_with_parent, supervise
 from leafembed.ship.machine import usable_cores
+from leafembed.ship.shipped import shipped
 
 __all__ = ["run_server"]
 
@@ -99,7 +100,7 @@ def _service(args: argparse.Namespace, key: str) -> Service:
     if args.bundle is not None:
         specs.insert(0, ModelSpec("leaf", args.bundle))
     if not specs:
-        raise Error("leaf serve: got no bundle, expected BUNDLE or --model NAME=PATH")
+        specs.append(ModelSpec("leaf", shipped()))
     limits = Limits(
         body_bytes=int(args.max_body_mb * 1e6), items=args.max_items, queue_tokens=args.queue_tokens,
         request_tokens=min(args.queue_tokens, Limits().request_tokens), requests=args.max_requests,
