@@ -89,7 +89,8 @@ def test_the_shell_lines_of_the_readme_name_what_exists(line):
         return
     assert words[0] == ".venv/bin/leaf"
     args = build_parser().parse_args(words[1:])
-    for value in vars(args).values():
+    values = [one for value in vars(args).values() for one in (value if isinstance(value, list) else [value])]
+    for value in values:
         if isinstance(value, Path) and value.parts[:1] != ("runs",) and value.name not in ("-", "vectors.npy"):
             assert (ROOT / value).exists(), value
 
