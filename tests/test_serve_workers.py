@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 from served import make_bundle
 
 from leafembed.serve.merged import EVERY_S, Shared, bury, merge
+from leafembed.serve.workers import _ready
 
 PAGE = """\
 # HELP leaf_texts_total Texts
@@ -158,3 +160,17 @@ def test_a_server_whose_processes_cannot_start_ends(bundle, tmp_path):
     assert done.returncode == 1
     assert "the server processes end before they take requests" in done.stderr
     assert str(keys) in done.stderr
+
+
+def test_a_process_that_died_has_not_said_that_it_is_ready():
+    told, tells = Pipe(duplex=False)
+    assert not _ready(told)
+    tells.close()
+    assert told.poll()  # its end can be read
+    assert not _ready(told)
+    told.close()
+    told, tells = Pipe(duplex=False)
+    tells.send(True)
+    tells.close()
+    assert _ready(told)
+    told.close()

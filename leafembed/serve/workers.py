@@ -75,7 +75,7 @@ class _Crew:
         pipes = {told: member for member, told in self.members.items() if member in self.waiting}
         wait([*pipes, *(member.sentinel for member in self.members)], _LOOK_S)
         for told, member in pipes.items():
-            if member.is_alive() and told.poll():
+            if _ready(told):
                 self.waiting.discard(member)
                 self.failed = 0
         if not (self.waiting or self.announced or self.stopping):
@@ -98,6 +98,14 @@ class _Crew:
             time.sleep(_LOOK_S)
         _log.error("process %s ended with status %s and is replaced", member.pid, member.exitcode)
         self.hire()
+
+
+def _ready(told: Connection) -> bool:
+    """Whether a process has said that it takes requests; one that died has closed its end, which can be read too."""
+    try:
+        return told.poll() and bool(told.recv())
+    except (EOFError, OSError):
+        return False
 
 
 def supervise(work: Work, count: int, folder: Path, ready: Callable[[], None]) -> int:
