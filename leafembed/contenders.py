@@ -149,7 +149,7 @@ def _static(teacher: Path, work: Path) -> list[Entrant]:
         try:
             from model2vec.distill import distill_from_model
         except ImportError as error:
-            raise MissingExtraError("model2vec[distill]", "bench") from error
+            raise MissingExtraError("skeletoken", "bench") from error
         model = load_sentence_transformer(teacher)
         size = len(model[0].tokenizer)
         if size > _MOST_TOKENS:
