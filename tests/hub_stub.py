@@ -1,4 +1,7 @@
-"""A hub in memory: as much of the API as creating a repository, committing to it and downloading from it take."""
+"""A hub in memory: as much of the API as creating a repository, committing to it and downloading from it take.
+
+As the hub does, it takes ``*.bin`` by the protocol of LFS and other files within the commit.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ class Hub:
     commits: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     branches: dict[str, dict[str, str]] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
+    large: dict[str, bytes] = field(default_factory=dict)  # by SHA-256, as LFS takes them
+    fails: dict[str, int] = field(default_factory=dict)  # the status of reading what has this in its path
 
     def create(self, repo, *, private):
         """Like a new repository of the hub's: it has one file already."""
@@ -82,14 +87,21 @@ class _Handler(BaseHTTPRequestHandler):
         if parts == ["api", "validate-yaml"]:
             self._json({"errors": [], "warnings": []})
             return
+        if parts[2:] == ["info", "lfs", "objects", "batch"]:
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            self._json({"transfer": "basic", "objects": objects})
+            return
         repo, verb, branch = "/".join(parts[2:4]), parts[4], parts[5]
         if verb == "branch":
             self.hub.branches[repo].setdefault(branch, self.hub.branches[repo]["main"])
             self._json({})
         elif verb == "preupload":
             files = [
-                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for one in json.loads(body)["files"]
+                {"path": name, "uploadMode": "lfs" if name.endswith(".bin") else "regular", "shouldIgnore": False}
+                for name in (one["path"] for one in json.loads(body)["files"])
             ]
             self._json({"files": files})
         else:
@@ -97,15 +109,27 @@ class _Handler(BaseHTTPRequestHandler):
             added = {
                 one["value"]["path"]: base64.b64decode(one["value"]["content"]) for one in lines if one["key"] == "file"
             }
+            large = [one["value"] for one in lines if one["key"] == "lfsFile"]
+            added |= {one["path"]: self.hub.large[one["oid"]] for one in large}
             self.hub.messages.append(lines[0]["value"]["summary"])
             sha = self.hub.commit(repo, branch, added)
             self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{sha}", "commitOid": sha, "success": True})
+
+    def do_PUT(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        assert self.path == f"/lfs/{hashlib.sha256(content).hexdigest()}"
+        self.hub.large[self.path.rpartition("/")[2]] = content
+        self._json({})
 
     def do_GET(self):
         parts = unquote(self.path.partition("?")[0]).strip("/").split("/")
         is_api = parts[0] == "api"
         repo = "/".join(parts[2:4] if is_api else parts[:2])
         rest = parts[4:] if is_api else parts[2:]
+        for part, status in self.hub.fails.items():
+            if part in self.path:
+                self._json({"error": "no"}, status)
+                return
         private = self.hub.private.get(repo)
         if private is None or (private and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
             self._missing("RepoNotFound")
@@ -123,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
             )
         elif is_api:
-            self._json({"id": repo, "modelId": repo, "sha": sha, "siblings": [{"rfilename": name} for name in files]})
+            names = [{"rfilename": name} for name in files]
+            self._json({"id": repo, "modelId": repo, "sha": sha, "private": private, "siblings": names})
         elif (content := files.get("/".join(rest[2:]))) is None:
             self._missing("EntryNotFound")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 
 import hub_stub
 import pytest
-from tiny import make_model_folder, sample_manifest
+from tiny import make_model_folder, reseal, sample_manifest, write_sealed
 
 import leafembed
 from leafembed.ship.bundle import write_bundle
@@ -41,6 +42,7 @@ def leaf(hub, tmp_path):
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": hub_stub.TOKEN,
             "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",  # large files go by LFS, which the stub speaks
         }
         command = [sys.executable, "-m", "leafembed", *map(str, words)]
         env = {**os.environ, **known, **environment}
@@ -59,6 +61,7 @@ def test_a_bundle_comes_back_as_it_went(leaf, hub, bundle, tmp_path):
     sha = hub.branches[REPO]["main"]
     assert json.loads(went.stdout) == {"repo": REPO, "commit": f"{hub.url}/{REPO}/commit/{sha}"}
     assert hub.messages == [f"leafembed bundle {sample_manifest()['name']}"]
+    assert (bundle / "model.bin").read_bytes() in hub.large.values()
     came = leaf("pull", REPO, "--json")
     assert came.returncode == 0, came.stderr
     assert json.loads(came.stdout) == {"folder": str(tmp_path / "student"), "commit": sha, "passed": True}
@@ -74,9 +77,18 @@ def test_a_branch_and_a_private_repository(leaf, hub, bundle, tmp_path):
     assert hub.messages == ["first"]
     assert leaf("pull", REPO, "--revision", "v1", "-o", "at/v1").returncode == 0
     assert contents(tmp_path / "at" / "v1") == contents(bundle)
+    assert leaf("push", bundle, REPO, "--private", "--branch", "v1").returncode == 0  # again, where it is private
     hidden = leaf("pull", REPO, "--revision", "v1", "-o", "other", HF_TOKEN="hf_wrong")
     assert hidden.returncode == 1
-    assert "me/student: the hub at" in hidden.stderr
+    assert "hides it from this token" in hidden.stderr
+
+
+def test_what_is_to_be_private_does_not_go_where_everybody_reads(leaf, hub, bundle):
+    hub.create(REPO, private=False)
+    got = leaf("push", bundle, REPO, "--private")
+    assert got.returncode == 1
+    assert "--private: got me/student, which is public" in got.stderr
+    assert hub.messages == []
 
 
 def test_what_lies_beside_a_bundle_is_not_uploaded(leaf, hub, bundle, tmp_path):
@@ -91,7 +103,60 @@ def test_an_altered_file_is_refused_and_nothing_is_left(leaf, hub, bundle, tmp_p
     hub.commit(REPO, "main", {"model.bin": b"another model"})
     got = leaf("pull", REPO)
     assert got.returncode == 1
-    assert "model.bin was altered" in got.stderr
+    assert "leaf: me/student/model.bin was altered" in got.stderr
+    assert leaf("pull", REPO, "-o", "at/v1").returncode == 1
+    assert not (tmp_path / "at").exists()
+    assert not list(tmp_path.glob("*student*"))
+    assert not list(tmp_path.glob(".*student*"))
+
+
+@pytest.mark.parametrize("name", ["*", "model.???", "[a-z]*"])
+def test_a_name_in_a_manifest_is_no_pattern(leaf, hub, bundle, tmp_path, name):
+    copied = shutil.copytree(bundle, tmp_path / "copied")
+    (copied / name).write_bytes(b"x")
+    manifest = json.loads((copied / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"][name] = {"sha256": hashlib.sha256(b"x").hexdigest(), "bytes": 1}
+    write_sealed(copied, manifest)
+    listed = contents(copied)
+    (copied / "model.pkl").write_bytes(b"not asked for")
+    assert leaf("push", copied, REPO).returncode == 0
+    assert set(hub.commits[REPO][hub.branches[REPO]["main"]]) == {*listed, ".gitattributes"}
+    hub.commit(REPO, "main", {"model.pkl": b"not asked for", "sub/code.py": b"not asked for"})
+    got = leaf("pull", REPO)
+    assert got.returncode == 0, got.stderr
+    assert contents(tmp_path / "student") == listed
+
+
+@pytest.mark.parametrize("name", ["../x", "sub/x", "/x", ".."])
+def test_a_manifest_that_names_a_path_fetches_nothing_more(leaf, hub, bundle, tmp_path, name):
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"] = {name: {"sha256": "0", "bytes": 1}, **manifest["files"]}
+    reseal(manifest)
+    hub.create(REPO, private=False)
+    hub.commit(REPO, "main", {**contents(bundle), "manifest.json": json.dumps(manifest).encode()})
+    got = leaf("pull", REPO, "-o", "at/v1")
+    assert got.returncode == 1
+    assert f"me/student/manifest.json: lists '{name}', expected file names" in got.stderr
+    assert not (tmp_path / "at").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "said"),
+    [
+        ("resolve", 403, r"the hub at \S+ does not let this token do that; set HF_TOKEN"),
+        ("model.bin", 403, r"the hub at \S+ does not let this token do that; set HF_TOKEN"),
+        ("resolve", 401, r"the hub at \S+ (takes no such token|has none, or hides it)"),
+        ("api/models", 500, r"the hub at \S+ cannot be used; try again or check HF_ENDPOINT: .*500"),
+        ("model.bin", 418, r"the hub at \S+ cannot be used; try again or check HF_ENDPOINT: .*418"),
+    ],
+)
+def test_a_hub_that_fails_is_not_taken_for_a_bundle_that_is_bad(leaf, hub, bundle, tmp_path, part, status, said):
+    hub.create(REPO, private=False)
+    hub.commit(REPO, "main", contents(bundle))
+    hub.fails[part] = status
+    got = leaf("pull", REPO)
+    assert got.returncode == 1
+    assert re.search(rf"^leaf: me/student: {said}", got.stderr, flags=re.MULTILINE), got.stderr
     assert not list(tmp_path.glob("*student*"))
     assert not list(tmp_path.glob(".*student*"))
 
@@ -109,12 +174,18 @@ def test_a_refused_bundle_is_uploaded_only_when_asked_to(leaf, hub, tmp_path):
 @pytest.mark.parametrize(
     ("words", "environment", "said"),
     [
-        (("pull", "me/nothing"), {}, r"me/nothing: the hub at http"),
-        (("pull", REPO, "--revision", "v9"), {}, r"me/student: the hub at http"),
-        (("pull", "me/other"), {}, r"me/other: holds no bundle"),
+        (
+            ("pull", "me/nothing"),
+            {},
+            r"me/nothing: the hub at \S+ has none, or hides it from this token; check the name",
+        ),
+        (("pull", REPO, "--revision", "v9"), {}, r"me/student: got revision 'v9', expected a branch, tag or commit"),
+        (("pull", "me/other"), {}, r"me/other: not a bundle, it has no manifest.json; expected what leaf push uploads"),
         (("pull", "not a name"), {}, r"got 'not a name', expected the name of a repository, org/name"),
         (("pull", REPO), {"HF_HUB_OFFLINE": "1"}, r"HF_HUB_OFFLINE is set"),
-        (("pull", REPO), {"HF_ENDPOINT": "http://127.0.0.1:9"}, r"the hub at http://127\.0\.0\.1:9 says"),
+        (("push", "BUNDLE", REPO), {"HF_HUB_OFFLINE": "1"}, r"HF_HUB_OFFLINE is set"),
+        (("pull", REPO), {"HF_ENDPOINT": "http://127.0.0.1:9"}, r"the hub at http://127\.0\.0\.1:9 cannot be used"),
+        (("push", "BUNDLE", REPO), {"HF_TOKEN": "hf_wrong"}, r"the hub at \S+ takes no such token, or asks for one"),
         (("pull", REPO, "-o", "taken"), {}, r"taken: is there already; remove it or name another folder"),
         (("push", "nowhere", REPO), {}, r"nowhere: not a bundle"),
     ],
@@ -124,7 +195,7 @@ def test_what_goes_wrong_is_one_line(leaf, hub, bundle, tmp_path, words, environ
     hub.create("me/other", private=False)
     hub.commit(REPO, "main", contents(bundle))
     (tmp_path / "taken").mkdir()
-    got = leaf(*words, **environment)
+    got = leaf(*(bundle if word == "BUNDLE" else word for word in words), **environment)
     assert got.returncode == 1
     line = got.stderr.strip().splitlines()[-1]
     assert line.startswith("leaf: ")

@@ -88,7 +88,7 @@ def read_manifest(path: Path, *, refused: bool = False) -> dict[str, Any]:
         refused: Whether it may be that of a student refused before INT8, which lists no files.
 
     Raises:
-        BundleError: If it is missing, damaged, edited, or of another format version.
+        BundleError: If it is missing, damaged, edited, of another format version, or lists what is no file name.
     """
     file = Path(path) / MANIFEST
     try:
@@ -108,6 +108,9 @@ def read_manifest(path: Path, *, refused: bool = False) -> dict[str, Any]:
         raise BundleError(f"{file}: files is not a table of hashes; {_GET_ANOTHER}")
     if seal(manifest) != manifest.get(SEAL):
         raise BundleError(f"{file}: was edited after it was written, its seal does not fit; {_GET_ANOTHER}")
+    for name in files:
+        if Path(name).name != name or name == "..":
+            raise BundleError(f"{file}: lists {name!r}, expected file names; {_GET_ANOTHER}")
     return manifest
 
 
@@ -211,8 +214,6 @@ def _verified(path: Path, *, skip: frozenset[str]) -> dict[str, Any]:
         if name in skip:
             continue
         file = path / name
-        if Path(name).name != name:
-            raise BundleError(f"{path / MANIFEST}: lists {name!r}, expected file names; {_GET_ANOTHER}")
         remedy = "render it again with leaf card" if name in (CARD, *PLOTS) else _GET_ANOTHER
         if not file.is_file():
             raise BundleError(f"{path}: {name} is missing; {remedy}")

@@ -5,9 +5,10 @@ Endpoint, token and offline mode are the library's own: ``HF_ENDPOINT``, ``HF_TO
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,36 +53,38 @@ def push(
         bundle: Bundle folder.
         repo: ``org/name``.
         branch: Branch to write to, created where there is none; ``None``: the main one.
-        private: Whether a repository that is created is private.
+        private: Whether a repository that is created is private; one that is there must be so already.
         message: Commit message; ``None``: says the bundle's name.
         allow_failed: Upload a bundle that the gate refused; its card says so.
 
     Raises:
         BundleError: If a file is missing or altered.
         GateFailedError: If the gate refused the model and ``allow_failed`` is not set.
-        Error: If the hub cannot be reached or refuses.
+        Error: If the hub cannot be reached or refuses, or the repository is public and ``private`` is set.
     """
     manifest = verify(bundle)
     verdict, stage = read_verdict(manifest, str(bundle / MANIFEST))
     if not (verdict.passed or allow_failed):
         raise GateFailedError(verdict, stage=stage)
-    with _talking(repo) as hub:
+    with _talking(repo, branch) as hub:
         api = hub.HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise Error(f"--private: got {repo}, which is public; make it private in its settings, or name another")
         if branch is not None:
             api.create_branch(repo, branch=branch, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=bundle,
             revision=branch,
-            allow_patterns=[*manifest["files"], MANIFEST],
+            allow_patterns=[glob.escape(name) for name in (*manifest["files"], MANIFEST)],
             commit_message=message or f"leafembed bundle {manifest['name']}",
         )
     return str(commit.commit_url)
 
 
 def pull(repo: str, target: Path, *, revision: str | None = None) -> Pulled:
-    """Download a bundle, verify it, and only then put it in place.
+    """Download a bundle, verify it, and only then put it in place; if that fails, nothing is left.
 
     Of the repository the files that the manifest lists are fetched. Whether the gate passed it is worked out again.
 
@@ -97,40 +100,78 @@ def pull(repo: str, target: Path, *, revision: str | None = None) -> Pulled:
     target = target.resolve()
     if target.exists():
         raise BundleError(f"{target}: is there already; remove it or name another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    made = [folder for folder in target.parents if not folder.exists()]  # the nearest first
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(parents=True)
     try:
-        with _talking(repo) as hub:
-            commit = hub.HfApi().model_info(repo, revision=revision).sha
-            hub.hf_hub_download(repo, MANIFEST, revision=commit, local_dir=partial)
-            names = read_manifest(partial)["files"]
-            hub.snapshot_download(repo, revision=commit, local_dir=partial, allow_patterns=list(names))
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # of huggingface_hub
+        commit = _download(repo, revision, partial)
         verdict, _ = read_verdict(verify(partial), str(partial / MANIFEST))
         partial.rename(target)
+    except BundleError as error:  # the folder that it names is about to go
+        raise BundleError(str(error).replace(str(partial), repo)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Pulled(target, str(commit), verdict.passed)
+        for folder in made:
+            with suppress(OSError):  # it holds the bundle
+                folder.rmdir()
+    return Pulled(target, commit, verdict.passed)
+
+
+def _download(repo: str, revision: str | None, folder: Path) -> str:
+    """Fetch a manifest and what it lists into a folder, all at one commit, and return the commit.
+
+    File by file: ``snapshot_download`` takes patterns, so that a manifest could ask for more than it lists, and it
+    returns a folder that lacks files when the hub fails in between.
+    """
+    with _talking(repo, revision) as hub:
+        commit = str(hub.HfApi().model_info(repo, revision=revision).sha)
+        hub.hf_hub_download(repo, MANIFEST, revision=commit, local_dir=folder)
+        for name in read_manifest(folder)["files"]:
+            hub.hf_hub_download(repo, name, revision=commit, local_dir=folder)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # of huggingface_hub
+    return commit
 
 
 @contextmanager
-def _talking(repo: str) -> Iterator[Any]:
-    """The library, its errors turned into ours."""
+def _talking(repo: str, revision: str | None) -> Iterator[Any]:
+    """The library, its errors turned into ours; those of this machine's files stay as they are."""
     try:
         import huggingface_hub
-        from huggingface_hub import constants
-        from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, OfflineModeIsEnabled
+        from huggingface_hub.errors import HTTPError
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "hub") from error
     try:
         yield huggingface_hub
-    except EntryNotFoundError as error:
-        raise BundleError(f"{repo}: holds no bundle: {first_line(error)}") from error
-    except OfflineModeIsEnabled as error:
-        raise Error(f"{repo}: HF_HUB_OFFLINE is set, so that no hub is asked; unset it for this command") from error
-    except HFValidationError as error:
-        raise Error(f"got {repo!r}, expected the name of a repository, org/name: {first_line(error)}") from error
-    except (HTTPError, OSError) as error:
-        raise Error(f"{repo}: the hub at {constants.ENDPOINT} says: {first_line(error)}") from error
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:  # the last two of uploads of large files
+        talk = isinstance(error, (HTTPError, ConnectionError, TimeoutError))
+        if isinstance(error, OSError) and error.errno is not None and not talk:
+            raise
+        raise _explained(error, repo, revision) from error
+
+
+def _explained(error: Exception, repo: str, revision: str | None) -> Error:
+    """What an error of the library means for whoever asked for ``repo``."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the error says that no file came, its cause why
+    hub = f"the hub at {constants.ENDPOINT}"
+    response = getattr(error, "response", None)
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        name = str(error.response.url).rpartition("/")[2]
+        return BundleError(f"{repo}: not a bundle, it has no {name}; expected what leaf push uploads")
+    by_kind = {
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set, so that no hub is asked; unset it for this command",
+        errors.HFValidationError: f"got {repo!r}, expected the name of a repository, org/name",
+        errors.GatedRepoError: f"{hub} asks for its owner's consent; ask for access on its page, then set HF_TOKEN",
+        errors.RepositoryNotFoundError: f"{hub} has none, or hides it from this token; check the name or set HF_TOKEN",
+        errors.RevisionNotFoundError: f"got revision {revision!r}, expected a branch, tag or commit that it has",
+    }
+    by_status = {
+        401: f"{hub} takes no such token, or asks for one; set HF_TOKEN or call hf auth login",
+        403: f"{hub} does not let this token do that; set HF_TOKEN to one with the right to",
+    }
+    meant = next((text for kind, text in by_kind.items() if isinstance(error, kind)), None)
+    meant = meant or by_status.get(getattr(response, "status_code", 0))
+    return Error(f"{repo}: {meant or f'{hub} cannot be used; try again or check HF_ENDPOINT: {first_line(error)}'}")
