@@ -106,10 +106,12 @@ def info(args: argparse.Namespace) -> int:
     """Say what a bundle is."""
     from leafembed.results import print_info
     from leafembed.ship.bundle import verify
+    from leafembed.ship.shipped import shipped
     from leafembed.ship.verdict import read_verdict
 
-    manifest = verify(args.bundle)
-    verdict, _ = read_verdict(manifest, str(args.bundle))
+    bundle = args.bundle or shipped()
+    manifest = verify(bundle)
+    verdict, _ = read_verdict(manifest, str(bundle))
     if args.json:
         print_json({**manifest, "verified": True, "passed": verdict.passed})
         return 0

@@ -158,7 +158,7 @@ def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: di
     report.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
     info = add("info", "say what a bundle is and whether it passed; verifies every file's hash",
                "  leaf info runs/quick/bundle")  # fmt: skip
-    info.add_argument("bundle", type=Path, help="bundle folder")
+    info.add_argument("bundle", type=Path, nargs="?", help="bundle folder (default: the model of this project)")
     gate = add("gate", "judge a bundle again from its stored scores, by its own rules or by others",
                "Every check is printed; exit 3 if one fails. Also for the folder of a student refused before INT8.\n\n"
                "  leaf gate runs/quick/bundle --set gate.min_mean_retention=0.97\n"

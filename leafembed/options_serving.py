@@ -21,7 +21,7 @@ def add_hub(add: Callable[..., argparse.ArgumentParser]) -> None:
     push.add_argument("bundle", type=Path, help="bundle folder")
     push.add_argument("repo", help="repository, org/name")
     push.add_argument("--branch", help="branch to write to, created where there is none (default: main)")
-    push.add_argument("--private", action="store_true", help="create the repository as a private one")
+    push.add_argument("--private", action="store_true", help="create it as a private one; refuse one that is public")
     push.add_argument("--message", help="commit message (default: the bundle's name)")
     push.add_argument("--allow-failed", action="store_true", help="upload a bundle that the gate refused")
     pull = add("pull", "download a bundle from a model repository of the Hugging Face hub",

@@ -33,6 +33,13 @@ def test_load_and_serve_take_it(here):
     assert service.models.default.model.spec.path == here
 
 
+def test_info_takes_it(here, capsys):
+    assert main(["info", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert main(["info", str(here), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == said
+
+
 def test_encode_takes_a_folder_for_the_bundle_and_a_file_for_the_text(here, tmp_path, capsys, monkeypatch):
     other = make_bundle(tmp_path / "other")
     texts = tmp_path / "texts.txt"
@@ -53,6 +60,11 @@ def test_where_it_is_not_the_error_says_what_to_do(monkeypatch, tmp_path, capsys
         leafembed.load()
     (tmp_path / "texts.txt").write_text("one\n", encoding="utf-8")
     assert main(["encode", str(tmp_path / "texts.txt")]) == 1
+    assert main(["info"]) == 1
+    assert main(["serve"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all("name a bundle (leaf run makes one, leaf pull fetches one)" in line for line in lines)
     assert main(["encode", str(tmp_path / "typo")]) == 1
     assert "typo: is not there; expected a bundle folder or a file of texts" in capsys.readouterr().err
 
