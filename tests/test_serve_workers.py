@@ -162,6 +162,25 @@ def test_a_server_whose_processes_cannot_start_ends(bundle, tmp_path):
     assert str(keys) in done.stderr
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bundle_that_does_not_open_ends_the_server_with_a_line(tmp_path, workers):
+    """Its manifest is whole, so that only the processes notice."""
+    bundle = make_bundle(tmp_path)
+    (bundle / "model.bin").write_bytes(b"garbage")
+    command = [sys.executable, "-m", "leafembed", "serve", str(bundle), "--port", "0", "--workers", workers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("leaf")
+    assert "model.bin was altered" in lines[0]
+    assert "Traceback" not in done.stderr
+    if workers == "1":
+        assert len(lines) == 1
+    else:
+        assert done.stderr.count("was altered") <= 4  # it gives up after three in a row
+        assert "the server processes end before they take requests" in lines[-1]
+
+
 def test_a_process_that_died_has_not_said_that_it_is_ready():
     told, tells = Pipe(duplex=False)
     assert not _ready(told)
