@@ -1,6 +1,7 @@
 """What goes wrong around a running server: files, disk, clock and clients. Each time the next request works."""
 
 import ast
+import gc
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from served import make_bundle, serving
 import leafembed.serve
 from leafembed.serve.logs import SERVER_LOG
 from leafembed.serve.settings import Limits, Settings
+from leafembed.serve.wire import BODY
 
 
 def embed(served):
@@ -272,4 +274,37 @@ def test_a_client_that_goes_in_the_middle_of_its_request_leaves_nothing(quiet, h
     assert eventually(lambda: not open_now)
     assert eventually(lambda: count(quiet, canceled) == before + (sent != "half a head"))
     assert quiet.service.admitted == 0
+    assert embed(quiet)
+
+
+def post(link, body):
+    link.sendall(b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    return int(link.recv(65_536).split()[1])
+
+
+def test_a_connection_that_is_reset_after_its_answer_is_let_go(quiet):
+    """And not when it would have been silent for too long, with its request."""
+    kind = quiet.server.config.http_protocol_class
+    assert eventually(lambda: not _alive(kind))
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", quiet.port), timeout=20) as link:
+            assert post(link, b'{"model":"leaf","input":"red"}') == 200
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert eventually(lambda: not _alive(kind))
+    assert embed(quiet)
+
+
+def _alive(kind):
+    gc.collect()
+    return [thing for thing in gc.get_objects() if isinstance(thing, kind)]
+
+
+def test_a_connection_that_is_silent_keeps_no_body(quiet):
+    open_now = quiet.server.config.http_protocol_class.open_now
+    assert eventually(lambda: not open_now)
+    with socket.create_connection(("127.0.0.1", quiet.port), timeout=20) as link:
+        for body, status in ((b'{"model":"leaf","input":"red"}', 200), (b" " * 1_000_000 + b"{", 400)):
+            assert post(link, body) == status
+            (connection,) = open_now
+            assert eventually(lambda: BODY not in connection.cycle.scope)  # noqa: B023
     assert embed(quiet)
