@@ -15,6 +15,10 @@ import pytest
 from leafembed.types import FloatArray, ModelRef
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-seconds", type=float, default=60.0, help="how long test_serve_soak.py keeps a server busy")
+
+
 class HashEncoder:
     """A bag of hashed words: texts that share words are near each other, in every process the same."""
 

@@ -151,7 +151,7 @@ ALLOWED = {
         "serve.settings",
     },
     "serve.metrics": {"serve.batching"},
-    "serve.models": {"serve.batching", "serve.refusals", "serve.specs", "ship.bundle", "ship.card", "ship.encoder"},
+    "serve.models": {"serve.batching", "serve.refusals", "serve.specs", "ship.bundle", "ship.encoder"},
     "serve.ollama": {"serve.embedding", "serve.models", "serve.refusals", "serve.wire"},
     "serve.openai": {"serve.embedding", "serve.models", "serve.ollama", "serve.refusals", "serve.wire"},
     "serve.openapi": {"serve.refusals"},  # names of the families

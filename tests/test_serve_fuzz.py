@@ -5,6 +5,7 @@ import json
 import random
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ PIECES = (
     ),
     *('"\u202e\u200d\u0301"', '"../../etc"', '"leaf:latest"', "9007199254740993", '["' + '","'.join("ab" * 40) + '"]'),
 )
+BOMB = gzip.compress(bytes(1_000_000))
 
 
 def request(rng):
@@ -64,14 +66,16 @@ def request(rng):
         return rng.randbytes(rng.randrange(1, 400))
     body = "{" + ",".join(f'"{rng.choice(KEYS)}":{rng.choice(PIECES)}' for _ in range(rng.randrange(5))) + "}"
     data = body.encode("utf-8", "surrogatepass")
-    if kind < 0.25:
+    if kind < 0.12:
+        data = data.replace(b'"red"', b'"\xed\xa0\x80"')  # half a surrogate pair, as bytes
+    elif kind < 0.25:
         data = bytearray(data)
         for _ in range(rng.randrange(1, 6)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         data = bytes(data)
     headers = [f"Host: {rng.choice(('localhost', '127.0.0.1:1', '', 'evil', '[::1]:80', '[::1', '[x'))}"]
     if kind > 0.9:
-        data = rng.choice((gzip.compress(bytes(1_000_000)), b"", data[: len(data) // 2]))
+        data = rng.choice((BOMB, b"", data[: len(data) // 2]))
         headers.append(
             rng.choice(("Content-Encoding: gzip", "Content-Encoding: x", "Expect: 100-continue", "Origin: \xff"))
         )
@@ -88,10 +92,13 @@ def request(rng):
 
 def send(port, data, rng):
     received, keeps = b"", rng.random() < 0.02  # a connection that is kept waits for the next request
+    stalls = rng.random() < 0.01  # one that stalls sends its second half when the server has had enough of it
     with socket.create_connection(("127.0.0.1", port), timeout=2 if keeps else 20) as link:
         try:
             half = rng.randrange(len(data))
             link.sendall(data[:half])
+            if stalls:
+                received += link.recv(65_536)
             link.sendall(data[half:])
             if not keeps:
                 link.shutdown(socket.SHUT_WR)
@@ -122,6 +129,47 @@ def check(answer, sent):
 def resident():
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def kinds(data):
+    """What a request has in it of what a server is known to fall over."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    found = {name for name, piece in SIGNS.items() if piece in body}
+    if (
+        b"Content-Encoding: gzip" in head
+        and body.startswith(b"\x1f\x8b")
+        and b"Length: %d\r" % len(body) in head + b"\r"
+    ):
+        found.add("bomb")
+    try:
+        value = json.loads(body)
+    except ValueError:  # bytes that are not UTF-8 too
+        return found | ({"malformed"} if body[:1] == b"{" else set())
+    except RecursionError:
+        return found
+    if isinstance(value, dict) and {type(value.get(key)) for key in ("input", "inputs")} & {int, float, bool, dict}:
+        found.add("wrong type")
+    return found
+
+
+SIGNS = {
+    "NaN": b":NaN",
+    "infinity": b":-Infinity",
+    "escaped surrogate": b'"\\ud800"',
+    "surrogate": b"\xed\xa0\x80",
+    "deep list": b"[" * 2_000,
+    "deep object": b'{"a":' * 900,
+    "huge integer": b"1" * 400,
+    "long text": b"z" * 3_000,
+}
+
+
+def test_every_kind_of_bad_request_is_among_the_ten_thousand():
+    """Those to half-closed sockets and those that stall are drawn when they are sent."""
+    rng = random.Random(0)
+    found = Counter(kind for _ in range(10_000) for kind in kinds(request(rng)))
+    assert set(found) == {*SIGNS, "bomb", "malformed", "wrong type"}
+    assert min(found.values()) >= 20, found
 
 
 @pytest.mark.parametrize("n", [pytest.param(400, id="some"), pytest.param(10_000, id="many", marks=pytest.mark.slow)])

@@ -527,11 +527,12 @@ def test_the_command_serves_drains_and_ends_well(bundle, tmp_path):
 def test_sighup_opens_the_bundle_again(bundle):
     process, _ = start(bundle, "--quiet", "--watch", "0")
     try:
-        process.send_signal(signal.SIGHUP)
-        assert "serves the new bundle" in process.stderr.readline()
+        for _ in range(2):  # the first one frees what the start opened
+            process.send_signal(signal.SIGHUP)
+            assert "serves the new bundle" in process.stderr.readline()
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(20) == 0  # an engine that the main thread opened ended it with SIGSEGV here
         process.stderr.close()
 
 

@@ -4,10 +4,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import pytest
 from served import make_bundle
 
 from leafembed.serve.merged import EVERY_S, Shared, bury, merge
-from leafembed.serve.workers import _ready
+from leafembed.serve.workers import _Crew, _ready
 
 PAGE = """\
 # HELP leaf_texts_total Texts
@@ -63,6 +66,19 @@ def test_a_full_disk_leaves_what_was_written(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     shared.write(b"second")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(Path, name, full)
+    shared.write(b"third")
+    bury(tmp_path, os.getpid())
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
+
+
+def test_a_folder_that_somebody_cleared_away_leaves_what_a_process_knows_itself(tmp_path):
+    shared = Shared(tmp_path / "gone")
+    shared.write(b"first")
+    bury(shared.folder, 1)
+    page = shared.page((PAGE % (3, 7)).encode())
+    assert value(page, 'leaf_texts_total{model="leaf"}') == 3
 
 
 @pytest.fixture(scope="module")
@@ -97,26 +113,23 @@ def eventually(condition, seconds=30):
     return False
 
 
-def test_processes_share_a_port_are_replaced_and_end_together(bundle, tmp_path):
-    log = tmp_path / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "leafembed",
-        "serve",
-        str(bundle),
-        "--port",
-        "0",
-        "--workers",
-        "2",
-        "--threads",
-        "1",
-    ]
+@contextmanager
+def two_processes(bundle, log):
+    """A server of two processes, and its port."""
+    options = ["--port", "0", "--workers", "2", "--threads", "1", "--quiet", "--watch", "0"]
     with log.open("w", encoding="utf-8") as stderr:
-        process = subprocess.Popen([*command, "--quiet", "--watch", "0"], stderr=stderr)
+        process = subprocess.Popen([sys.executable, "-m", "leafembed", "serve", str(bundle), *options], stderr=stderr)
     try:
         assert eventually(lambda: "http://" in log.read_text(encoding="utf-8"), 60), log.read_text(encoding="utf-8")
-        port = int(re.search(r"127\.0\.0\.1:(\d+)", log.read_text(encoding="utf-8"))[1])
+        yield process, int(re.search(r"127\.0\.0\.1:(\d+)", log.read_text(encoding="utf-8"))[1])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_processes_share_a_port_are_replaced_and_end_together(bundle, tmp_path):
+    log = tmp_path / "log"
+    with two_processes(bundle, log) as (process, port):
         first = children(process)
         assert len(first) == 2
         assert sum(embed(port) for _ in range(12)) == 12
@@ -133,9 +146,31 @@ def test_processes_share_a_port_are_replaced_and_end_together(bundle, tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
-    finally:
-        process.kill()
-        process.wait()
+
+
+def holders(port, link, processes):
+    """Which of some processes has the other end of a connection."""
+    pair = f":{port:04X} 0100007F:{link.getsockname()[1]:04X} "
+    lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()
+    sockets = {f"socket:[{line.split()[9]}]" for line in lines if pair in line}
+    return [pid for pid in processes if sockets & {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}]
+
+
+def test_a_request_in_a_process_that_is_killed_ends_without_an_answer_and_the_next_one_works(bundle, tmp_path):
+    with two_processes(bundle, tmp_path / "log") as (process, port):
+        first = children(process)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as link:
+            link.sendall(b'POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{"model":')
+            assert eventually(lambda: holders(port, link, first))
+            (holder,) = holders(port, link, first)
+            os.kill(holder, signal.SIGKILL)
+            try:
+                assert link.recv(1) == b""
+            except ConnectionResetError:  # there was something left to read at the other end
+                pass
+        assert embed(port) == 1
+        assert eventually(lambda: len(children(process)) == 2 and holder not in children(process))
+        assert sum(embed(port) for _ in range(8)) == 8
 
 
 def test_a_server_whose_processes_cannot_start_ends(bundle, tmp_path):
@@ -162,6 +197,25 @@ def test_a_server_whose_processes_cannot_start_ends(bundle, tmp_path):
     assert str(keys) in done.stderr
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_bundle_that_does_not_open_ends_the_server_with_a_line(tmp_path, workers):
+    """Its manifest is whole, so that only the processes notice."""
+    bundle = make_bundle(tmp_path)
+    (bundle / "model.bin").write_bytes(b"garbage")
+    command = [sys.executable, "-m", "leafembed", "serve", str(bundle), "--port", "0", "--workers", workers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("leaf")
+    assert "model.bin was altered" in lines[0]
+    assert "Traceback" not in done.stderr
+    if workers == "1":
+        assert len(lines) == 1
+    else:
+        assert done.stderr.count("was altered") <= 4  # it gives up after three in a row
+        assert "the server processes end before they take requests" in lines[-1]
+
+
 def test_a_process_that_died_has_not_said_that_it_is_ready():
     told, tells = Pipe(duplex=False)
     assert not _ready(told)
@@ -174,3 +228,42 @@ def test_a_process_that_died_has_not_said_that_it_is_ready():
     tells.close()
     assert _ready(told)
     told.close()
+
+
+def patient(folder, tells):
+    """Takes requests when it may, and notes SIGHUP from then on."""
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+    signal.signal(signal.SIGHUP, lambda *_: (folder / "reloaded").touch())
+    tells.send(True)
+    while True:
+        signal.pause()
+
+
+def test_a_process_on_its_way_is_told_to_end_and_not_forgotten(tmp_path):
+    """SIGTERM that comes while a dead process is replaced: the new one was told nothing, and ran for ever."""
+    crew = _Crew(partial(patient, tmp_path), tmp_path, lambda: None)
+    crew.stopping = True
+    crew.hire()
+    (member,) = crew.members
+    member.join(60)
+    assert member.exitcode == -signal.SIGTERM
+    crew.look()
+    assert not crew.members
+
+
+def test_a_process_that_is_not_ready_is_told_to_reload_when_it_is(tmp_path):
+    crew = _Crew(partial(patient, tmp_path), tmp_path, lambda: None)
+    crew.hire()
+    (member,) = crew.members
+    try:
+        crew.signal(signal.SIGHUP)
+        crew.look()
+        assert member.is_alive()
+        (tmp_path / "go").touch()
+        assert eventually(lambda: crew.look() or (tmp_path / "reloaded").exists())
+        assert list(crew.members) == [member]
+    finally:
+        crew.signal(signal.SIGTERM)
+        member.join(60)
+    assert not crew.owed

@@ -120,6 +120,6 @@ async def _card(request: Request) -> Response:
 
 def _read_card(folder: Any) -> str:
     try:
-        return str((folder / "README.md").read_text(encoding="utf-8"))
+        return str((folder / "README.md").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return ""

@@ -91,6 +91,7 @@ class Border:
             self.at_work -= 1
             self.service.metrics.at_work.dec()
             self._note(exchange)
+            scope.pop(BODY, None)  # uvicorn keeps the scope for as long as the connection is silent
 
     async def _answer(self, exchange: _Exchange) -> None:
         limits = self.service.settings.limits

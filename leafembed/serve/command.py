@@ -6,6 +6,7 @@ import argparse
 import socket
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -76,14 +77,18 @@ class _Worker:
         configure_logs(access=not self.args.quiet)
         try:
             service = _service(self.args, self.key)
+            service.shared = Shared(self.folder)
+            _listen(service, self.listener, lambda: tells.send(True), self.args.otlp)
         except (Error, OSError) as error:
             say(f"leaf serve: {first_line(error)}")
             raise SystemExit(1) from None
-        service.shared = Shared(self.folder)
-        _listen(service, self.listener, lambda: tells.send(True), self.args.otlp)
 
 
 def _listen(service: Service, listener: socket.socket, ready: Callable[[], None], otlp: str | None) -> None:
+    # Opened now, so that an error of it is one line for the operator, and no traceback of uvicorn's; in a thread that
+    # ends, since what an engine keeps for the main thread is freed after the engine, and that is a segmentation fault.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(service.models.default.model.load).result()
     app = create_app(service)
     if otlp is None:
         Server(app, service, ready).listen(listener)

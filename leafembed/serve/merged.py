@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,19 +44,24 @@ class Shared:
             partial.write_bytes(text)
             partial.replace(place)
         except OSError:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
 
     def page(self, own: bytes) -> bytes:
-        """The metrics of all processes, this one's as given."""
-        others = [path for path in sorted(self.folder.iterdir()) if path.stem != str(os.getpid())]
+        """The metrics of all processes, this one's as given; if the folder is lost, of this one alone."""
+        try:
+            found = sorted(self.folder.iterdir())
+        except OSError:
+            found = []
+        others = [path for path in found if path.stem != str(os.getpid())]
         alive = [_read(path) for path in others if path.suffix == _ALIVE]
         return merge([own.decode(), *alive], [_read(path) for path in others if path.suffix == _DEAD])
 
 
 def bury(folder: Path, pid: int) -> None:
-    """Note that a process has ended."""
+    """Note that a process has ended; where nothing can be written, it is forgotten."""
     place = folder / f"{pid}{_ALIVE}"
-    if place.exists():
+    with suppress(OSError):
         place.replace(place.with_suffix(_DEAD))
 
 

@@ -20,7 +20,6 @@ from leafembed.serve.batching import Batched, Batcher
 from leafembed.serve.refusals import Refusal
 from leafembed.serve.specs import NAME, About, ModelSpec
 from leafembed.ship.bundle import open_bundle
-from leafembed.ship.card import MANIFEST
 
 if TYPE_CHECKING:
     from leafembed.ship.encoder import BundleEncoder
@@ -30,6 +29,10 @@ __all__ = ["Loaded", "Model", "Models", "Named"]
 _ASKED = re.compile(r"(?:\w[\w.-]{0,79}/){0,2}\w[\w.-]{0,79}(?::\w[\w.-]{0,79})?", re.ASCII)
 _LISTED = ("query", "document")
 """Prompts whose names are listed; those of other prompts are known but would crowd a menu."""
+
+
+_Stamp = tuple[tuple[str, int, int, int], ...]
+"""Name, time, size and number of each file of a bundle."""
 
 
 @dataclass(slots=True)
@@ -69,8 +72,9 @@ class Model:
     batch_tokens: int
     on_batch: Callable[[str, Batched], None]
     loaded: Loaded | None = None
-    stamp: tuple[int, int] = (0, 0)
+    stamp: _Stamp = ()
     failure: str = ""
+    _seen: _Stamp = ()
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def load(self) -> tuple[Loaded, bool]:
@@ -87,8 +91,9 @@ class Model:
             return self.loaded, True
 
     def changed(self) -> bool:
-        """Whether another manifest lies where the served one was read."""
-        return self.loaded is not None and _stamp(self.spec.path) != self.stamp
+        """Whether other files lie where those were read that are served, and nobody writes them since the last look."""
+        before, self._seen = self._seen, _stamp(self.spec.path)
+        return self.loaded is not None and self._seen != self.stamp and self._seen == before
 
     def reload(self) -> None:
         """Serve what now lies at the path; requests under way end with the old bundle. Blocks until it is closed.
@@ -216,9 +221,10 @@ class Models:
         self._names[named.name.lower()] = named
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> _Stamp:
+    """What tells a bundle's files from others at the same place: all of them, since cp writes the manifest first."""
     try:
-        status = (path / MANIFEST).stat()
+        found = [(file.name, file.stat()) for file in path.iterdir()]
     except OSError:
-        return (0, 0)
-    return (status.st_mtime_ns, status.st_ino)
+        return ()
+    return tuple(sorted((name, status.st_mtime_ns, status.st_size, status.st_ino) for name, status in found))

@@ -51,6 +51,7 @@ class _Protocol(HttpToolsProtocol):
         self._end()
         self._read_again()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn keeps a connection that was reset, body and all, until it is due
 
     def data_received(self, data: bytes) -> None:
         if self._late is None:

@@ -42,6 +42,9 @@ class _Crew:
         work: What each does.
         folder: Where they leave their metrics.
         ready: Called once, when all of the first ones take requests.
+        members: Those that run, and what they tell through.
+        waiting: Those that do not take requests yet.
+        owed: Those of them that are to be told of SIGHUP, which would end them now.
     """
 
     work: Work
@@ -49,6 +52,7 @@ class _Crew:
     ready: Callable[[], None]
     members: dict[BaseProcess, Connection] = field(default_factory=dict)
     waiting: set[BaseProcess] = field(default_factory=set)
+    owed: set[BaseProcess] = field(default_factory=set)
     stopping: bool = False
     announced: bool = False
     failed: int = 0
@@ -59,15 +63,19 @@ class _Crew:
         member = context.Process(target=self.work, args=(tells,), name="leaf-serve")
         member.start()
         tells.close()
-        self.members[member] = told
         self.waiting.add(member)
+        self.members[member] = told
+        if self.stopping:  # told to end while this one was on its way: nobody has told it
+            member.terminate()
 
     def signal(self, number: int, frame: FrameType | None = None) -> None:
-        """Pass a signal on; all but SIGHUP end the processes."""
+        """Pass a signal on; all but SIGHUP end the processes. One that is not ready gets SIGHUP when it is."""
         hang_up = getattr(signal, "SIGHUP", None)
         self.stopping |= number != hang_up
         for member in self.members:
-            if member.pid is not None and member.is_alive():
+            if number == hang_up and member in self.waiting:
+                self.owed.add(member)
+            elif member.pid is not None and member.is_alive():
                 os.kill(member.pid, number if number == hang_up else signal.SIGTERM)
 
     def look(self) -> None:
@@ -78,6 +86,9 @@ class _Crew:
             if _ready(told):
                 self.waiting.discard(member)
                 self.failed = 0
+                if member in self.owed and member.pid is not None and member.is_alive():
+                    os.kill(member.pid, signal.SIGHUP)
+                self.owed.discard(member)
         if not (self.waiting or self.announced or self.stopping):
             self.announced = True
             self.ready()
@@ -86,6 +97,7 @@ class _Crew:
 
     def _replace(self, member: BaseProcess) -> None:
         self.members.pop(member).close()
+        self.owed.discard(member)
         bury(self.folder, member.pid or 0)
         if self.stopping:
             return
