@@ -108,7 +108,8 @@ def _embed(args: argparse.Namespace) -> int:
 
     learned = embed(_recipe(args))
     print_json({"teacher": learned.teacher.ref.name, "corpus": learned.corpus.fingerprint,
-                 "vectors": len(learned.teacher.store), "store": str(learned.teacher.store.folder)})  # fmt: skip
+                 "vectors": len(learned.teacher.targets.store),
+                 "store": str(learned.teacher.targets.store.folder)})  # fmt: skip
     return 0
 
 

@@ -26,6 +26,7 @@ from leafembed.progress import say
 from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
 from leafembed.stages import fingerprint, once
+from leafembed.teaching import CHECK_TEXTS, in_openvino
 from leafembed.types import Corpus, FloatArray, ModelRef
 
 if TYPE_CHECKING:
@@ -59,11 +60,11 @@ class Material:
 
     def targets(self, rows: NDArray[np.int64]) -> FloatArray:
         """Teacher vectors ``(n, dim)`` that row numbers ``(n,)`` learn; validation rows follow the training rows."""
-        return self.teacher.store.take(self.positions[rows])
+        return self.teacher.targets.store.take(self.positions[rows])
 
     @property
     def targets_id(self) -> str:
-        """What the vectors depend on besides the texts: the teacher, its precision, length limit and prompts."""
+        """What the vectors depend on besides the texts: teacher, engine, precision, length limit and prompts."""
         return _targets_id(self.teacher)
 
     def student_prompts(self, config: StudentConfig, bare: str | None) -> dict[str, str]:
@@ -93,7 +94,7 @@ class Material:
 
 
 def _targets_id(teacher: CachedTeacher) -> str:
-    return fingerprint(teacher.store.folder.name, dict(teacher.ref.prompts))
+    return fingerprint(teacher.targets.store.folder.name, dict(teacher.ref.prompts))
 
 
 def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
@@ -134,6 +135,10 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     )
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
+    if recipe.teacher.engine == "openvino":
+        teacher.targets = in_openvino(
+            recipe.teacher, teacher, recipe.cache_dir, [row.text for row in corpus.validation[:CHECK_TEXTS]]
+        )
     first = corpus.train if whole else corpus.train[:fit_rows]
     positions = teacher.embed_rows(first, corpus.validation)
     unknown = np.full(len(corpus.train) - len(first), -1, dtype=np.int64)
@@ -153,7 +158,7 @@ def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions
     return agreement_task(
         [row.text for row in chosen],
         [row.lang for row in chosen],
-        teacher.store.take(positions[rows]),
+        teacher.targets.store.take(positions[rows]),
         prompt_name=recipe.teacher.prompt_name,
         seed=recipe.seed,
     )
@@ -203,7 +208,7 @@ def _with_negatives(
 
 
 def _vectors(teacher: CachedTeacher, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> FloatArray:
-    return teacher.store.take(positions[rows])
+    return teacher.targets.store.take(positions[rows])
 
 
 def _require_prompts(recipe: Recipe, teacher: ModelRef) -> None:

@@ -168,7 +168,7 @@ ALLOWED = {
 }
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
-    *("planning", "points", "training", "choosing", "indexing", "starting"),
+    *("planning", "points", "training", "choosing", "indexing", "starting", "teaching"),
     *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding", "engines"),
     *("bench", "bench_page", "bench_worker", "contenders"),
 }

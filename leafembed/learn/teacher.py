@@ -155,6 +155,9 @@ class CachedTeacher(CachedEncoder):
         store: Where its vectors are kept.
         arithmetic: How its students run, and it too where it runs in torch.
         shard_rows: Vectors in one shard of the store.
+
+    Attributes:
+        targets: What computes the vectors that rows learn: the teacher itself, unless another engine took its place.
     """
 
     def __init__(
@@ -163,6 +166,7 @@ class CachedTeacher(CachedEncoder):
         super().__init__(encoder, store, shard_rows=shard_rows)
         self.encoder = encoder
         self.arithmetic = arithmetic
+        self.targets: CachedEncoder = self
 
     @property
     def torch(self) -> TorchEncoder | None:
@@ -172,9 +176,9 @@ class CachedTeacher(CachedEncoder):
     def embed_rows(self, *parts: Sequence[Row]) -> NDArray[np.int64]:
         """Compute what the rows need and is not stored yet, with progress; return positions ``(n_rows,)``.
 
-        The position of a row is that of the vector it learns: its target's, and then it needs none of its own. Texts
-        pass through memory in chunks, sorted by length within. Interrupted, it repeats at most the shard it was working
-        on.
+        The position of a row is that of the vector it learns, in the store of ``targets``: its target's, and then it
+        needs none of its own. Texts pass through memory in chunks, sorted by length within. Interrupted, it repeats at
+        most the shard it was working on. What the teacher itself computed before is not computed by another engine.
 
         Args:
             parts: Training rows, validation rows; targets count within each, positions run over all.
@@ -188,21 +192,36 @@ class CachedTeacher(CachedEncoder):
                 learned[i] = i if row.target is None else start + row.target
         needed = np.unique(learned)
         needed = needed[np.unique(keys[needed], return_index=True)[1]]
-        todo = np.sort(needed[self.store.find(keys[needed]) < 0])
+        store = self.targets.store
+        if store is not self.store:
+            self._copy(keys[needed[store.find(keys[needed]) < 0]])
+        todo = np.sort(needed[store.find(keys[needed]) < 0])
         if len(todo):
             with progress("teacher vectors", len(needed), "texts", done=len(needed) - len(todo)) as advance:
                 for chunk in np.split(todo, range(_CHUNK_ROWS, len(todo), _CHUNK_ROWS)):
                     which = np.searchsorted(starts, chunk, side="right") - 1
                     places = zip(which.tolist(), (chunk - starts[which]).tolist(), strict=True)
                     self._embed_chunk([parts[part][i] for part, i in places], advance)
-        return self.store.positions(keys[learned])
+        return store.positions(keys[learned])
+
+    def _copy(self, keys: NDArray[np.bytes_]) -> None:
+        """Give the store of ``targets`` what of these is in this one."""
+        places = self.store.find(keys)
+        for start in range(0, len(keys), self.shard_rows):
+            there = places[start : start + self.shard_rows] >= 0
+            if there.any():
+                # numpy leaves out zeros at the end of a key
+                chosen = [key.ljust(KEY_BYTES, b"\0") for key in keys[start : start + self.shard_rows][there].tolist()]
+                found = self.store.take(places[start : start + self.shard_rows][there])
+                self.targets.store.append(chosen, found)
 
     def _embed_chunk(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
         groups: dict[str | None, list[Row]] = {}
         for row in rows:
             groups.setdefault(row.prompt_name, []).append(row)
         for prompt_name, group in groups.items():
-            self.compute([row.text for row in group], [self._key(row) for row in group], prompt_name, advance)
+            keys = [self._key(row) for row in group]
+            self.targets.compute([row.text for row in group], keys, prompt_name, advance)
 
     def _key(self, row: Row) -> bytes:
         return VectorStore.key(row.text, self.ref.prompts.get(row.prompt_name or "", ""))

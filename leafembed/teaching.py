@@ -1,0 +1,89 @@
+"""Vectors to learn by from the engine that bundles run on: the same teacher, on a CPU faster than in torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leafembed.errors import ModelError, RecipeError, require
+from leafembed.learn.cache import VectorStore
+from leafembed.learn.cached import CachedEncoder, InBatches
+from leafembed.learn.teacher import CachedTeacher, TorchEncoder
+from leafembed.progress import say
+from leafembed.recipe import QuantizeConfig
+from leafembed.recipe_learn import TeacherConfig
+from leafembed.ship.encoder import BundleEncoder
+from leafembed.ship.machine import versions
+from leafembed.ship.quantize import quantize
+from leafembed.stages import fingerprint, once
+
+__all__ = ["CHECK_TEXTS", "MIN_COSINE", "in_openvino"]
+
+CHECK_TEXTS = 64
+"""Texts on which the engine is compared with torch before it is used."""
+
+MIN_COSINE = 0.998
+"""Least mean cosine between both."""
+
+
+def in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, texts: Sequence[str]) -> CachedEncoder:
+    """The teacher in OpenVINO behind a store of its own, exported and compared with torch once.
+
+    Weights are INT8 with a scale for each row. Activations are bf16 where ``teacher.precision`` comes to that, else
+    INT8 with scales for groups, as in bundles.
+
+    Args:
+        config: The recipe's teacher.
+        teacher: The same one in torch.
+        cache_dir: Where the export and the vectors are kept.
+        texts: What both are compared on; the first ``CHECK_TEXTS`` are read.
+
+    Raises:
+        RecipeError: If there are no weights, or they are on a GPU.
+        ModelError: If the model cannot be exported or its vectors are too far from torch's.
+    """
+    torch, how = teacher.torch, teacher.arithmetic
+    if torch is None:
+        raise RecipeError(f"teacher.engine: got {config.engine!r}, expected 'torch': this teacher is at a URL")
+    require(how.device == "cpu", "teacher.engine", config.engine, "'torch': this machine has a GPU, which is faster")
+    bf16 = how.precision == "bf16"
+    change = {"precision": "bf16" if bf16 else "f32", "group_size": 0 if bf16 else QuantizeConfig().group_size}
+    name = f"{teacher.store.folder.name}-openvino"
+    folder = cache_dir / "engines" / name
+
+    def build(target: Path) -> dict[str, Any]:
+        say(f"exporting {teacher.ref.name} to OpenVINO")
+        quantize(torch.model, target, ref=torch.ref, group_size=QuantizeConfig().group_size)
+        path = target / "encoder.json"
+        settings = json.loads(path.read_text(encoding="utf-8")) | change
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return _compared(torch, _open(target, config), texts[:CHECK_TEXTS], config.prompt_name)
+
+    facts = once(folder, fingerprint(torch.ref.fingerprint, change, MIN_COSINE, versions(("openvino", "nncf"))), build)
+    say("teacher in OpenVINO: mean cosine to torch {mean:.5f}, least {least:.5f}, over {texts} texts".format(**facts))
+    store = VectorStore(cache_dir / "vectors" / name, teacher.ref.dim)
+    return CachedEncoder(InBatches(_open(folder, config)), store, shard_rows=config.shard_rows)
+
+
+def _open(folder: Path, config: TeacherConfig) -> BundleEncoder:
+    return BundleEncoder(folder, batch_size=config.batch_tokens, batch_tokens=config.batch_tokens)
+
+
+def _compared(torch: TorchEncoder, engine: BundleEncoder, texts: Sequence[str], prompt: str | None) -> dict[str, Any]:
+    """Cosines between the vectors of both.
+
+    Raises:
+        ModelError: If their mean is below ``MIN_COSINE``.
+    """
+    cosines = np.sum(torch.encode(texts, prompt_name=prompt) * engine.encode(texts, prompt_name=prompt), axis=1)
+    mean = float(cosines.mean())
+    if mean < MIN_COSINE:
+        raise ModelError(
+            f"teacher.engine: got a mean cosine of {mean:.4f} between OpenVINO and torch over {len(texts)} texts, "
+            f"expected at least {MIN_COSINE}; set teacher.engine = 'torch'"
+        )
+    return {"mean": mean, "least": float(cosines.min()), "texts": len(texts)}
