@@ -26,8 +26,9 @@ check: install ## style, types
 	$(BIN)/ruff check leafembed tests tools
 	$(BIN)/mypy
 
-test: check ## everything CI runs
-	$(BIN)/pytest -q
+WORKERS ?= 2
+test: check ## everything CI runs, in WORKERS processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 test-slow: install ## real models
 	$(BIN)/pytest -q -m slow --timeout 3600

@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -89,12 +92,13 @@ def measure(lineup: Lineup, plan: Plan) -> dict[str, Any]:
         except _WorkerError as error:
             missing[entrant.name] = str(error)
     running = [entrant for entrant in lineup.entrants if entrant.name in found]
-    rounds = _interleaved(running, mixes, plan, threads)
+    rounds = _interleaved(running, mixes, plan, threads, missing)
     peaks = matmul_peaks(threads)
     contenders = [
         {**asdict(entrant), "megabytes": entrant.megabytes, **found[entrant.name]}
         | _summed_up(rounds[entrant.name], mixes, found[entrant.name], peaks, entrant)
         for entrant in running
+        if entrant.name in rounds
     ]
     for one in contenders:
         del one["files"], one["path"]  # places on this machine
@@ -121,8 +125,9 @@ class _Process:
     def __init__(self, entrant: Entrant, threads: int) -> None:
         start = time.perf_counter()
         command = [sys.executable, "-m", "leafembed.bench_worker", json.dumps(asdict(entrant)), str(threads)]
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # a pipe would fill up
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
         try:
             self._answer()
@@ -145,18 +150,18 @@ class _Process:
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
-        assert self._process.stderr is not None
-        said = self._process.stderr.read().strip().splitlines()
-        raise _WorkerError(first_line(Exception(said[-1] if said else f"ended with {self._process.wait()}")))
+        status = self._process.wait()
+        self._said.seek(0)
+        said = self._said.read().strip().splitlines()
+        raise _WorkerError(first_line(Exception(said[-1] if said else f"ended with {status}")))
 
     def end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdout, self._process.stderr):
+        for stream in (self._process.stdin, self._process.stdout, self._said):
             assert stream is not None
-            stream.close()
+            with suppress(BrokenPipeError):  # what a process that died did not read
+                stream.close()
 
     def __enter__(self) -> _Process:
         return self
@@ -169,15 +174,14 @@ def _alone(entrant: Entrant, mixes: Mapping[str, Sequence[str]], threads: int) -
     """What needs a fresh process: cold start, peak memory after batches of sentences, latency on one thread."""
     starts = []
     for number in range(_STARTS):
-        last = number == _STARTS - 1
-        with _Process(entrant, 1 if last else threads) as process:
+        with _Process(entrant, threads) as process:
             starts.append(process.cold_start)
             if number == 0:
                 process.ask("time", mixes["sentences"])
                 memory = process.ask("memory", None)
                 facts = {name: process.ask("facts", texts) for name, texts in mixes.items()}
-            if last:
-                latencies = process.ask("latencies", mixes["queries"])
+    with _Process(entrant, 1) as process:
+        latencies = process.ask("latencies", mixes["queries"])
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
     return {
         "cold_start_s": median(starts),
@@ -191,27 +195,39 @@ def _alone(entrant: Entrant, mixes: Mapping[str, Sequence[str]], threads: int) -
 
 
 def _interleaved(
-    entrants: Sequence[Entrant], mixes: Mapping[str, Sequence[str]], plan: Plan, threads: int
+    entrants: Sequence[Entrant], mixes: Mapping[str, Sequence[str]], plan: Plan, threads: int, missing: dict[str, str]
 ) -> dict[str, Any]:
-    """Seconds of each round by mix, and quality, of each entrant."""
-    processes = {entrant.name: _Process(entrant, threads) for entrant in entrants}
-    result: dict[str, Any] = {name: {"seconds": {mix: [] for mix in mixes}} for name in processes}
+    """Seconds of each round by mix, and quality, of each entrant; of one that fails, the reason, in ``missing``."""
+    processes: dict[str, _Process] = {}
+    result: dict[str, Any] = {}
     wanted = {"data": str(plan.data), "tasks": list(plan.tasks), "max_rows": plan.max_rows}
     try:
-        for name, process in processes.items():
-            say(f"scoring {name}")
-            result[name]["quality"] = process.ask("score", wanted)
+        for entrant in entrants:
+            say(f"scoring {entrant.name}")
+            with _noted(entrant.name, missing):
+                process = processes[entrant.name] = _Process(entrant, threads)
+                quality = process.ask("score", wanted)
+                result[entrant.name] = {"seconds": {mix: [] for mix in mixes}, "quality": quality}
         for number in range(plan.repeats + 1):
             say(f"round {number} of {plan.repeats}" if number else "warming up")
-            for mix, texts in mixes.items():
-                for name, process in processes.items():
-                    seconds = process.ask("time", texts)
+            for mix, name in product(mixes, [name for name in processes if name not in missing]):
+                with _noted(name, missing):
+                    seconds = processes[name].ask("time", mixes[mix])
                     if number:
                         result[name]["seconds"][mix].append(seconds)
     finally:
         for process in processes.values():
             process.end()
-    return result
+    return {name: found for name, found in result.items() if name not in missing}
+
+
+@contextmanager
+def _noted(name: str, missing: dict[str, str]) -> Iterator[None]:
+    """Let the others go on where an entrant fails."""
+    try:
+        yield
+    except _WorkerError as error:
+        missing[name] = str(error)
 
 
 def _summed_up(

@@ -52,7 +52,8 @@ def in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, 
     require(how.device == "cpu", "teacher.engine", config.engine, "'torch': this machine has a GPU, which is faster")
     bf16 = how.precision == "bf16"
     change = {"precision": "bf16" if bf16 else "f32", "group_size": 0 if bf16 else QuantizeConfig().group_size}
-    name = f"{teacher.store.folder.name}-openvino"
+    key = fingerprint(torch.ref.fingerprint, change, MIN_COSINE, versions(("openvino", "nncf")))
+    name = f"{teacher.store.folder.name}-openvino-{key}"
     folder = cache_dir / "engines" / name
 
     def build(target: Path) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, 
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return _compared(torch, _open(target, config), texts[:CHECK_TEXTS], config.prompt_name)
 
-    facts = once(folder, fingerprint(torch.ref.fingerprint, change, MIN_COSINE, versions(("openvino", "nncf"))), build)
+    facts = once(folder, key, build)
     say("teacher in OpenVINO: mean cosine to torch {mean:.5f}, least {least:.5f}, over {texts} texts".format(**facts))
     store = VectorStore(cache_dir / "vectors" / name, teacher.ref.dim)
     return CachedEncoder(InBatches(_open(folder, config)), store, shard_rows=config.shard_rows)

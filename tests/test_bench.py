@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 
 import numpy as np
 import pytest
 from conftest import write_rows
 from tiny import WORDS, make_model_folder, sample_manifest
 
+from leafembed import bench
 from leafembed.bench import MIXES, Plan, length_mixes, measure
 from leafembed.bench_page import DATA, PAGE, PLOT, bench_page, write_bench
 from leafembed.contenders import Entrant, Lineup, line_up
@@ -79,6 +81,48 @@ def test_everything_is_measured_of_who_runs_and_the_reason_said_of_who_does_not(
     assert good["matmul_parameters"] == 0  # a mean of rows
     assert result["peaks"]["fp32"] > 0
     assert json.loads(json.dumps(result)) == result
+
+
+@pytest.mark.parametrize("fails_at", ["open", "score", "time"])
+def test_who_fails_in_the_rounds_is_named_and_the_others_go_on(data, monkeypatch, fails_at):
+    ended = []
+
+    class Stub:
+        def __init__(self, entrant, threads):
+            self.name = entrant.name
+            self.fail("open")
+
+        def fail(self, command):
+            if self.name == "frail" and command == fails_at:
+                raise bench._WorkerError(f"broke at {command}")
+
+        def ask(self, command, argument):
+            self.fail(command)
+            return 1.5 if command == "time" else {"mean": 0.5}
+
+        def end(self):
+            ended.append(self.name)
+
+    monkeypatch.setattr(bench, "_Process", Stub)
+    missing = {"absent": "not installed"}
+    entrants = [Entrant(name, "peer", "torch", "") for name in ("frail", "sound")]
+    found = bench._interleaved(entrants, {"queries": ["a"], "sentences": ["b"]}, Plan(data=data, repeats=2), 1, missing)
+    assert missing == {"absent": "not installed", "frail": f"broke at {fails_at}"}
+    assert found == {"sound": {"quality": {"mean": 0.5}, "seconds": {"queries": [1.5, 1.5], "sentences": [1.5, 1.5]}}}
+    assert sorted(ended) == (["sound"] if fails_at == "open" else ["frail", "sound"])
+
+
+def test_a_process_that_says_much_does_not_stop(tmp_path, monkeypatch):
+    chatty = tmp_path / "chatty"
+    chatty.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.stderr.write('x' * 200_000)\nprint('\"ready\"', flush=True)\n"
+        "sys.stdin.readline()\nsys.exit('at last')\n"
+    )
+    chatty.chmod(0o755)
+    monkeypatch.setattr(bench.sys, "executable", str(chatty))
+    with bench._Process(Entrant("chatty", "peer", "torch", ""), 1) as process:
+        with pytest.raises(bench._WorkerError, match="at last"):
+            process.ask("time", ["a"])
 
 
 def test_page_and_plot_are_made_of_the_numbers(result, tmp_path):

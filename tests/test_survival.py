@@ -69,6 +69,7 @@ def checkpoints(recipe):
     return sorted(int(path.parent.name.rpartition("-")[2]) for path in found)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_phase_goes_on_and_repeats_little(recipe, tmp_path):
     run = tmp_path / "run"
     logs = [tmp_path / f"log{i}" for i in range(4)]
