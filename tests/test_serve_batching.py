@@ -101,6 +101,23 @@ def test_a_small_request_does_not_wait_for_a_big_one(engine, batcher):
     assert len(engine.batches) == 51
 
 
+def test_how_long_a_request_waited_is_told(engine, batcher):
+    told = []
+
+    async def both():
+        engine.gate.clear()
+        first = asyncio.ensure_future(batcher.embed(texts(30), waited=lambda seconds: told.append(("first", seconds))))
+        await begun(engine)
+        second = asyncio.ensure_future(batcher.embed(texts(3), waited=lambda seconds: told.append(("second", seconds))))
+        await asyncio.sleep(0.2)
+        engine.gate.set()
+        await asyncio.gather(first, second)
+
+    run(both())
+    assert [name for name, _ in told] == ["first", "second"]
+    assert told[1][1] > 0.2  # the batch that held it was let go after that
+
+
 def test_two_big_requests_take_turns(engine, batcher):
     async def both():
         engine.gate.clear()

@@ -95,6 +95,8 @@ def test_the_answer_of_tei(served, encoder):
     assert status == 200
     assert np.array(data) == pytest.approx(encoder.encode(["red", "green two"], dim=4), abs=1e-6)
     assert (headers["x-compute-tokens"], headers["x-compute-characters"]) == ("5", "12")
+    times = [float(headers[f"x-{phase}-time"]) for phase in ("total", "tokenization", "queue", "inference")]
+    assert times[0] >= max(times[1:])
     assert np.array(served.ask("/embed", {"inputs": "red"})[1]).shape == (1, 8)
     whole = served.ask("/embed", {"inputs": "red", "normalize": False, "dimensions": 4})[1]
     assert np.array(whole) == pytest.approx(encoder.encode(["red"], dim=4, normalize=False), abs=1e-6)

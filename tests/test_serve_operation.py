@@ -297,6 +297,25 @@ def test_further_hosts_may_be_allowed(bundle):
         assert embed(served, Host="evil.example")[0] == 403
 
 
+@pytest.mark.parametrize(
+    ("host", "admitted"),
+    [
+        *(
+            ("192.168.1.7", True),
+            ("fd00::7", True),
+            ("leaf", True),
+            ("leaf.default.svc.cluster.local", True),
+            ("", True),
+        ),
+        *(("evil.example", False), ("192.168.1.7.evil.example", False), ("local", True), ("notlocal.example.", False)),
+    ],
+)
+def test_reached_by_others_without_a_key_it_has_no_name_that_a_site_could_have(host, admitted):
+    assert Settings(loopback=False).admits(host) == admitted
+    assert not Settings().admits(host)
+    assert Settings(loopback=False, hosts=("*",)).admits(host)
+
+
 def test_with_keys_a_request_must_show_one(bundle, tmp_path):
     file = tmp_path / "keys"
     file.write_text("# ours\nfirst\n\nsecond\n", encoding="utf-8")
@@ -380,6 +399,8 @@ def test_metrics_count_what_was_done(bundle):
         'leaf_truncated_texts_total{model="leaf"} 1.0',
         'leaf_batches_total{model="leaf",outcome="ok"}',
         'leaf_phase_seconds_count{phase="tokenize"} 1.0',
+        'leaf_phase_seconds_count{phase="queue"} 1.0',
+        'leaf_phase_seconds_count{phase="compute"} 1.0',
     ):
         assert line in text, line
 

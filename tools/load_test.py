@@ -2,10 +2,11 @@
 
     python tools/load_test.py BUNDLE --out docs/results/serve
 
-Starts ``leaf serve`` as a process, then from this one: one text after another against the encoder's own time; closed
+Starts ``leaf serve`` as a process, then from this one: a short query, in turn with the same one in the encoder; closed
 loops of 1, 8, 64 and 512 clients with texts of mixed lengths against the encoder's rate on the same texts; a short
 query beside a client that sends requests of 2,000 texts; far more tokens than the queue takes, and how soon a request
-works again. Clients and server share the machine's cores, so rates are lower bounds. Writes results.json and README.md.
+works again; and the server's memory before, after and at its most. Clients and server share the machine's cores, so
+rates are lower bounds. Writes results.json and README.md.
 """
 
 import argparse
@@ -117,12 +118,22 @@ def main() -> None:
     options = [f"--{option}" for option in args.serve]
     process, port = start(args.bundle, "--queue-tokens=100000", *options)
     try:
+        results["memory_mb"] = {"before": memory(process.pid, "VmRSS")}
         results |= asyncio.run(measure(port, encoder, texts, args.clients, args.seconds))
+        results["memory_mb"] |= {"after": memory(process.pid, "VmRSS"), "most": memory(process.pid, "VmHWM")}
     finally:
         process.send_signal(signal.SIGTERM)
         results["exit_status"] = process.wait(60)
+        assert process.stderr is not None
+        process.stderr.close()
     write(args.out, results)
     say(f"written: {args.out / 'README.md'}")
+
+
+def memory(pid: int, name: str) -> float:
+    """A figure of a process in MB, as Linux calls it."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(f"{name}:"))
 
 
 def mixed(paragraphs: list[str], n: int) -> list[str]:
@@ -145,22 +156,35 @@ def rate(encoder: Any, texts: list[str]) -> float:
 
 
 def offline(encoder: Any, texts: list[str]) -> dict[str, Any]:
-    """The encoder by itself: its rate, and the time of one text after another."""
+    """The encoder by itself: its rate."""
     encoder.encode(texts[:64])
     rates = [rate(encoder, texts) for _ in range(3)]
-    times = []
-    for text in short(texts)[:300]:
-        start = time.perf_counter()
-        encoder.encode([text])
-        times.append(time.perf_counter() - start)
     tokens = encoder.count_tokens(texts)
     return {
         "texts_per_second": statistics.median(rates),
         "spread": [min(rates), max(rates)],
         "tokens_per_text": statistics.mean(tokens),
         "threads": encoder.threads,
-        **percentiles(times),
     }
+
+
+async def in_turn(port: int, encoder: Any, texts: list[str], seconds: float) -> dict[str, Any]:
+    """One short query at a time, asked of the server and computed here in turn, so that both meet the same machine."""
+    served, computed = Loop(1, seconds), Loop(1, seconds)
+    client, end, rng = Client(port), time.perf_counter() + 2 * seconds, random.Random(0)
+    while time.perf_counter() < end:
+        text = rng.choice(texts)
+        start = time.perf_counter()
+        status = await client.ask(body([text]))
+        middle = time.perf_counter()
+        encoder.encode([text])
+        computed.times.append(time.perf_counter() - middle)
+        served.times.append(middle - start)
+        served.statuses[status] += 1
+        served.texts += status == 200
+    client.close()
+    served.seconds = sum(served.times)
+    return {"served": served.summary(), "computed": percentiles(computed.times)}
 
 
 def short(texts: list[str]) -> list[str]:
@@ -189,6 +213,7 @@ async def measure(port: int, encoder: Any, texts: list[str], clients: list[int],
     queries = [body([text]) for text in short(texts)]
     found: dict[str, Any] = {"loops": []}
     await closed_loop(port, bodies, 8, 2.0)  # what is slow at first is not counted
+    found["query_in_turn"] = await in_turn(port, encoder, short(texts), min(5.0, seconds))
     single = await closed_loop(port, queries, 1, min(5.0, seconds))
     found["query_alone"] = single.summary()
     for n in clients:
@@ -262,10 +287,12 @@ def write(folder: Path, results: dict[str, Any]) -> None:
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     base = results["offline"]
     rows = [
-        ["encoder without a server", "-", fixed(base["texts_per_second"], 0), "1.00",
-         *(fixed(base[f"p{p}_ms"], 2) for p in (50, 95, 99)), "-"]
+        ["encoder without a server, mixed lengths", "-", fixed(base["texts_per_second"], 0), "1.00", *"----"],
+        ["encoder without a server, one short query, in turn with the server", "-", "-", "-",
+         *(fixed(results["query_in_turn"]["computed"][f"p{p}_ms"], 2) for p in (50, 95, 99)), "-"],
     ]  # fmt: skip
-    named = [("one short query at a time", results["query_alone"])]
+    named = [("one short query, in turn with the encoder", results["query_in_turn"]["served"])]
+    named += [("one short query at a time", results["query_alone"])]
     named += [("mixed lengths, a text a request", loop) for loop in results["loops"]]
     named += [("short queries beside a client with 2,000 texts a request", results["query_beside_2000_texts"])]
     named += [("256 clients, 200 texts a request: more than the queue takes", results["overload"])]
@@ -277,20 +304,24 @@ def write(folder: Path, results: dict[str, Any]) -> None:
     heads = ["what", "clients", "texts/s", "of the encoder's rate", "p50 ms", "p95 ms", "p99 ms", "statuses"]
     machine = results["machine"]
     alone, crowded = results["query_alone"], results["query_beside_2000_texts"]
+    turn, held = results["query_in_turn"], results["memory_mb"]
     lines = [
         "# The server under load",
         "",
         f"{machine['cpu']}, {base['threads']} threads, {base['tokens_per_text']:.1f} tokens a text. Clients run on the "
-        "same cores. The times of the encoder without a server are those of a short query by itself; its rate "
+        "same cores. The rate of the encoder without a server "
         "was taken again before and after each loop for the share. The rate of 256 clients counts requests. Written by "
         "tools/load_test.py in one run.",
         "",
         table(heads, rows, words=1),
         "",
-        f"* A short query over loopback takes {alone['p50_ms'] - base['p50_ms']:.2f} ms more than in the encoder.",
+        f"* A short query over loopback takes {turn['served']['p50_ms'] - turn['computed']['p50_ms']:.2f} ms more than "
+        "in the encoder (medians).",
         f"* Beside 2,000 texts a request its p99 is {crowded['p99_ms'] / alone['p50_ms']:.1f} times its p50 alone.",
         f"* After the overload the first request was answered within {results['overload']['recovery_s']:.2f} s; the "
         f"server then ended with status {results['exit_status']}.",
+        f"* The server held {held['before']:.0f} MB before, {held['most']:.0f} MB at most and {held['after']:.0f} MB "
+        "after.",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -79,6 +79,8 @@ class _Job:
     served: float
     places: list[int] = field(init=False)
     lengths: list[int] = field(init=False)
+    waited: float | None = None
+    came: float = field(default_factory=time.perf_counter)
     left: int = field(init=False)
     done: int = 0
     over: bool = False
@@ -110,6 +112,8 @@ class _Batch:
             if texts and longest * (texts + 1) > self.budget:
                 break
             self.longest, last = longest, last + 1
+        if last > first and job.waited is None:
+            job.waited = time.perf_counter() - job.came
         taken = sum(job.lengths[first:last])
         job.served += taken
         job.left -= taken
@@ -141,10 +145,14 @@ class Batcher:
         self._closed = False
         self._threads = [self._start() for _ in range(workers)]
 
-    async def embed(self, ids: Sequence[_Ids]) -> FloatArray:
+    async def embed(self, ids: Sequence[_Ids], *, waited: Callable[[float], None] | None = None) -> FloatArray:
         """Return the embeddings of texts by their token ids, ``(n_texts, dim)`` float32.
 
         Cancelled, what has not begun leaves the queue.
+
+        Args:
+            ids: At least one text.
+            waited: Told the seconds until a batch took the first of them.
 
         Raises:
             BatchFailedError: If the engine failed.
@@ -158,7 +166,10 @@ class Batcher:
             self._jobs.append(job)
             self._change.notify()
         try:
-            return await future
+            result = await future
+            if waited is not None:
+                waited(job.waited or 0.0)
+            return result
         finally:
             if job.done < len(ids):
                 with self._change:

@@ -194,7 +194,7 @@ class Border:
             return
         host = _host(exchange.header(b"host"))
         if not settings.admits(host):
-            raise Refusal("forbidden", "Host: not a name of this machine; start the server with --allow-host")
+            raise Refusal("forbidden", "Host: not a name of this machine; start the server with --allow-host or a key")
         origin = exchange.header(b"origin")
         if origin and not self._is_own(origin, host):
             raise Refusal("forbidden", "Origin: another site's pages may not use this server without an API key")

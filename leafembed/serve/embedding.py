@@ -67,7 +67,8 @@ class Answer:
         cut: Texts that were cut.
         load_s: Seconds of opening the model; 0 if it was open.
         tokenize_s: Seconds of tokenising.
-        compute_s: Seconds in queue and engine.
+        queue_s: Seconds until a batch took its first text.
+        compute_s: Seconds from then to the last vector.
         total_s: Seconds of all.
     """
 
@@ -76,6 +77,7 @@ class Answer:
     cut: int
     load_s: float
     tokenize_s: float
+    queue_s: float
     compute_s: float
     total_s: float
 
@@ -143,14 +145,15 @@ class Service:
                 tokens = sum(map(len, ids))
                 reserved += self._admit(tokens - reserved)
                 cut = self._check_tokens(asked, tokens, was_cut)
-                vectors = await self._vectors(loaded, ids)
-                compute_s = time.perf_counter() - began - tokenize_s
+                vectors, queue_s = await self._vectors(loaded, ids)
+                compute_s = time.perf_counter() - began - tokenize_s - queue_s
             finally:
                 loaded.users -= 1
         finally:
             self.admitted -= reserved
         self.metrics.embedded(model.spec.name, len(ids), tokens, cut)
         self.metrics.phase("tokenize", tokenize_s)
+        self.metrics.phase("queue", queue_s)
         self.metrics.phase("compute", compute_s)
         return Answer(
             vectors=_shortened(vectors, dim, normalize=asked.normalize),
@@ -158,6 +161,7 @@ class Service:
             cut=cut,
             load_s=load_s,
             tokenize_s=tokenize_s,
+            queue_s=queue_s,
             compute_s=compute_s,
             total_s=time.perf_counter() - start,
         )
@@ -257,15 +261,17 @@ class Service:
             raise Refusal("invalid", asked.too_long, param="input")
         return cut
 
-    async def _vectors(self, loaded: Loaded, ids: Sequence[Any]) -> FloatArray:
+    async def _vectors(self, loaded: Loaded, ids: Sequence[Any]) -> tuple[FloatArray, float]:
+        """The vectors, and the seconds that their texts waited for a batch."""
+        waited: list[float] = []
         try:
-            vectors = await loaded.batcher.embed(ids)
+            vectors = await loaded.batcher.embed(ids, waited=waited.append)
         except BatchFailedError as error:
             raise Refusal("failed", "the engine failed on this request") from error
         if not np.isfinite(vectors).all():
             self.metrics.non_finite.inc()
             raise Refusal("failed", "embedding contains NaN or Inf values")
-        return vectors
+        return vectors, waited[0]
 
 
 def _shortened(vectors: FloatArray, dim: int, *, normalize: bool) -> FloatArray:

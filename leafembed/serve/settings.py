@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +14,9 @@ __all__ = ["LOOPBACK", "Limits", "Settings", "is_loopback", "read_keys"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts that a machine calls itself."""
+
+_PRIVATE = (".local", ".internal", ".home.arpa", ".test")
+"""Ends of names that are not given to sites."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,7 @@ class Settings:
     Attributes:
         limits: See :class:`Limits`.
         keys: API keys of which a request must show one; empty: none is asked for, and hosts and origins are checked.
-        hosts: Host names that requests may name besides those of this machine; ``*``: any.
+        hosts: Host names that requests may name besides those that :meth:`admits` knows; ``*``: any.
         loopback: Whether only this machine can reach the server.
         watch_s: Seconds between two looks at whether a bundle was replaced; 0: never.
     """
@@ -82,10 +86,22 @@ class Settings:
         return any(matches)
 
     def admits(self, host: str) -> bool:
-        """Whether a request may name this host, without port; any may where others reach the server anyway."""
+        """Whether a request may name this host, without port.
+
+        A page of another site reaches us under its own name, once it has that name resolved to our address. So where
+        other machines reach the server, it answers to addresses and to names that no site can have, and to no others.
+        """
         name = host.lower().rstrip(".")
-        own = name in LOOPBACK or name.endswith(".localhost")
-        return own or not self.loopback or "*" in self.hosts or name in self.hosts
+        if name in LOOPBACK or name.endswith(".localhost") or "*" in self.hosts or name in self.hosts:
+            return True
+        return not self.loopback and ("." not in name or name.endswith(_PRIVATE) or _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:

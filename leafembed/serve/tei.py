@@ -98,13 +98,14 @@ def _inputs(data: dict[str, Any]) -> list[str]:
 
 
 def _timings(result: Answer, texts: list[str]) -> dict[str, str]:
-    """Headers with what it cost; times in milliseconds, that of inference with the wait before it."""
+    """Headers with what it cost; times in milliseconds."""
     return {
         "x-compute-type": "cpu",
         "x-compute-characters": str(sum(map(len, texts))),
         "x-compute-tokens": str(result.tokens),
         "x-total-time": _ms(result.total_s),
         "x-tokenization-time": _ms(result.tokenize_s),
+        "x-queue-time": _ms(result.queue_s),
         "x-inference-time": _ms(result.compute_s),
     }
 
