@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
 
+from leafembed.serve import batching
 from leafembed.serve.batching import FAULTS, Batcher, BatchFailedError
 
 
@@ -178,6 +180,23 @@ def test_faults_in_a_row_count_as_broken_until_a_batch_succeeds(engine, batcher)
         await batcher.embed(texts(3))
 
     run(fail())
+    assert not batcher.broken
+
+
+def test_a_batch_that_does_not_end_counts_as_broken_until_it_does(engine, batcher, monkeypatch):
+    async def held():
+        engine.gate.clear()
+        waiting = asyncio.ensure_future(batcher.embed(texts(3)))
+        await begun(engine)
+        assert not batcher.broken
+        monkeypatch.setattr(batching, "STUCK_S", 0.0)
+        assert batcher.broken
+        engine.gate.set()
+        await waiting
+
+    run(held())
+    while batcher._running:  # the thread is told last
+        time.sleep(0.01)
     assert not batcher.broken
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from leafembed.types import FloatArray
 
-__all__ = ["FAULTS", "BatchFailedError", "Batched", "Batcher", "Engine"]
+__all__ = ["FAULTS", "STUCK_S", "BatchFailedError", "Batched", "Batcher", "Engine"]
 
 _Ids = NDArray[np.int64]
 
@@ -33,6 +33,9 @@ _SLACK = 8
 
 FAULTS = 3
 """Batches failed in a row after which the engine counts as broken."""
+
+STUCK_S = 30.0
+"""Seconds after which a batch counts as one that will not end; the longest text takes a few."""
 
 
 class Engine(Protocol):
@@ -143,6 +146,7 @@ class Batcher:
         self._clock = 0.0
         self._change = threading.Condition()
         self._closed = False
+        self._running: dict[int, float] = {}
         self._threads = [self._start() for _ in range(workers)]
 
     async def embed(self, ids: Sequence[_Ids], *, waited: Callable[[float], None] | None = None) -> FloatArray:
@@ -183,8 +187,10 @@ class Batcher:
 
     @property
     def broken(self) -> bool:
-        """Whether the last batches all failed, or no thread is left."""
-        return self.faults >= FAULTS or not any(thread.is_alive() for thread in self._threads)
+        """Whether the last batches all failed, one does not end, or no thread is left."""
+        late = time.perf_counter() - STUCK_S
+        stuck = any(began < late for began in list(self._running.values()))
+        return stuck or self.faults >= FAULTS or not any(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
         """Let what waits be computed, then end the threads; waits for them."""
@@ -201,10 +207,13 @@ class Batcher:
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:
+            self._running[threading.get_ident()] = time.perf_counter()
             try:
                 self._compute(batch)
             except BaseException as error:  # whatever an engine throws, SystemExit too, must not end the thread
                 self._fail(batch, error)
+            finally:
+                del self._running[threading.get_ident()]
 
     def _next(self) -> list[tuple[_Job, int]] | None:
         """Wait for a batch; ``None`` when the batcher is closed and nothing waits."""
