@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["amount", "positive", "size"]
+__all__ = ["amount", "port", "positive", "seconds", "size"]
 
 
 def positive(text: str) -> int:
@@ -20,6 +20,19 @@ def amount(text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, 0 for never."""
+    return 0.0 if text in ("0", "0.0") else amount(text)
+
+
+def port(text: str) -> int:
+    """A port of TCP, 0 for any."""
+    value = _whole(text, least=0)
+    if value > 65_535:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a port of at most 65535")
     return value
 
 

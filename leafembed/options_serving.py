@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from leafembed.options_numbers import amount, positive, size
+from leafembed.options_numbers import amount, port, positive, seconds
 
 __all__ = ["add_hub", "add_serving"]
 
@@ -49,7 +49,7 @@ def add_serving(add: Callable[..., argparse.ArgumentParser]) -> None:
     serve.add_argument("--model", action="append", default=[], metavar="NAME=PATH[@exit=N][@dim=N][@prompt=NAME]",
                        help="a bundle, its name, and what clients get that ask for neither; repeatable")  # fmt: skip
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    serve.add_argument("--port", type=size, default=11435, help="0: any that is free (default: 11435)")
+    serve.add_argument("--port", type=port, default=11435, help="0: any that is free (default: 11435)")
     serve.add_argument("--api-key-file", type=Path, help="file with API keys, one a line")
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
                        help="further host name that requests may use without a key; *: any; repeatable")  # fmt: skip
@@ -60,11 +60,13 @@ def add_serving(add: Callable[..., argparse.ArgumentParser]) -> None:
     serve.add_argument("--queue-tokens", type=positive, default=600_000,
                        help="tokens at work; over it requests are told to come back (default: 600000)")  # fmt: skip
     serve.add_argument("--max-body-mb", type=amount, default=8.0, help="largest request (default: 8)")
+    serve.add_argument("--max-bodies-mb", type=amount, default=64.0,
+                       help="all requests at once; over it they are told to come back (default: 64)")  # fmt: skip
     serve.add_argument("--max-items", type=positive, default=2_048, help="most texts of a request (default: 2048)")
     serve.add_argument("--max-requests", type=positive, default=1_024, help="requests at once (default: 1024)")
     serve.add_argument("--timeout", type=amount, default=120.0, help="seconds for an answer (default: 120)")
     serve.add_argument("--drain", type=amount, default=30.0, help="seconds to end in after SIGTERM (default: 30)")
-    serve.add_argument("--watch", type=float, default=2.0, metavar="SECONDS",
+    serve.add_argument("--watch", type=seconds, default=2.0, metavar="SECONDS",
                        help="how often to look for a new bundle; 0: never (default: 2)")  # fmt: skip
     serve.add_argument("--otlp", metavar="URL", help="collector that gets a span a request, by OTLP over HTTP")
     serve.add_argument("--quiet", action="store_true", help="no log line for each request")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny import WORDS, make_model_folder, sample_manifest
+from tiny import make_model_folder, sample_manifest
 
 from leafembed.serve.app import create_app
 from leafembed.serve.embedding import Service
@@ -88,6 +89,50 @@ def serving(
         assert not thread.is_alive()
 
 
+def embed(served, value="red", **headers):
+    return served.ask("/api/embed", {"model": "leaf", "input": value}, **headers)
+
+
+def works(served):
+    return embed(served)[0] == 200
+
+
+def engine_of(served):
+    return served.service.models.default.model.loaded.encoder
+
+
+class Held:
+    """Stops an engine until it is released, so that a queue can be looked at."""
+
+    def __init__(self, served, monkeypatch):
+        self.gate, self.begun = threading.Event(), threading.Semaphore(0)
+        encoder = engine_of(served)
+        compute = encoder.embed_tokens
+
+        def held(ids):
+            self.begun.release()
+            assert self.gate.wait(20)
+            return compute(ids)
+
+        monkeypatch.setattr(encoder, "embed_tokens", held)
+
+
+def in_thread(call):
+    result = []
+    thread = threading.Thread(target=lambda: result.append(call()))
+    thread.start()
+    return thread, result
+
+
+def eventually(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def _read(raw: bytes) -> Any:
     try:
         return json.loads(raw)
@@ -95,4 +140,7 @@ def _read(raw: bytes) -> Any:
         return raw.decode()
 
 
-__all__ = ["PROMPTS", "WORDS", "Served", "make_bundle", "serving"]
+__all__ = [
+    *("PROMPTS", "WORDS", "Held", "Served", "embed", "engine_of", "eventually"),
+    *("in_thread", "make_bundle", "serving", "works"),
+]

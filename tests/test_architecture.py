@@ -146,9 +146,10 @@ ALLOWED = {
             "ship.shipped",
         ),
     },
+    "serve.batching": {"serve.jobs", "serve.logs"},  # what waits; what an engine raised
     "serve.embedding": {
-        *("serve.batching", "serve.merged", "serve.metrics", "serve.models", "serve.prompts", "serve.refusals"),
-        "serve.settings",
+        *("serve.batching", "serve.logs", "serve.merged", "serve.metrics", "serve.models", "serve.prompts"),
+        *("serve.refusals", "serve.settings", "serve.tokens"),
     },
     "serve.metrics": {"serve.batching"},
     "serve.models": {"serve.batching", "serve.refusals", "serve.specs", "ship.bundle", "ship.encoder"},

@@ -73,6 +73,35 @@ def test_no_batch_has_more_padded_tokens_than_the_budget_but_for_one_long_text(e
     assert all(max(batch) <= 1.5 * min(batch) + 8 for batch in engine.batches)
 
 
+@pytest.mark.parametrize("where", ["_gather", "_on_batch"])
+def test_whatever_breaks_around_the_engine_ends_no_thread(batcher, monkeypatch, where):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batcher, where, fail)
+        if where == "_gather":
+            with pytest.raises(BatchFailedError):
+                run(batcher.embed(texts(3)))
+        else:  # who counts batches does not fail them
+            assert run(batcher.embed(texts(3))).shape == (1, 2)
+    assert run(batcher.embed(texts(3))).shape == (1, 2)
+    assert not batcher.broken
+
+
+def test_closing_does_not_wait_for_ever(engine):
+    async def stuck():
+        engine.gate.clear()
+        waiting = asyncio.ensure_future(hung.embed(texts(3)))
+        await begun(engine)
+        await asyncio.get_running_loop().run_in_executor(None, hung.close, 0.2)
+        engine.gate.set()
+        await waiting
+
+    hung = Batcher(engine, workers=1, batch_tokens=32)
+    run(stuck())
+
+
 def test_requests_share_a_batch(engine, batcher):
     async def many():
         engine.gate.clear()

@@ -94,7 +94,6 @@ def test_what_is_refused_is_an_object_with_a_string(served, body, status, messag
 
 @pytest.mark.parametrize("value", ["5m", "1h30m", "-1", -1, 0, 300, 1.5, None])
 def test_any_duration_may_be_kept_alive(served, value):
-    assert served.ask("/api/embed", {"model": "leaf", "input": "red", "keep_alive": value})[0] in (200, 400)
     expected = 400 if value == "-1" else 200  # Go's durations need a unit
     assert served.ask("/api/embed", {"model": "leaf", "input": "red", "keep_alive": value})[0] == expected
 

@@ -130,4 +130,8 @@ def test_info_and_tokens(served, encoder):
     (tokens,) = served.ask("/tokenize", {"inputs": "red two"})[1]
     assert [token["text"] for token in tokens] == ["[CLS]", "red", "two"]
     assert [(token["start"], token["stop"]) for token in tokens] == [(0, 0), (0, 3), (4, 7)]
-    assert len(served.ask("/tokenize", {"inputs": "red " * 20})[1][0]) == 8
+    (whole,) = served.ask("/tokenize", {"inputs": "red " * 20})[1]  # the model reads 8 of them
+    assert [token["text"] for token in whole] == ["[CLS]", *["red"] * 20]
+    assert [token["start"] for token in whole[1:]] == list(range(0, 80, 4))
+    (bare,) = served.ask("/tokenize", {"inputs": "red two", "add_special_tokens": False})[1]
+    assert [token["text"] for token in bare] == ["red", "two"]

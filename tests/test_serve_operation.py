@@ -1,7 +1,6 @@
-"""Limits, keys, faults, swaps and signals: what a client gets, and that the next request works."""
+"""Faults, metrics, swaps and signals: what a client gets, and that the next request works."""
 
 import asyncio
-import gzip
 import json
 import logging
 import os
@@ -12,20 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
-from served import make_bundle, serving
+from served import embed, engine_of, eventually, make_bundle, serving, works
 
 import leafembed
 from leafembed.errors import Error, GateFailedError
-from leafembed.serve.body import read_body
-from leafembed.serve.logs import ACCESS_LOG
+from leafembed.serve.batching import FAULTS
+from leafembed.serve.logs import ACCESS_LOG, SERVER_LOG
 from leafembed.serve.models import Models
-from leafembed.serve.refusals import Refusal
-from leafembed.serve.settings import Limits, Settings, read_keys
+from leafembed.serve.settings import Limits, Settings
 from leafembed.serve.specs import ModelSpec
 
 SMALL = Limits(body_bytes=2_000, items=4, request_tokens=60, queue_tokens=60, receive_s=0.5, answer_s=1.0, drain_s=5.0)
@@ -42,299 +38,15 @@ def small(bundle):
         yield running
 
 
-def embed(served, value="red", **headers):
-    return served.ask("/api/embed", {"model": "leaf", "input": value}, **headers)
-
-
-def works(served):
-    return embed(served)[0] == 200
-
-
-def engine_of(served):
-    return served.service.models.default.model.loaded.encoder
-
-
-# Limits
-
-
-@pytest.mark.parametrize(
-    ("value", "status", "message"),
-    [
-        ("red " * 600, 413, "the body has 2"),
-        (["red"] * 5, 413, "batch size 5 > maximum allowed batch size 4"),
-        ("red " * 300, 413, "about 302 tokens, at most 60"),
-    ],
-)
-def test_over_a_limit_is_refused_in_shape(small, value, status, message):
-    got, data, _ = embed(small, value)
-    assert got == status
-    assert message in data["error"]
-    assert works(small)
-
-
-def test_the_length_of_a_body_is_counted_not_believed(small):
-    head = b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    answer = small.raw(head + (b"400\r\n" + b" " * 1024 + b"\r\n") * 3)
-    assert b" 413 " in answer.splitlines()[0]
-    assert b"more than 2000 bytes" in answer
-    assert works(small)
-
-
-def test_a_text_of_too_many_characters_is_refused_before_it_is_tokenised(bundle):
-    with serving({"leaf": bundle}, Settings(limits=Limits(chars_per_token=2))) as served:
-        assert embed(served, "r" * 17)[0] == 413
-        assert served.ask("/tokenize", {"inputs": "r" * 17})[0] == 413
-        assert embed(served, "r" * 16)[0] == 200
-
-
-PLAIN = json.dumps({"model": "leaf", "input": "red"}).encode()
-PACKED = gzip.compress(PLAIN)
-
-
-def test_a_packed_body_is_read_as_the_plain_one(small):
-    assert small.ask("/api/embed", PACKED, Content_Encoding="gzip")[1]["embeddings"] == embed(small)[1]["embeddings"]
-
-
-@pytest.mark.parametrize(
-    ("body", "encoding", "status", "message"),
-    [
-        (PACKED, "br", 415, "expected none or gzip"),
-        (PACKED, "gzip, gzip", 415, "expected none or gzip"),
-        (PLAIN, "gzip", 400, "is not gzip"),
-        (PACKED[:-9], "gzip", 400, "ends before its gzip data"),
-        (PACKED + PACKED, "gzip", 400, "goes on after its gzip data"),
-        (gzip.compress(bytes(1_990)), "gzip", 400, "invalid JSON"),
-        (gzip.compress(bytes(2_001)), "gzip", 413, "more than 2000 bytes"),
-        (gzip.compress(bytes(1_000_000)), "gzip", 413, "more than 2000 bytes"),
-    ],
-    ids=["br", "twice", "plain", "cut", "two", "within", "over", "bomb"],
-)
-def test_what_is_packed_otherwise_or_too_large_is_refused(small, body, encoding, status, message):
-    got, data, _ = small.ask("/api/embed", body, Content_Encoding=encoding)
-    assert got == status
-    assert message in data["error"]
-    assert works(small)
-
-
-def test_a_bomb_is_not_unpacked_whole():
-    """300 MB in 300 kB: no more than a piece over the limit is ever there."""
-    packer = zlib.compressobj(9, wbits=31)
-    bomb = b"".join([*(packer.compress(bytes(1_000_000)) for _ in range(300)), packer.flush()])
-
-    async def receive():
-        return {"type": "http.request", "body": bomb}
-
-    tracemalloc.start()
-    with pytest.raises(Refusal, match="more than 1000000 bytes"):
-        asyncio.run(read_body(receive, limit=1_000_000, encoding="gzip"))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 4_000_000
-
-
-def test_a_slow_body_is_given_up(small):
-    start = time.monotonic()
-    with socket.create_connection(("127.0.0.1", small.port), timeout=10) as link:
-        link.sendall(b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
-        answer = link.recv(65_536)
-        assert b" 408 " in answer.splitlines()[0]
-        assert b'{"error":"the request did not arrive' in answer
-        assert link.recv(65_536) == b""
-    assert time.monotonic() - start < 8
-    assert works(small)
-
-
-def test_a_header_that_never_ends_is_cut_off(small):
-    with socket.create_connection(("127.0.0.1", small.port), timeout=10) as link:
-        link.sendall(b"POST /api/embed HTTP/1.1\r\nHost: loc")
-        assert link.recv(65_536) == b""
-    assert works(small)
-
-
-@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"], ids=["unended", "whole"])
-def test_a_head_of_any_size_is_not_kept(small, end):
-    head = b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nX-Filler: " + b"y" * 200_000 + end
-    with socket.create_connection(("127.0.0.1", small.port), timeout=10) as link:
-        link.sendall(head)
-        answer = link.recv(65_536)
-    assert answer.startswith(b"HTTP/1.1 431 ")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
-        "error": "the head of the request has more than 32768 bytes"
-    }
-    assert works(small)
-
-
-def test_a_client_that_reads_nothing_is_cut_off(tmp_path):
-    """What it was to get must not be kept for it: by the deadline the server has let go of the connection."""
-    with serving({"leaf": make_bundle(tmp_path, dim=512)}, Settings(limits=Limits(send_s=0.5))) as served:
-        body = json.dumps({"model": "leaf", "input": ["red"] * 2_048}).encode()  # its answer is 12 MB
-        link = socket.socket()
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        with link:
-            link.connect(("127.0.0.1", served.port))
-            link.sendall(b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
-            link.sendall(body)
-            open_now = served.server.config.http_protocol_class.open_now
-            assert _eventually(lambda: len(open_now) == 1)
-            assert _eventually(lambda: not open_now)
-        assert works(served)
-
-
-def test_connections_over_the_bound_are_closed(bundle):
-    with serving({"leaf": bundle}, Settings(limits=Limits(connections=2))) as served:
-        links = [socket.create_connection(("127.0.0.1", served.port), timeout=10) for _ in range(2)]
-        time.sleep(0.2)
-        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as third:
-            assert third.recv(10) == b""
-        for link in links:
-            link.close()
-        time.sleep(0.2)
-        assert works(served)
-
-
-class Held:
-    """Stops an engine until it is released, so that a queue can be looked at."""
-
-    def __init__(self, served, monkeypatch):
-        self.gate, self.begun = threading.Event(), threading.Semaphore(0)
-        encoder = engine_of(served)
-        compute = encoder.embed_tokens
-
-        def held(ids):
-            self.begun.release()
-            assert self.gate.wait(20)
-            return compute(ids)
-
-        monkeypatch.setattr(encoder, "embed_tokens", held)
-
-
 @pytest.fixture
-def held(small, monkeypatch):
-    held = Held(small, monkeypatch)
-    yield held
-    held.gate.set()
-
-
-def in_thread(call):
-    result = []
-    thread = threading.Thread(target=lambda: result.append(call()))
-    thread.start()
-    return thread, result
-
-
-@pytest.mark.parametrize(
-    ("path", "key", "status"),
-    [("/api/embed", "input", 503), ("/v1/embeddings", "input", 429), ("/embed", "inputs", 429)],
-)
-def test_a_full_queue_sends_away_and_says_when_to_come_back(small, held, path, key, status):
-    thread, first = in_thread(lambda: embed(small, ["red two"] * 4))
-    assert held.begun.acquire(timeout=10)
-    got, data, headers = small.ask(path, {"model": "leaf", key: ["red " * 25] * 2})
-    assert got == status
-    assert 1 <= int(headers["Retry-After"]) <= 60
-    assert "error" in data
-    held.gate.set()
-    thread.join()
-    assert first[0][0] == 200
-    assert works(small)
-
-
-def test_an_answer_that_takes_too_long_is_given_up(small, held):
-    status, data, headers = embed(small)
-    assert (status, headers["Retry-After"]) == (503, "1")
-    assert data == {"error": "no answer within 1 s"}
-    held.gate.set()
-    assert works(small)
-    assert small.service.admitted == 0
-
-
-def test_a_client_that_leaves_frees_its_place(small, held):
-    thread, _ = in_thread(lambda: embed(small))
-    assert held.begun.acquire(timeout=10)
-    body = json.dumps({"model": "leaf", "input": ["red two"] * 4}).encode()
-    link = socket.create_connection(("127.0.0.1", small.port), timeout=10)
-    link.sendall(b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    batcher = small.service.models.default.model.loaded.batcher
-    assert _eventually(lambda: batcher.waiting_tokens == 12)
-    link.close()
-    assert _eventually(lambda: batcher.waiting_tokens == 0)
-    held.gate.set()
-    thread.join()
-    assert works(small)
-
-
-def _eventually(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def test_limits_are_held_against_each_other():
-    with pytest.raises(Error, match="a queue that can hold the largest request"):
-        Limits(request_tokens=10, queue_tokens=9)
-    with pytest.raises(Error, match="limit items: got 0, expected more than 0"):
-        Limits(items=0)
-
-
-# Who may ask
-
-
-def test_without_a_key_only_names_of_this_machine(small):
-    assert embed(small, Host="evil.example")[0] == 403
-    assert embed(small, Host="app.localhost:1")[0] == 200
-    assert embed(small, Origin="https://evil.example")[0] == 403
-    assert embed(small, Origin="null")[0] == 403
-    assert embed(small, Origin=small.url)[0] == 200
-    assert small.ask("/v1/models", Host="evil.example")[1]["error"]["type"] == "permission_error"
-
-
-def test_further_hosts_may_be_allowed(bundle):
-    with serving({"leaf": bundle}, Settings(hosts=("leaf.example",))) as served:
-        assert embed(served, Host="leaf.example:80", Origin="http://leaf.example")[0] == 200
-        assert embed(served, Host="evil.example")[0] == 403
-
-
-@pytest.mark.parametrize(
-    ("host", "admitted"),
-    [
-        *(
-            ("192.168.1.7", True),
-            ("fd00::7", True),
-            ("leaf", True),
-            ("leaf.default.svc.cluster.local", True),
-            ("", True),
-        ),
-        *(("evil.example", False), ("192.168.1.7.evil.example", False), ("local", True), ("notlocal.example.", False)),
-    ],
-)
-def test_reached_by_others_without_a_key_it_has_no_name_that_a_site_could_have(host, admitted):
-    assert Settings(loopback=False).admits(host) == admitted
-    assert not Settings().admits(host)
-    assert Settings(loopback=False, hosts=("*",)).admits(host)
-
-
-def test_with_keys_a_request_must_show_one(bundle, tmp_path):
-    file = tmp_path / "keys"
-    file.write_text("# ours\nfirst\n\nsecond\n", encoding="utf-8")
-    with serving({"leaf": bundle}, Settings(keys=read_keys(file, ["third"]))) as served:
-        for headers in ({"X_API_Key": "first"}, {"Authorization": "Bearer second"}, {"Authorization": "bearer third"}):
-            assert embed(served, **headers)[0] == 200
-        for headers in ({}, {"X_API_Key": "firs"}, {"Authorization": "Basic second"}, {"X_API_Key": "# ours"}):
-            assert embed(served, **headers)[:2] == (401, {"error": "API key: missing or wrong; send X-API-Key or "
-                                                          "Authorization: Bearer"})  # fmt: skip
-        assert served.ask("/v1/models")[1]["error"]["code"] == "invalid_api_key"
-        assert served.ask("/health/live")[0] == served.ask("/metrics")[0] == 200
-
-
-def test_keys_that_no_header_can_carry_are_refused(tmp_path):
-    (tmp_path / "keys").write_text("# none\n", encoding="utf-8")
-    with pytest.raises(Error, match="got no key, expected one a line"):
-        read_keys(tmp_path / "keys")
-    with pytest.raises(Error, match="outside ASCII"):
-        read_keys(None, ["schlüssel"])
+def log():
+    """What the server's log gets."""
+    records, logger = [], logging.getLogger(SERVER_LOG)
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
 
 
 # Faults
@@ -369,17 +81,79 @@ def test_vectors_that_are_no_numbers_are_not_sent(small, monkeypatch):
     assert "leaf_non_finite_total 1.0" in small.ask("/metrics")[1]
 
 
-def test_an_error_of_ours_is_told_without_its_text(small, monkeypatch, caplog):
-    def fail(*_):
-        raise ZeroDivisionError("a secret")
+class Panic(BaseException):
+    """As a tokenizer written in Rust raises it: no Exception."""
 
-    logging.getLogger("leafembed.serve").propagate = True
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, Panic])
+def test_an_error_of_ours_is_told_without_its_text(small, monkeypatch, log, kind):
+    def fail(*_):
+        raise kind("a secret")
+
     with monkeypatch.context() as patch:
         patch.setattr(type(small.service), "named", fail)
         status, data, headers = embed(small)
+        patch.setattr(type(small.service), "embed", fail)
+        nested = small.ask("/v1/embeddings", {"model": "leaf", "input": "red"})[1]
     assert status == 500
     assert data == {"error": f"internal error; the server's log has it as {headers['X-Request-Id']}"}
+    assert nested["error"]["type"] == "api_error"
+    told = [record for record in log if record.exc_info]
+    assert headers["X-Request-Id"] in told[0].getMessage()
+    assert [record.exc_info[0] for record in told] == [kind, kind]
     assert works(small)
+
+
+def test_what_an_engine_raised_is_in_the_log_once_a_batch(small, monkeypatch, log):
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_of(small), "embed_tokens", lambda ids: 1 / 0)
+        headers = embed(small, "a text of ours")[2]
+    (batch,) = [record for record in log if record.exc_info]
+    assert batch.exc_info[0] is ZeroDivisionError
+    assert any(headers["X-Request-Id"] in record.getMessage() for record in log)
+    assert "a text of ours" not in "".join(record.getMessage() for record in log)
+    assert works(small)
+
+
+def test_an_engine_that_gives_no_numbers_is_not_ready(small, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_of(small), "embed_tokens", lambda ids: np.full((len(ids), 8), np.nan, np.float32))
+        for _ in range(FAULTS):
+            embed(small)
+        assert small.ask("/health/ready")[0] == 503
+    assert works(small)
+    assert small.ask("/health/ready")[0] == 200
+
+
+def test_a_bundle_that_does_not_open_is_logged_and_not_hashed_for_every_request(tmp_path, bundle, log, monkeypatch):
+    broken = make_bundle(tmp_path)
+    with serving([ModelSpec("leaf", bundle), ModelSpec("broken", broken)]) as served:
+        model = served.service.models.all[1]
+        opened, attempts = type(model)._open, []
+        monkeypatch.setattr(type(model), "_open", lambda self: attempts.append(self) or opened(self))
+        weights = (broken / "model.bin").read_bytes()
+        (broken / "model.bin").write_bytes(weights[:-1] + b"\0\0")
+        for _ in range(3):
+            status, _, headers = served.ask("/api/embed", {"model": "broken", "input": "red"})
+            assert (status, headers["Retry-After"]) == (503, "5")
+        assert len(attempts) == 1
+        assert any("broken cannot be opened" in record.getMessage() for record in log)
+        (broken / "model.bin").write_bytes(weights)  # other files are tried at once
+        assert served.ask("/api/embed", {"model": "broken", "input": "red"})[0] == 200
+
+
+def test_what_a_request_took_is_not_closed_by_a_reload(tmp_path):
+    with serving({"leaf": make_bundle(tmp_path)}) as served:
+        model = served.service.models.default.model
+        taken = model.take()
+        reload = threading.Thread(target=model.reload)
+        reload.start()
+        assert eventually(lambda: model.loaded is not taken)
+        assert reload.is_alive()
+        assert len(asyncio.run(taken.batcher.embed(taken.encoder.tokenize(["red"])[0]))) == 1
+        taken.users -= 1
+        reload.join(10)
+        assert not reload.is_alive()
 
 
 # Metrics and log
@@ -408,7 +182,7 @@ def test_metrics_count_what_was_done(bundle):
 def test_a_line_a_request_without_any_text_of_users(small, caplog):
     with caplog.at_level(logging.INFO, logger=ACCESS_LOG):
         embed(small, "a very secret text", X_Request_Id="my-id.1")
-        assert _eventually(lambda: caplog.records)
+        assert eventually(lambda: caplog.records)
     (line,) = [json.loads(record.message) for record in caplog.records]
     assert line == line | {"id": "my-id.1", "method": "POST", "route": "/api/embed", "status": 200, "kind": ""}
     assert "secret" not in caplog.text
@@ -425,12 +199,12 @@ def test_a_new_bundle_at_the_path_is_served_and_garbage_is_not(tmp_path):
     with serving({"leaf": place}, Settings(watch_s=0.05)) as served:
         assert len(embed(served)[1]["embeddings"][0]) == 8
         _swap(second, place)
-        assert _eventually(lambda: len(embed(served)[1]["embeddings"][0]) == 4)
+        assert eventually(lambda: len(embed(served)[1]["embeddings"][0]) == 4)
         (place / "manifest.json").write_text("garbage", encoding="utf-8")
-        assert _eventually(lambda: 'leaf_reloads_total{outcome="failed"} 1.0' in served.ask("/metrics")[1])
+        assert eventually(lambda: 'leaf_reloads_total{outcome="failed"} 1.0' in served.ask("/metrics")[1])
         assert len(embed(served)[1]["embeddings"][0]) == 4
         _swap(first, place)
-        assert _eventually(lambda: len(embed(served)[1]["embeddings"][0]) == 8)
+        assert eventually(lambda: len(embed(served)[1]["embeddings"][0]) == 8)
 
 
 def _swap(source, place):
@@ -456,7 +230,7 @@ def test_no_request_is_lost_while_a_bundle_is_swapped(tmp_path):
         for i in range(4):
             _swap(bundles[(i + 1) % 2], place)
             time.sleep(0.15)
-        assert _eventually(lambda: 'leaf_reloads_total{outcome="ok"}' in served.ask("/metrics")[1])
+        assert eventually(lambda: 'leaf_reloads_total{outcome="ok"}' in served.ask("/metrics")[1])
         stop.set()
         for thread in threads:
             thread.join()

@@ -11,21 +11,20 @@ A batch is one forward pass on one of a few threads. A batch that fails takes do
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from leafembed.serve.jobs import Batch, Ids, Job
+from leafembed.serve.logs import SERVER_LOG
 from leafembed.types import FloatArray
 
 __all__ = ["FAULTS", "STUCK_S", "BatchFailedError", "Batched", "Batcher", "Engine"]
-
-_Ids = NDArray[np.int64]
 
 _WINDOW = 1.5
 _SLACK = 8
@@ -37,6 +36,11 @@ FAULTS = 3
 STUCK_S = 30.0
 """Seconds after which a batch counts as one that will not end; the longest text takes a few."""
 
+CLOSE_S = 30.0
+"""Seconds that closing waits for what is computed."""
+
+_log = logging.getLogger(SERVER_LOG)
+
 
 class Engine(Protocol):
     """What runs a batch."""
@@ -45,7 +49,7 @@ class Engine(Protocol):
     def dim(self) -> int:
         """Length of an embedding."""
 
-    def embed_tokens(self, ids: Sequence[_Ids]) -> FloatArray:
+    def embed_tokens(self, ids: Sequence[Ids]) -> FloatArray:
         """Embeddings ``(n_texts, dim)`` float32 of one batch."""
 
 
@@ -72,59 +76,6 @@ class Batched:
     failed: bool
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A request's texts, shortest first; ``served`` counts tokens from what the clock said when it came."""
-
-    ids: Sequence[_Ids]
-    vectors: FloatArray
-    future: asyncio.Future[FloatArray]
-    served: float
-    places: list[int] = field(init=False)
-    lengths: list[int] = field(init=False)
-    waited: float | None = None
-    came: float = field(default_factory=time.perf_counter)
-    left: int = field(init=False)
-    done: int = 0
-    over: bool = False
-
-    def __post_init__(self) -> None:
-        self.places = sorted(range(len(self.ids)), key=lambda place: len(self.ids[place]))
-        self.lengths = [len(self.ids[place]) for place in self.places]
-        self.left = sum(self.lengths)
-
-    @property
-    def waiting(self) -> bool:
-        return not self.over and bool(self.places)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Texts that go through the engine together."""
-
-    budget: int
-    texts: list[tuple[_Job, int]] = field(default_factory=list)
-    longest: int = 0
-    tokens: int = 0
-
-    def fill(self, job: _Job, low: float, high: float) -> None:
-        """Take a job's texts of ``low`` to ``high`` tokens, shortest first, while there is room."""
-        first = last = bisect_left(job.lengths, low)
-        while last < len(job.lengths) and job.lengths[last] <= high:
-            longest, texts = max(self.longest, job.lengths[last]), len(self.texts) + last - first
-            if texts and longest * (texts + 1) > self.budget:
-                break
-            self.longest, last = longest, last + 1
-        if last > first and job.waited is None:
-            job.waited = time.perf_counter() - job.came
-        taken = sum(job.lengths[first:last])
-        job.served += taken
-        job.left -= taken
-        self.tokens += taken
-        self.texts += [(job, place) for place in job.places[first:last]]
-        del job.places[first:last], job.lengths[first:last]
-
-
 class Batcher:
     """A queue of texts in front of one engine.
 
@@ -142,14 +93,14 @@ class Batcher:
         self.batch_tokens = batch_tokens
         self.faults = 0
         self._on_batch = on_batch or (lambda _: None)
-        self._jobs: list[_Job] = []
+        self._jobs: list[Job] = []
         self._clock = 0.0
         self._change = threading.Condition()
         self._closed = False
         self._running: dict[int, float] = {}
         self._threads = [self._start() for _ in range(workers)]
 
-    async def embed(self, ids: Sequence[_Ids], *, waited: Callable[[float], None] | None = None) -> FloatArray:
+    async def embed(self, ids: Sequence[Ids], *, waited: Callable[[float], None] | None = None) -> FloatArray:
         """Return the embeddings of texts by their token ids, ``(n_texts, dim)`` float32.
 
         Cancelled, what has not begun leaves the queue.
@@ -166,7 +117,7 @@ class Batcher:
         with self._change:
             if self._closed:
                 raise BatchFailedError("the engine was closed")
-            job = _Job(ids, vectors, future, self._clock)
+            job = Job(ids, vectors, future, self._clock)
             self._jobs.append(job)
             self._change.notify()
         try:
@@ -192,13 +143,16 @@ class Batcher:
         stuck = any(began < late for began in list(self._running.values()))
         return stuck or self.faults >= FAULTS or not any(thread.is_alive() for thread in self._threads)
 
-    def close(self) -> None:
-        """Let what waits be computed, then end the threads; waits for them."""
+    def close(self, within: float = CLOSE_S) -> None:
+        """Let what waits be computed, then end the threads; waits for them, ``within`` seconds at most."""
         with self._change:
             self._closed = True
             self._change.notify_all()
+        end = time.monotonic() + within
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            _log.error("a batch did not end within %g s; it is left behind", within)
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, name="leaf-engine", daemon=True)
@@ -206,16 +160,20 @@ class Batcher:
         return thread
 
     def _run(self) -> None:
-        while (batch := self._next()) is not None:
-            self._running[threading.get_ident()] = time.perf_counter()
+        while True:
+            batch = None
             try:
+                batch = self._next()
+                if batch is None:
+                    return
+                self._running[threading.get_ident()] = time.perf_counter()
                 self._compute(batch)
-            except BaseException as error:  # whatever an engine throws, SystemExit too, must not end the thread
+            except BaseException as error:  # whatever is thrown, SystemExit too, must not end the thread
                 self._fail(batch, error)
             finally:
-                del self._running[threading.get_ident()]
+                self._running.pop(threading.get_ident(), None)
 
-    def _next(self) -> list[tuple[_Job, int]] | None:
+    def _next(self) -> list[tuple[Job, int]] | None:
         """Wait for a batch; ``None`` when the batcher is closed and nothing waits."""
         with self._change:
             while not any(job.waiting for job in self._jobs):
@@ -224,23 +182,24 @@ class Batcher:
                 self._change.wait()
             return self._gather()
 
-    def _gather(self) -> list[tuple[_Job, int]]:
+    def _gather(self) -> list[tuple[Job, int]]:
         jobs = sorted((job for job in self._jobs if job.waiting), key=lambda job: (job.served, job.left))
-        first, batch = jobs[0].lengths[0], _Batch(self.batch_tokens)
+        first, batch = jobs[0].lengths[0], Batch(self.batch_tokens)
         batch.fill(jobs[0], first, first * _WINDOW + _SLACK)
         for job in jobs[1:]:
             batch.fill(job, (first - _SLACK) / _WINDOW, first * _WINDOW + _SLACK)
         self._clock += batch.tokens / len(jobs)
         return batch.texts
 
-    def _compute(self, batch: list[tuple[_Job, int]]) -> None:
+    def _compute(self, batch: list[tuple[Job, int]]) -> None:
         ids = [job.ids[place] for job, place in batch]
         start = time.perf_counter()
         vectors = self.engine.embed_tokens(ids)
         seconds = time.perf_counter() - start
-        finished: dict[Any, list[_Job]] = {}
+        finished: dict[Any, list[Job]] = {}
         with self._change:
-            self.faults = 0
+            # Each request is told of its own vectors; that they are numbers at all says whether the engine works.
+            self.faults = 0 if np.isfinite(vectors).all() else self.faults + 1
             for (job, place), vector in zip(batch, vectors, strict=True):
                 job.vectors[place] = vector
                 job.done += 1
@@ -251,21 +210,27 @@ class Batcher:
             _call(loop, _deliver, jobs)
         self._report(ids, seconds, failed=False)
 
-    def _fail(self, batch: list[tuple[_Job, int]], error: BaseException) -> None:
+    def _fail(self, batch: list[tuple[Job, int]] | None, error: BaseException) -> None:
+        """Fail the requests of a batch; of all that wait, where none could be made of them."""
+        _log.error("a batch failed", exc_info=error)
         with self._change:
             self.faults += 1
-            jobs = {job for job, _ in batch if not job.over}
+            jobs = set(self._jobs) if batch is None else {job for job, _ in batch if not job.over}
             for job in jobs:
                 self._drop(job)
         for job in jobs:
             _call(job.future.get_loop(), _break, job, error)
-        self._report([job.ids[place] for job, place in batch], 0.0, failed=True)
+        self._report([job.ids[place] for job, place in batch or []], 0.0, failed=True)
 
-    def _report(self, ids: Sequence[_Ids], seconds: float, *, failed: bool) -> None:
+    def _report(self, ids: Sequence[Ids], seconds: float, *, failed: bool) -> None:
         lengths = [len(tokens) for tokens in ids]
-        self._on_batch(Batched(len(ids), sum(lengths), max(lengths) * len(ids), seconds, failed))
+        padded = max(lengths, default=0) * len(ids)
+        try:
+            self._on_batch(Batched(len(ids), sum(lengths), padded, seconds, failed))
+        except Exception:  # who counts batches must not fail them
+            _log.exception("a batch could not be counted")
 
-    def _drop(self, job: _Job) -> None:
+    def _drop(self, job: Job) -> None:
         job.over = True
         if job in self._jobs:
             self._jobs.remove(job)
@@ -278,13 +243,13 @@ def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *args: Any
         return
 
 
-def _deliver(jobs: list[_Job]) -> None:
+def _deliver(jobs: list[Job]) -> None:
     for job in jobs:
         if not job.future.done():
             job.future.set_result(job.vectors)
 
 
-def _break(job: _Job, error: BaseException) -> None:
+def _break(job: Job, error: BaseException) -> None:
     if not job.future.done():
         failure = BatchFailedError(f"the engine failed: {type(error).__name__}")
         failure.__cause__ = error

@@ -23,7 +23,11 @@ class ClientGoneError(Exception):
 
 
 async def read_body(
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]], *, limit: int, encoding: str = ""
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    *,
+    limit: int,
+    encoding: str = "",
+    count: Callable[[int], None] = lambda size: None,
 ) -> bytes:
     """Return the body of a request, unpacked.
 
@@ -31,6 +35,7 @@ async def read_body(
         receive: As ASGI gives it.
         limit: Most bytes as they arrive, and most bytes unpacked.
         encoding: One of :data:`ENCODINGS`.
+        count: Told the bytes of each piece that is kept; what it raises ends the reading.
 
     Raises:
         Refusal: If it is over the limit, or not what ``encoding`` says.
@@ -49,6 +54,7 @@ async def read_body(
             size += len(part)
             if size > limit:
                 raise Refusal("too_large", f"the body has more than {limit} bytes")
+            count(len(part))
             pieces.append(part)
         if arrived > limit:
             raise Refusal("too_large", f"the body has more than {limit} bytes")

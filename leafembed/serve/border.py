@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,7 +36,10 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 _OPEN = ("/health/live", "/health/ready", "/metrics")
-"""Paths that need no key: probes and scrapers have none."""
+"""Paths of probes and scrapers, which have no key and are answered while the server ends."""
+
+_WITHOUT_KEY = (*_OPEN, "/ui")
+"""Paths that need no key; the page has a field for it, and what it shows comes by requests that do need one."""
 
 _SECONDS_TO_COME_BACK = 1
 _ID = re.compile(rb"[\w.-]{1,64}")
@@ -55,6 +59,7 @@ class _Exchange:
     start: float = field(default_factory=time.perf_counter)
     status: int = 0
     kind: str = ""
+    held: int = 0
 
     @property
     def encoding(self) -> str:
@@ -72,6 +77,7 @@ class Border:
         self.service = service
         self.state = self  # request.app.state.service, as in any Starlette application
         self.at_work = 0
+        self.held = 0  # bytes of bodies, of all requests at work
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Handle one connection's message as ASGI says."""
@@ -89,6 +95,7 @@ class Border:
             await self._answer(exchange)
         finally:
             self.at_work -= 1
+            self.held -= exchange.held
             self.service.metrics.at_work.dec()
             self._note(exchange)
             scope.pop(BODY, None)  # uvicorn keeps the scope for as long as the connection is silent
@@ -100,12 +107,17 @@ class Border:
                 async with asyncio.timeout(limits.receive_s):
                     self._check(exchange)
                     exchange.scope[BODY] = await read_body(
-                        exchange.receive, limit=limits.body_bytes, encoding=exchange.encoding
+                        exchange.receive,
+                        limit=limits.body_bytes,
+                        encoding=exchange.encoding,
+                        count=partial(self._hold, exchange),
                     )
             except TimeoutError:
                 raise Refusal("slow", f"the request did not arrive within {limits.receive_s:.0f} s") from None
             await self._route(exchange)
         except Refusal as refusal:
+            if refusal.kind == "failed":
+                _log.error("request %s failed: %s", exchange.id, refusal)
             await self._refuse(exchange, refusal)
         except HTTPException as error:
             known = (
@@ -114,11 +126,19 @@ class Border:
             await self._refuse(exchange, Refusal("no_route" if error.status_code == 404 else "no_method", known))
         except ClientGoneError:
             exchange.status, exchange.kind = 499, "canceled"
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception:
+        except BaseException:  # a panic in a tokenizer's Rust is no Exception; uvicorn would answer it in plain text
             _log.exception("request %s failed", exchange.id)
             await self._refuse(exchange, Refusal("failed", f"internal error; the server's log has it as {exchange.id}"))
+
+    def _hold(self, exchange: _Exchange, size: int) -> None:
+        """Count bytes of a body that are kept."""
+        exchange.held += size
+        self.held += size
+        if self.held > self.service.settings.limits.bodies_bytes:
+            raise Refusal("overloaded", "server busy, please try again.  maximum pending requests exceeded",
+                          retry_after=self.service.retry_after())  # fmt: skip
 
     async def _route(self, exchange: _Exchange) -> None:
         """Run the route until it answers, its time is over, or the client leaves."""
@@ -189,7 +209,7 @@ class Border:
         if settings.keys:
             scheme, _, token = exchange.header(b"authorization").partition(" ")
             key = exchange.header(b"x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
-            if path not in _OPEN and not settings.knows(key):
+            if path not in _WITHOUT_KEY and not settings.knows(key):
                 raise Refusal("unauthorized", "API key: missing or wrong; send X-API-Key or Authorization: Bearer")
             return
         host = _host(exchange.header(b"host"))

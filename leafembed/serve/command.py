@@ -107,13 +107,14 @@ def _service(args: argparse.Namespace, key: str) -> Service:
     if not specs:
         specs.append(ModelSpec("leaf", shipped()))
     limits = Limits(
-        body_bytes=int(args.max_body_mb * 1e6), items=args.max_items, queue_tokens=args.queue_tokens,
+        body_bytes=int(args.max_body_mb * 1e6), bodies_bytes=int(max(args.max_bodies_mb, args.max_body_mb) * 1e6),
+        items=args.max_items, queue_tokens=args.queue_tokens,
         request_tokens=min(args.queue_tokens, Limits().request_tokens), requests=args.max_requests,
         batch_tokens=args.batch_tokens, answer_s=args.timeout, drain_s=args.drain,
     )  # fmt: skip
     settings = Settings(limits=limits, keys=read_keys(args.api_key_file, [key]),
-                        hosts=tuple(host.lower() for host in args.allow_host), loopback=is_loopback(args.host),
-                        watch_s=args.watch)  # fmt: skip
+                        hosts=tuple(host.lower() for host in (args.host, *args.allow_host)),
+                        loopback=is_loopback(args.host), watch_s=args.watch)  # fmt: skip
     metrics = Metrics()
     threads = args.threads or max(1, usable_cores() // args.workers)
     models = Models(specs, allow_failed=args.allow_failed, threads=threads, streams=args.streams or threads,

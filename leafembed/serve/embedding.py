@@ -7,26 +7,32 @@ answers others meanwhile.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from leafembed.errors import Error, first_line
 from leafembed.serve.batching import BatchFailedError
+from leafembed.serve.logs import SERVER_LOG
 from leafembed.serve.merged import Shared
 from leafembed.serve.metrics import Metrics
-from leafembed.serve.models import Loaded, Model, Models, Named
+from leafembed.serve.models import AGAIN_S, Loaded, Model, Models, Named
 from leafembed.serve.prompts import choose_prompt
 from leafembed.serve.refusals import Refusal
 from leafembed.serve.settings import Settings
+from leafembed.serve.tokens import token_rows
 from leafembed.types import FloatArray
 
 __all__ = ["Answer", "Asked", "Service"]
+
+_log = logging.getLogger(SERVER_LOG)
 
 _AT_ONCE = 2_000
 """Characters that are tokenised on the event loop: well under a millisecond."""
@@ -118,8 +124,9 @@ class Service:
         try:
             loaded, fresh = await asyncio.get_running_loop().run_in_executor(None, model.load)
         except (Error, OSError) as error:
-            model.failure = first_line(error)
-            raise Refusal("unavailable", "the model cannot be opened; the server's log says why") from error
+            _log.error("%s cannot be opened: %s", model.spec.name, first_line(error))
+            raise Refusal("unavailable", "the model cannot be opened; the server's log says why",
+                          retry_after=math.ceil(AGAIN_S)) from error  # fmt: skip
         return loaded, loaded.seconds if fresh else 0.0
 
     async def embed(self, asked: Asked) -> Answer:
@@ -134,10 +141,10 @@ class Service:
         prompt = choose_prompt(model.about.prompts, named.prompt, asked.prompt, asked.input_type)
         dim = self._dim(model, asked)
         self._check_size(model, asked.texts)
-        reserved = self._admit(sum(2 + len(text) // 4 for text in asked.texts))
+        reserved = self._admit(_estimate(model, asked.texts))
         try:
-            loaded, load_s = await self.opened(model)
-            loaded.users += 1
+            _, load_s = await self.opened(model)
+            loaded = model.take()
             try:
                 began = time.perf_counter()
                 ids, was_cut = await self._tokens(loaded, asked.texts, prompt)
@@ -166,30 +173,27 @@ class Service:
             total_s=time.perf_counter() - start,
         )
 
-    async def tokens_of(self, name: str, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
-        """The tokens of each text, cut as the model cuts: id, text, whether it is special, and its characters.
+    async def tokens_of(self, name: str, texts: Sequence[str], *, special: bool) -> list[list[dict[str, Any]]]:
+        """The tokens of each whole text: id, text, whether it is special, and its characters.
+
+        Args:
+            name: What the model was called.
+            texts: The texts; what the model would cut off is counted too.
+            special: Whether the model's special tokens are among them.
 
         Raises:
             Refusal: If there is no such model, or it is over a limit.
         """
         model = self.models.find(name).model
         self._check_size(model, texts)
-        reserved = self._admit(sum(2 + len(text) // 4 for text in texts))
+        reserved = self._admit(_estimate(model, texts))
         try:
             loaded, _ = await self.opened(model)
-            encode = loaded.encoder.tokenizer.encode_batch
-            found = await asyncio.get_running_loop().run_in_executor(self._pool, encode, list(texts))
+            encode = partial(loaded.encoder.tokenizer.encode_batch, list(texts), add_special_tokens=special)
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, encode)
         finally:
             self.admitted -= reserved
-        return [
-            [
-                {"id": number, "text": text, "special": bool(special), "start": start, "stop": stop}
-                for number, text, special, (start, stop) in zip(
-                    encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
-                )
-            ]
-            for encoding in found
-        ]
+        return [token_rows(encoding) for encoding in found]
 
     def retry_after(self) -> int:
         """Seconds until what waits is done, as far as the last batches tell; 1 to 60."""
@@ -208,10 +212,10 @@ class Service:
             return ""
         try:  # one small batch, since only a success can say that it works again
             ids, _ = model.loaded.encoder.tokenize(["ready"])
-            await asyncio.wait_for(batcher.embed(ids), 5.0)
+            vectors = await asyncio.wait_for(batcher.embed(ids), 5.0)
         except (BatchFailedError, TimeoutError):
             return "the engine fails"
-        return ""
+        return "" if np.isfinite(vectors).all() else "the engine gives no numbers"
 
     def _dim(self, model: Model, asked: Asked) -> int:
         if asked.dim is None:
@@ -272,6 +276,12 @@ class Service:
             self.metrics.non_finite.inc()
             raise Refusal("failed", "embedding contains NaN or Inf values")
         return vectors, waited[0]
+
+
+def _estimate(model: Model, texts: Sequence[str]) -> int:
+    """About how many tokens of the texts the model will read, before they are counted."""
+    most = model.about.config.max_seq_length
+    return sum(min(most, 2 + len(text) // 4) for text in texts)
 
 
 def _shortened(vectors: FloatArray, dim: int, *, normalize: bool) -> FloatArray:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leafembed.errors import Error
+from leafembed.errors import Error, ModelError, first_line
 from leafembed.serve.batching import Batched, Batcher
 from leafembed.serve.refusals import Refusal
 from leafembed.serve.specs import NAME, About, ModelSpec
@@ -24,9 +24,12 @@ from leafembed.ship.bundle import open_bundle
 if TYPE_CHECKING:
     from leafembed.ship.encoder import BundleEncoder
 
-__all__ = ["Loaded", "Model", "Models", "Named"]
+__all__ = ["AGAIN_S", "Loaded", "Model", "Models", "Named"]
 
 _ASKED = re.compile(r"(?:\w[\w.-]{0,79}/){0,2}\w[\w.-]{0,79}(?::\w[\w.-]{0,79})?", re.ASCII)
+AGAIN_S = 5.0
+"""Seconds between two tries to open the same files, each of which reads and hashes all of them."""
+
 _LISTED = ("query", "document")
 """Prompts whose names are listed; those of other prompts are known but would crowd a menu."""
 
@@ -62,6 +65,8 @@ class Model:
         spec: As the operator named it.
         about: Of the bundle as it is served.
         loaded: ``None`` until a request wants it.
+        failure: Why it could not be opened the last time; empty: it could.
+        again: When the same files may be tried again, by the monotonic clock.
     """
 
     spec: ModelSpec
@@ -74,21 +79,37 @@ class Model:
     loaded: Loaded | None = None
     stamp: _Stamp = ()
     failure: str = ""
+    again: float = 0.0
     _seen: _Stamp = ()
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _swap: threading.Lock = field(default_factory=threading.Lock)
 
     def load(self) -> tuple[Loaded, bool]:
         """Return the opened bundle, and whether this call opened it; blocks, so not for the event loop.
 
         Raises:
-            Error: If the bundle cannot be opened.
+            Error: If the bundle cannot be opened; the same files are not tried again for :data:`AGAIN_S` seconds.
         """
         with self._lock:
             if self.loaded is not None:
                 return self.loaded, False
-            self.stamp = _stamp(self.spec.path)
-            self.loaded = self._open()
+            before, self.stamp = self.stamp, _stamp(self.spec.path)
+            if self.failure and self.stamp == before and time.monotonic() < self.again:
+                raise ModelError(self.failure)
+            try:
+                self.loaded = self._open()
+            except (Error, OSError) as error:
+                self.failure, self.again = first_line(error), time.monotonic() + AGAIN_S
+                raise
+            self.failure = ""
             return self.loaded, True
+
+    def take(self) -> Loaded:
+        """Return the opened bundle, counted as in use until ``users`` is lowered: no reload closes it before that."""
+        with self._swap:
+            assert self.loaded is not None, "taken before it was opened"
+            self.loaded.users += 1
+            return self.loaded
 
     def changed(self) -> bool:
         """Whether other files lie where those were read that are served, and nobody writes them since the last look."""
@@ -110,7 +131,8 @@ class Model:
                 self.failure = f"{type(error).__name__}: {error}"
                 raise
             self.failure = ""
-            old, self.loaded, self.about = self.loaded, fresh, about
+            with self._swap:
+                old, self.loaded, self.about = self.loaded, fresh, about
         if old is not None:
             while old.users:
                 time.sleep(0.05)
@@ -148,6 +170,11 @@ class Named:
     model: Model
     prompt: str | None
     listed: bool
+
+    @property
+    def dim(self) -> int:
+        """Values of a vector where a request asks for no number."""
+        return self.model.spec.dim or self.model.about.config.dim
 
 
 class Models:

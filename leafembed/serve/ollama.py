@@ -155,7 +155,7 @@ async def _show(request: Request) -> Response:
             "general.architecture": "leaf",
             "general.parameter_count": _parameters(named),
             "leaf.context_length": _context(named),
-            "leaf.embedding_length": named.model.about.config.dim,
+            "leaf.embedding_length": named.dim,
         },
         "capabilities": entry["capabilities"],
         "modified_at": entry["modified_at"],
@@ -179,7 +179,7 @@ def _entry(named: Named) -> dict[str, Any]:
             "parameter_size": f"{_parameters(named) / 1e6:.0f}M",
             "quantization_level": "INT8",
             "context_length": _context(named),
-            "embedding_length": named.model.about.config.dim,
+            "embedding_length": named.dim,
         },
         "capabilities": ["embedding"],
     }

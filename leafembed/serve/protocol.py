@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with what it lacks: deadlines for slow senders and readers, bounds on connections and heads.
 
 uvicorn itself waits for ever for the end of a head or a body, keeps a head of any size, and keeps the unsent rest of an
-answer for a client that reads nothing.
+answer for a client that reads nothing. Where a request asks for another protocol too, as Java's client
+does, its parser passes over the body; here such a request is served as what it is.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -37,6 +39,7 @@ class _Protocol(HttpToolsProtocol):
     _in_body = False
     _head = 0
     _counted = 0
+    _again = b""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -58,7 +61,7 @@ class _Protocol(HttpToolsProtocol):
             self._begin()
         if not self._in_body:
             self._head += len(data)
-        super().data_received(data)
+        self._feed(data)
         # A head that has not ended: the parser keeps all of it, and tells of a header only when it is whole.
         if not self._in_body and self._head > self.limits.head_bytes and not self.transport.is_closing():
             self._refuse(431, "Request Header Fields Too Large", self._too_long())
@@ -76,10 +79,15 @@ class _Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            self._again = self._without_upgrade()
+            return
         self._in_body = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self._again:
+            return
         self._end()
         self._in_body, self._head = False, 0
         super().on_message_complete()
@@ -104,6 +112,30 @@ class _Protocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         self.loop.call_later(_FLUSH_S, self.transport.abort)  # no more than the rest of an answer is lost by that
+
+    def _feed(self, data: bytes) -> None:
+        """As uvicorn's ``data_received``, except that a head which asks for another protocol is read again without."""
+        self._unset_keepalive_if_required()
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data, self._again = self._again + data[upgrade.args[0] :], b""
+                self.parser = httptools.HttpRequestParser(self)
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                return
+
+    def _without_upgrade(self) -> bytes:
+        """The head that was read, less what asks for another protocol."""
+        lines = [b" ".join((self.parser.get_method(), self.url, b"HTTP/1.1"))]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b"close" if b"close" in value.lower() else b"keep-alive"
+            if name not in (b"upgrade", b"http2-settings"):
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
 
     def _count(self, size: int) -> None:
         self._counted += size

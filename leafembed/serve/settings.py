@@ -25,6 +25,8 @@ class Limits:
 
     body_bytes: int = 8_000_000
     """Most bytes of a request's body, counted while it arrives."""
+    bodies_bytes: int = 64_000_000
+    """Most bytes of the bodies of all requests at once; who brings more is told to come back."""
     head_bytes: int = 32_768
     """Most bytes of a request's line and headers."""
     items: int = 2_048
@@ -54,6 +56,11 @@ class Limits:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
                 raise Error(f"limit {field.name}: got {getattr(self, field.name)}, expected more than 0")
+        if self.body_bytes > self.bodies_bytes:
+            raise Error(
+                f"limits: got {self.body_bytes} bytes a body and {self.bodies_bytes} of all bodies, expected all to be "
+                "at least one"
+            )
         if self.request_tokens > self.queue_tokens:
             raise Error(
                 f"limits: got {self.request_tokens} tokens a request and {self.queue_tokens} in the queue, expected a "
@@ -117,7 +124,10 @@ def read_keys(file: Path | None, given: Sequence[str] = ()) -> tuple[str, ...]:
     """
     keys = [key.strip() for key in given if key.strip()]
     if file is not None:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        except UnicodeDecodeError as error:
+            raise Error(f"--api-key-file {file}: got bytes that are no UTF-8, expected one key a line") from error
         found = [line for line in lines if line and not line.startswith("#")]
         if not found:
             raise Error(f"--api-key-file {file}: got no key, expected one a line")

@@ -77,9 +77,9 @@ async def _info(request: Request) -> Response:
 async def _tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     data = json_body(request)
-    flag(data, "add_special_tokens", True)
+    special = flag(data, "add_special_tokens", True)
     name = _model_name(service, data)
-    return answer(await service.tokens_of(name, _inputs(data)))
+    return answer(await service.tokens_of(name, _inputs(data), special=special))
 
 
 def _model_name(service: Service, data: dict[str, Any]) -> str:
