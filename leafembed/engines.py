@@ -89,7 +89,9 @@ def _measured(line: Line, student: TorchEncoder, plain: Path) -> dict[str, Any]:
     config, how = line.recipe.quantize, line.recipe.benchmark
     about = (student.ref.fingerprint, student.ref.max_seq_length, line.learned.targets_id)
     settings = [dataclasses.asdict(section) for section in (config, how)]
-    key = fingerprint(about, settings, machine_facts(), versions(PACKAGES))
+    dev = [(task.id, part.lang, part.data) for task in line.learned.dev for part in task.parts]
+    held_out = (line.recipe.teacher.prompt_name, line.learned.corpus.fingerprint)
+    key = fingerprint(about, settings, dev, held_out, machine_facts(), versions(PACKAGES))
 
     def build(_: Path) -> dict[str, Any]:
         names = dict.fromkeys([f"group-{config.group_size}", *config.engines])
@@ -132,9 +134,10 @@ def choose(figures: Sequence[Mapping[str, Any]], config: QuantizeConfig) -> dict
     clear = chosen["texts_per_second"] >= _GAIN * figures[0]["texts_per_second"]
     if figures[0] in passing and not clear:
         chosen = figures[0]
+    slower = "passes, slower than the chosen one" if clear else "passes, not clearly faster"
     words = [
         "chosen" + (f", although {reason}: the gate decides" if reason else "") if one is chosen else
-        f"rejected: {reason}" if reason else "passes, not clearly faster"
+        f"rejected: {reason}" if reason else slower
         for one, reason in zip(figures, reasons, strict=True)
     ]  # fmt: skip
     candidates = [{**one, "outcome": word} for one, word in zip(figures, words, strict=True)]

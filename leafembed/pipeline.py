@@ -85,6 +85,8 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False, trained: P
     line = begin(recipe, run_dir, trained=trained)
     training = adopt_student(line, trained) if trained else _trained(line)
 
+    shutil.rmtree(run_dir / "refused", ignore_errors=True)  # of an earlier recipe
+
     floors = build_floors(line)
     student = open_student(line)
     compare_neighbours(line, student)
@@ -134,7 +136,6 @@ def _trained(line: Line) -> dict[str, Any]:
             _references(line, build_floors(line)),
         )
         raise
-    shutil.rmtree(line.folder / "refused", ignore_errors=True)  # of an earlier recipe
     return training
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import require
+from leafembed.errors import Error, RecipeError, require
 from leafembed.evidence import Contamination
 from leafembed.judge.agreement import agreement_task
+from leafembed.judge.gate import require_known
 from leafembed.judge.tasks import AGREEMENT, Task, check_disjoint, load_tasks, scored_items
 from leafembed.learn.data import prepare_corpus
 from leafembed.learn.exposure import teacher_overlap
 from leafembed.learn.models import resolve
 from leafembed.learn.negatives import MAX_POOL, mine_negatives
-from leafembed.learn.overlap import JudgedSet
+from leafembed.learn.overlap import JudgedSet, sets_fingerprint
 from leafembed.learn.prompts import reserved_tokens, student_prompts
 from leafembed.learn.rows import Rows
 from leafembed.learn.teacher import CachedTeacher, load_teacher
+from leafembed.lineage import read_lineage
 from leafembed.progress import say
 from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
@@ -47,6 +50,7 @@ class Material:
             where it was not wanted.
         dev: Tasks that choose the checkpoint.
         test: Tasks that the gate judges by.
+        kept_out: Hash of each evaluation set that was kept out of the corpus, by task id.
         exposure: What of the tasks the teacher's own training text touches; empty: it is not to be had.
     """
 
@@ -56,6 +60,7 @@ class Material:
     positions: NDArray[np.int64]
     dev: tuple[Task, ...]
     test: tuple[Task, ...]
+    kept_out: Mapping[str, str]
     exposure: tuple[Contamination, ...]
 
     def targets(self, rows: NDArray[np.int64]) -> FloatArray:
@@ -113,6 +118,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
             "0 with a student that was trained elsewhere")  # fmt: skip
     load = partial(load_tasks, recipe.eval.data, languages=recipe.eval.languages, seed=recipe.seed)
     test = load(recipe.eval.test, min_rows=recipe.eval.min_rows)
+    require_known(recipe.gate, test)
     excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
     most = recipe.eval.max_dev_rows
     dev = load(recipe.eval.dev, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
@@ -121,6 +127,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     later = load_tasks(recipe.eval.data, recipe.eval.decontaminate) if recipe.eval.decontaminate else ()
     kept_out = (*dev, *test, *(task for task in later if task.id not in known))
     judged = {task.id: JudgedSet(task.scored, task.texts) for task in kept_out}
+    sets = {task: sets_fingerprint({task: judged[task]}) for task in judged}
     exposure = teacher_overlap(recipe.eval.teacher_sources, recipe.data, recipe.cache_dir / "exposure", judged=judged)
     corpus = prepare_corpus(
         recipe.data,
@@ -128,6 +135,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
         seed=recipe.seed,
         prompt_name=recipe.teacher.prompt_name,
         judged=judged,
+        learned=_learned(recipe),
     )
     say(
         f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
@@ -135,7 +143,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     )
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
-    if recipe.teacher.engine == "openvino":
+    if recipe.teacher.engine != "torch":
         teacher.targets = in_openvino(
             recipe.teacher, teacher, recipe.cache_dir, [row.text for row in corpus.validation[:CHECK_TEXTS]]
         )
@@ -148,7 +156,20 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
         dev = (*dev, _agreement(recipe, corpus, teacher, parts[1]))
     if recipe.data.mine_negatives:
         corpus = _with_negatives(recipe, corpus, teacher, parts)
-    return Material(teacher, folder, corpus, positions, dev, test, exposure)
+    return Material(teacher, folder, corpus, positions, dev, test, sets, exposure)
+
+
+def _learned(recipe: Recipe) -> NDArray[np.uint64] | None:
+    """Texts that the student knows from an earlier run, by hash."""
+    run = recipe.train.start
+    if run is None:
+        return None
+    try:
+        return read_lineage(run.expanduser() / "student").texts
+    except Error as error:
+        raise RecipeError(
+            f"train.start: got {run}, expected the folder of a run that trained a student: {error}"
+        ) from error
 
 
 def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions: NDArray[np.int64]) -> Task:

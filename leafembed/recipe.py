@@ -80,7 +80,7 @@ class GateConfig:
     """What must hold, for the student and again for the INT8 model, or the run is refused."""
 
     min_mean_retention: float = 0.9
-    """Least mean of student / teacher over task types."""
+    """Least mean of student / teacher over task types, each counted as 1 at most."""
     min_retention: Mapping[str, float] = field(default_factory=dict)
     """Least student / teacher by task type, e.g. { STS = 0.95 }."""
     min_score: Mapping[str, float] = field(default_factory=dict)
@@ -102,6 +102,14 @@ class GateConfig:
     min_tail_response: float = 0.1
     """Least change of vectors, of the teacher's, when the last third of a held-out text is replaced."""
 
+    def __post_init__(self) -> None:
+        shares = ("min_mean_retention", "max_int8_drop", "max_contamination", "min_tail_response")
+        for name in (*shares, "min_int8_cosine", "min_batch_cosine"):
+            require(0 <= getattr(self, name) <= 1, f"gate.{name}", getattr(self, name), "a number from 0 to 1")
+        for name, least in (("min_retention", 0), ("min_score", -1)):
+            for what, value in getattr(self, name).items():
+                require(least <= value <= 1, f"gate.{name}.{what}", value, f"a number from {least} to 1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeConfig:
@@ -122,6 +130,8 @@ class QuantizeConfig:
 
     def __post_init__(self) -> None:
         require_at_least("quantize", self, check_texts=1, group_size=0)
+        require(0 <= self.min_cosine <= 1, "quantize.min_cosine", self.min_cosine, "a number from 0 to 1")
+        require(0 <= self.max_drop <= 1, "quantize.max_drop", self.max_drop, "a number from 0 to 1")
         for name in self.engines:
             known = name in ENGINES or (name.startswith("group-") and name.removeprefix("group-").isdecimal())
             require(known, "quantize.engines", name, f"group-N, {', '.join(ENGINES)}")
@@ -181,6 +191,8 @@ class Recipe:
         require(sources, "data.sources", "nothing", "at least one [[data.sources]] table, or data.mixture")
         require(bool(self.eval.test), "eval.test", "nothing", "at least one task for the gate to judge by")
         require(bool(self.eval.dev), "eval.dev", "nothing", "at least one task to choose the checkpoint by")
+        free = "agreement" not in self.eval.test
+        require(free, "eval.test", "agreement", "tasks with labels: agreement is for eval.dev alone")
         shared = sorted(set(self.eval.dev) & set(self.eval.test))
         require(not shared, "eval.dev", shared, "tasks that are not in eval.test too")
         roles = [source.roles for source in self.data.sources if source.roles]
@@ -190,6 +202,8 @@ class Recipe:
         if self.train.freeze_token_table is None:
             settled = dataclasses.replace(self.train, freeze_token_table=self.student.init != "random")
             object.__setattr__(self, "train", settled)
+        goes_on = self.train.start is None or self.student.init != "static"
+        require(goes_on, "train.start", str(self.train.start), "nothing with student.init = 'static'")
         _require_shape(self.student, frozen=bool(self.train.freeze_token_table))
 
     def to_dict(self) -> dict[str, Any]:
@@ -246,6 +260,8 @@ def _require_shape(student: StudentConfig, *, frozen: bool) -> None:
     require(bits is None or (whole and rank is None), "student.table_bits", bits, "nothing with init = 'static' or a "
             "table_rank: the factors are INT8")  # fmt: skip
     require(rank is None or frozen, "student.table_rank", rank, "train.freeze_token_table, so that the factors hold")
+    needs_body = student.prompts != "tokens" or student.init != "static"
+    require(needs_body, "student.prompts", "tokens", "'none' or 'teacher' with student.init = 'static'")
     learns = not (random and frozen)
     require(learns, "train.freeze_token_table", frozen, "false with student.init = 'random': no row would ever learn")
 

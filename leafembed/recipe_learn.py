@@ -123,9 +123,9 @@ class TeacherConfig:
     """Prompt for texts whose source names none; None: no prompt."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the teacher pass and of scoring; auto: bf16 where the hardware computes it natively. Never fp16."""
-    engine: Literal["torch", "openvino"] = "torch"
+    engine: Literal["torch", "openvino", "either"] = "torch"
     """What computes the vectors that texts are learned by. openvino: weights in INT8, on a CPU; faster, nearly the same
-    vectors. The teacher's own scores are torch's in any case."""
+    vectors. either: openvino too, but for what torch computed before. The teacher's own scores are torch's always."""
     batch_tokens: int = 2_048
     """Padded tokens in one forward pass."""
     max_seq_length: int | None = None

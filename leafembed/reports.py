@@ -166,8 +166,8 @@ class EvalReport:
         return {kind: value / base[kind] for kind, value in self.by_type().items()}
 
     def mean_retention(self, reference: EvalReport) -> float:
-        """Mean of :meth:`retention` over task types."""
-        return _mean(self.retention(reference).values())
+        """Mean of :meth:`retention` over task types, each counted as 1 at most: no type makes up for another."""
+        return _mean(min(1.0, kept) for kept in self.retention(reference).values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

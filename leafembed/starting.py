@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leafembed.errors import Error, RecipeError, require
-from leafembed.recipe import Recipe
-from leafembed.recipe_io import load_recipe
-from leafembed.stages import MARKER
-from leafembed.steps import RESOLVED, Line, student_folder
+from leafembed.errors import require
+from leafembed.lineage import Lineage, read_lineage, read_training
+from leafembed.steps import Line, student_folder
 
-__all__ = ["Start", "read_training", "starting_student"]
+__all__ = ["Start", "starting_student"]
 
 _SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "layer_types")
 _CONFIG = "config.json"
+_FREE_OF_TEACHER = {"model", "revision", "engine", "precision", "batch_tokens", "shard_rows", "api_key_file"}
+"""Settings of the teacher that may change between parts: places, of which the fingerprint says more, and arithmetic."""
+
+_FREE_OF_STUDENT = {"exits", "dims", "model"}
+"""Settings of the student that may change: what is trained besides, and a place."""
+
 _EARLIER = ("steps", "texts", "tokens", "seconds", "where")
 
 
@@ -47,13 +51,10 @@ def starting_student(line: Line) -> Start:
         return Start(first)
     run = run.expanduser()
     folder = run / "student"
-    try:
-        facts, before = read_training(folder), load_recipe(run / RESOLVED)
-    except Error as error:
-        raise RecipeError(
-            f"train.start: got {run}, expected the folder of a run that trained a student: {error}"
-        ) from error
-    _require_same(recipe, before, _shape(first), _shape(folder))
+    facts, before = read_training(folder), read_lineage(folder)
+    require(_shape(folder) == _shape(first), "train.start", _shape(folder),
+            f"a student of the recipe's shape, {_shape(first)}")  # fmt: skip
+    _require_same(line, before)
     prompts = line.learned.student_prompts(recipe.student, recipe.teacher.prompt_name)
     own = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["prompts"]
     require(own == prompts, "train.start", own, f"a student whose prompts are {prompts}")
@@ -61,43 +62,29 @@ def starting_student(line: Line) -> Start:
     return Start(folder, (*facts.get("earlier", ()), now))
 
 
-def read_training(folder: Path) -> dict[str, Any]:
-    """What training reported of the student in this folder.
-
-    Raises:
-        Error: If the folder is no such student.
-    """
-    try:
-        facts: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding="utf-8"))["facts"]
-        _ = facts["where"]["corpus"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Error(f"{folder}: no record of training in it ({error!r})") from error
-    return facts
-
-
 def _shape(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     return {name: config.get(name) for name in _SHAPE}
 
 
-def _require_same(recipe: Recipe, before: Recipe, first: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+def _require_same(line: Line, before: Lineage) -> None:
     """What the card says of the whole training must hold for its first part too."""
-    require(earlier == first, "train.start", earlier, f"a student of the recipe's shape, {dict(first)}")
-    for key in ("model", "revision", "licence", "prompt_name"):
-        got, expected = getattr(before.teacher, key), getattr(recipe.teacher, key)
-        require(got == expected, f"teacher.{key} of train.start", got, f"{expected!r}, as the recipe's")
-    bits = before.student.table_bits
-    require(
-        bits == recipe.student.table_bits, "student.table_bits of train.start", bits, repr(recipe.student.table_bits)
-    )
-    unlisted = _origins(before) - _origins(recipe)
-    require(not unlisted, "data.sources", "nothing of " + ", ".join(sorted(unlisted)), "every source of train.start")
-    judged = {*recipe.eval.dev, *recipe.eval.test, *recipe.eval.decontaminate}
-    kept_out = {*before.eval.dev, *before.eval.test, *before.eval.decontaminate}
-    loose = judged - kept_out
-    require(not loose, "eval", sorted(loose), "only tasks, named alike, that train.start kept out of its text, as its "
-            f"eval.dev, eval.test or eval.decontaminate: {sorted(kept_out)}")  # fmt: skip
+    recipe, learned = line.recipe, line.learned
+    teacher = learned.teacher.ref.fingerprint
+    require(before.teacher == teacher, "teacher of train.start", before.teacher, f"{teacher}, as the recipe's")
+    for section, free in (("teacher", _FREE_OF_TEACHER), ("student", _FREE_OF_STUDENT)):
+        then, now = (one.to_dict()[section] for one in (before.recipe, recipe))
+        for key in sorted({*then, *now} - free):
+            require(then.get(key) == now.get(key), f"{section}.{key} of train.start", then.get(key),
+                    f"{now.get(key)!r}, as the recipe's")  # fmt: skip
+    listed = {_origin(source) for source in learned.corpus.sources}
+    unlisted = sorted(source["path"] for source in before.sources if _origin(source) not in listed)
+    require(not unlisted, "data.sources", "nothing of " + ", ".join(unlisted), "every source of train.start, by the "
+            "same licence and origin")  # fmt: skip
+    loose = sorted(task for task, content in learned.kept_out.items() if before.kept_out.get(task) != content)
+    require(not loose, "eval", loose, "only tasks, with the same content, that train.start kept out of its text, as "
+            f"its eval.dev, eval.test or eval.decontaminate: {sorted(before.kept_out)}")  # fmt: skip
 
 
-def _origins(recipe: Recipe) -> set[str]:
-    return {source.path or source.hub or source.named for source in recipe.data.sources}
+def _origin(source: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(source.get(key) for key in ("path", "licence", "origin"))

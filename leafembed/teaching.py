@@ -55,6 +55,7 @@ def in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, 
     key = fingerprint(torch.ref.fingerprint, change, MIN_COSINE, versions(("openvino", "nncf")))
     name = f"{teacher.store.folder.name}-openvino-{key}"
     folder = cache_dir / "engines" / name
+    teacher.copies = config.engine == "either"
 
     def build(target: Path) -> dict[str, Any]:
         say(f"exporting {teacher.ref.name} to OpenVINO")
@@ -66,7 +67,8 @@ def in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, 
 
     facts = once(folder, key, build)
     say("teacher in OpenVINO: mean cosine to torch {mean:.5f}, least {least:.5f}, over {texts} texts".format(**facts))
-    store = VectorStore(cache_dir / "vectors" / name, teacher.ref.dim)
+    own = name.replace("-openvino-", "-either-") if teacher.copies else name  # what it holds depends on the past
+    store = VectorStore(cache_dir / "vectors" / own, teacher.ref.dim)
     return CachedEncoder(InBatches(_open(folder, config)), store, shard_rows=config.shard_rows)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leafembed.errors import Error
 from leafembed.guard import watched
 from leafembed.judge.evaluate import evaluate
@@ -15,13 +17,15 @@ from leafembed.learn.factors import carry_factors
 from leafembed.learn.models import fingerprint_folder
 from leafembed.learn.teacher import TorchEncoder
 from leafembed.learn.vocabulary import REPORT
+from leafembed.lineage import Lineage, hashes_of, read_lineage, read_training, write_lineage
 from leafembed.prepare import Material
+from leafembed.recipe import Recipe
 from leafembed.record import PACKAGES
 from leafembed.ship.curves import plot_curves
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.ship.plots import CURVES
 from leafembed.stages import MARKER, fingerprint, once
-from leafembed.starting import read_training, starting_student
+from leafembed.starting import starting_student
 from leafembed.steps import Line
 
 __all__ = ["adopt_student", "train_student"]
@@ -79,6 +83,7 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         if (start.folder / REPORT).is_file():
             shutil.copy(start.folder / REPORT, target)
         carry_factors(start.folder, target)
+        write_lineage(target, _lineage(line))
         earlier = {"earlier": list(start.earlier)} if start.earlier else {}
         return {**facts, **watch.facts(), **earlier, "floor": floor, "where": _where(learned)}
 
@@ -87,6 +92,15 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
 
     rotate(work_dir, ())  # gigabytes of optimiser state, of no use to a finished run; the logs stay
     return facts
+
+
+def _lineage(line: Line) -> Lineage:
+    """What the trained student learned from, what its earlier parts did included."""
+    recipe, learned = line.recipe, line.learned
+    texts = hashes_of(row.text for row in learned.corpus.train)
+    if recipe.train.start is not None:
+        texts = np.union1d(texts, read_lineage(recipe.train.start.expanduser() / "student").texts)
+    return Lineage(recipe, learned.teacher.ref.fingerprint or "", learned.kept_out, learned.corpus.sources, texts)
 
 
 def _where(learned: Material) -> dict[str, Any]:
@@ -109,7 +123,7 @@ def adopt_student(line: Line, trained: Path) -> dict[str, Any]:
         Error: If the folder is no such student, or it learned from another text.
     """
     try:
-        facts = read_training(trained)
+        facts, before = read_training(trained), read_lineage(trained)
     except Error as error:
         raise Error(
             f"--trained: {error}; expected the folder student of a run that another machine did with the same recipe "
@@ -122,6 +136,14 @@ def adopt_student(line: Line, trained: Path) -> dict[str, Any]:
             f"--trained {trained}: learned from text {learned_from}, the recipe's is {own}; give its own recipe"
         )
 
+    then, now = (_settings(recipe, teacher) for recipe, teacher in (
+        (before.recipe, before.teacher), (line.recipe, line.learned.teacher.ref.fingerprint)
+    ))  # fmt: skip
+    other = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
+    if other:
+        got, expected = ({key: side.get(key) for key in other} for side in (then, now))
+        raise Error(f"--trained {trained}: got a student of {got}, the recipe has {expected}; give its own recipe")
+
     def build(target: Path) -> dict[str, Any]:
         shutil.copytree(trained, target, ignore=shutil.ignore_patterns(MARKER))
         return dict(facts)
@@ -129,3 +151,15 @@ def adopt_student(line: Line, trained: Path) -> dict[str, Any]:
     found = once(line.folder / "student", fingerprint("trained elsewhere", fingerprint_folder(trained), facts), build)
     plot_curves(found["history"], found["best_step"], line.folder / CURVES)
     return found
+
+
+def _settings(recipe: Recipe, teacher: str | None) -> dict[str, Any]:
+    """What a student depends on besides its text, without what may differ from machine to machine."""
+    plain = recipe.to_dict()
+    found = {
+        f"{section}.{key}": value
+        for section in ("student", "train")
+        for key, value in plain[section].items()
+        if f"{section}.{key}" not in ("student.model", "train.start")
+    }
+    return {**found, "teacher": teacher, "licence": recipe.teacher.licence, "seed": recipe.seed}

@@ -61,7 +61,8 @@ ALLOWED = {
     # What it scores, with which prompt; a bag of words is fitted to each set; how sure a score is.
     "judge.evaluate": {"judge.floors", "judge.intervals", "judge.kinds", "judge.tasks"},
     "judge.compare": {"judge.evaluate", "judge.intervals"},  # reports and their resampled scores
-    "judge.gate": {"judge.floors"},  # one of them is a floor of the mean alone
+    # One floor is of the mean alone; what will be scored is known from the tasks.
+    "judge.gate": {"judge.floors", "judge.tasks"},
     # A task is rows of a format, scored as its kind says; agreement is one without a file.
     "judge.tasks": {"judge.formats", "judge.intervals", "judge.kinds"},
     "judge.agreement": {"judge.formats", "judge.kinds", "judge.metrics", "judge.tasks"},
@@ -169,7 +170,7 @@ ALLOWED = {
 }
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
-    *("planning", "points", "training", "choosing", "indexing", "starting", "teaching"),
+    *("planning", "points", "training", "choosing", "indexing", "starting", "teaching", "lineage"),
     *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding", "engines"),
     *("bench", "bench_page", "bench_worker", "contenders"),
 }

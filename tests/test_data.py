@@ -153,6 +153,16 @@ def test_a_pair_counts_as_the_language_of_its_positive():
     assert Record(("a",), ("en",), (None,)).balance_lang == "en"
 
 
+def test_a_text_beside_itself_is_drawn_as_any_other(tmp_path):
+    """Lines that nobody translated are pairs of equal texts, which must not all have the same chance."""
+    pairs = [{"text": line, "pair": line if i % 2 else f"the other {i}"} for i, line in enumerate(lines(600))]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    for seed in range(3):
+        found = corpus(tmp_path, Source(path="pairs.jsonl", positive="pair"), seed=seed, max_rows=300)
+        equal = [row for row in found.train if row.pair is not None and row.text.startswith("word")]
+        assert 120 < len(equal) < 190  # a half of 300 pairs
+
+
 def test_max_rows_limits_a_source_and_the_corpus(plain):
     (plain / "other.txt").write_text("\n".join(lines(100, "andere")), encoding="utf-8")
     found = corpus(plain, Source(path="plain.txt", max_rows=30), Source(path="other.txt"))

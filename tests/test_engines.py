@@ -36,12 +36,12 @@ def test_the_fastest_that_keeps_to_the_bounds_is_taken():
     ) == (
         "group-32",
         [
-            "passes, not clearly faster",
+            "passes, slower than the chosen one",
             "rejected: mean cosine below 0.999",
             "rejected: dev score falls by more than 0.002",
             "rejected: vectors would depend on the machine",
             "chosen",
-            "passes, not clearly faster",
+            "passes, slower than the chosen one",
         ],
     )
 

@@ -12,7 +12,7 @@ from conftest import HashEncoder
 from leafembed.errors import DataError, NonFiniteError, RecipeError
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.floors import RandomEncoder
-from leafembed.judge.gate import check
+from leafembed.judge.gate import check, require_known
 from leafembed.judge.tasks import Task, load_tasks
 from leafembed.recipe import GateConfig
 from leafembed.reports import EvalReport, GateResult, TaskResult, TooFew
@@ -94,7 +94,7 @@ def test_students_that_know_nothing_are_refused(
 def test_floors_alone_refuse_a_collapsed_student(
     tasks: tuple[Task, ...], teacher: EvalReport, floors: dict[str, EvalReport]
 ) -> None:
-    lenient = GateConfig(min_mean_retention=-1.0)
+    lenient = GateConfig(min_mean_retention=0.0)
     result = check(evaluate(Collapsed(), tasks), teacher, lenient, floors=floors)
     assert any("above floor: random" in name for name in failed(result))
     assert all("above floor: random" in name for name in failed(result))
@@ -125,6 +125,28 @@ def test_every_floor_counts_and_none_is_no_pass() -> None:
     with pytest.raises(ValueError, match="no floor was scored"):
         check(mine, mine, GateConfig(), floors={})
     assert check(mine, mine, GateConfig(beat_floors=False), floors={}).passed
+
+
+def test_no_type_makes_up_for_another() -> None:
+    theirs = report({("STS/a", "de"): 0.8, ("Retrieval/b", "de"): 0.4})
+    mine = report({("STS/a", "de"): 0.4, ("Retrieval/b", "de"): 0.8})
+    (kept,) = check(mine, theirs, GateConfig(beat_floors=False), floors={}).checks[:1]
+    assert kept.value == 0.75  # of .5 and 2, which counts as 1
+    assert not kept.passed
+
+
+@pytest.mark.parametrize("wrong", [{"min_mean_retention": -3}, {"max_contamination": 7}, {"min_score": {"sts/x": 60}}])
+def test_numbers_that_no_score_can_have_are_refused(wrong) -> None:
+    with pytest.raises(RecipeError, match=rf"gate\.{next(iter(wrong))}.*expected a number from"):
+        GateConfig(**wrong)
+
+
+def test_what_will_not_be_scored_is_told_before_training(tasks) -> None:
+    require_known(GateConfig(min_score={tasks[0].id: 0.5}, min_retention={tasks[0].type: 0.5}), tasks)
+    with pytest.raises(RecipeError, match=r"gate\.min_score: got 'sts/typo', expected one of"):
+        require_known(GateConfig(min_score={"sts/typo": 0.5}), tasks)
+    with pytest.raises(RecipeError, match=r"gate\.min_retention: got 'Sts', expected one of"):
+        require_known(GateConfig(min_retention={"Sts": 0.5}), tasks)
 
 
 def test_retention_thresholds_by_type() -> None:

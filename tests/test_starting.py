@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_rows
 from families import gemma, toy_recipe
 
 from leafembed.errors import RecipeError
 from leafembed.learn.models import load_sentence_transformer
+from leafembed.lineage import hashes_of, read_lineage
 from leafembed.pipeline import run, train
+from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
+from leafembed.ship.markdown import to_toml
+from leafembed.text import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +48,7 @@ def test_it_starts_with_the_earlier_weights_and_the_card_counts_both_parts(first
     assert history[0]["step"] == 0
     card = (outcome.folder / "README.md").read_text(encoding="utf-8")
     assert "training before it, part 1: 192 texts in 12 steps" in card.replace("**", "")
+    assert not Path(outcome.manifest["recipe"]["train"]["start"]).is_absolute()
 
 
 def test_a_third_part_lists_both_before_it(first, tmp_path):
@@ -87,6 +94,45 @@ def test_a_source_that_the_recipe_does_not_list_is_refused(first, tmp_path):
         RecipeError, match=r"data\.sources: got 'nothing of corpus\.txt', expected every source of train"
     ):
         train(after(plain, folder, data=data), tmp_path / "run")
+
+
+@pytest.mark.parametrize("data", [{}, {"validation_rows": 16}, {"max_rows": 60, "validation_rows": 16}])
+def test_no_text_that_it_learned_before_is_held_out(first, data):
+    """120 texts, of which the first part held out 24, with another seed and other numbers."""
+    plain, folder = first
+    before = hashes_of(row.text for row in embed(recipe_from_dict(plain)).corpus.train)
+    assert np.array_equal(read_lineage(folder / "student").texts, before)
+    corpus = embed(after(plain, folder, data=data)).corpus
+    assert len(corpus.validation) >= 10
+    assert not np.isin(hashes_of(row.text for row in corpus.validation), before).any()
+    assert corpus.counts["known from earlier training"] > 0
+
+
+def test_what_an_unfinished_run_wrote_into_the_folder_does_not_count(first, tmp_path):
+    plain, folder = first
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    begun = recipe_from_dict(plain | {"eval": plain["eval"] | {"decontaminate": ["sts/toy.test"]}})
+    (moved / "resolved.toml").write_text(to_toml(begun.to_dict()), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"eval: got \['sts/toy\.test'\].*train\.start kept out"):
+        train(after(plain, moved, eval={"decontaminate": ["sts/toy.test"]}), tmp_path / "run")
+
+
+def test_another_set_of_the_same_name_was_not_kept_out(first, tmp_path):
+    plain, folder = first
+    data = shutil.copytree(plain["eval"]["data"], tmp_path / "eval")
+    queries = next((data / "retrieval" / "toy_en").glob("queries*"))
+    rows = read_rows(queries, texts=("text",), names=("id", "lang"))
+    write_rows(queries, [{**row, "text": row["text"] + " en1"} for row in rows])
+    with pytest.raises(
+        RecipeError, match=r"eval: got \['retrieval/toy_en'\], expected only tasks, with the same content"
+    ):
+        train(after(plain, folder, eval={"data": str(data)}), tmp_path / "run")
+
+
+def test_a_table_has_no_layers_to_go_on_with(first):
+    plain, folder = first
+    with pytest.raises(RecipeError, match=r"train\.start: got .* expected nothing with student\.init = 'static'"):
+        after(plain | {"student": {"init": "static"}}, folder)
 
 
 def test_a_folder_that_is_no_run_is_refused(first, tmp_path):

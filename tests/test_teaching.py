@@ -50,9 +50,10 @@ def test_rows_learn_the_engines_vectors_and_the_teacher_is_judged_in_torch(first
     assert np.allclose(material.teacher.encode(texts, prompt_name="STS"), exact[:9], atol=1e-5)
 
 
-def test_what_torch_computed_is_copied_and_students_of_both_are_told_apart(recipe):
+def test_what_torch_computed_is_copied_where_it_may_be_and_students_of_both_are_told_apart(recipe):
     plain = embed(recipe("torch"))
-    material = embed(recipe("openvino"))
+    assert embed(recipe("openvino")).teacher.targets.computed == 120
+    material = embed(recipe("either"))
     rows = np.arange(len(plain.positions))
     assert material.teacher.targets.computed == 0
     assert np.array_equal(material.targets(rows), plain.targets(rows))

@@ -61,6 +61,17 @@ def test_another_text_is_refused(plain, trained, tmp_path):
         run(recipe_from_dict(other), tmp_path / "run", trained=trained)
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "named"),
+    [("train", {"learning_rate": 0.5}, "train.learning_rate"), ("student", {"layers": [0, 1]}, "student.layers"),
+     ("teacher", {"licence": "mit"}, "licence")],
+)  # fmt: skip
+def test_a_student_of_another_recipe_is_refused(plain, trained, tmp_path, section, change, named):
+    other = plain | {"cache_dir": str(tmp_path / "cache"), section: plain[section] | change}
+    with pytest.raises(Error, match=rf"--trained .*: got a student of {{'{named}': .*the recipe has {{'{named}': "):
+        run(recipe_from_dict(other), tmp_path / "run", trained=trained)
+
+
 def test_a_folder_without_a_record_is_refused(plain, trained, tmp_path):
     bare = shutil.copytree(trained, tmp_path / "bare")
     (bare / MARKER).write_text(json.dumps({"facts": {}}), encoding="utf-8")

@@ -6,16 +6,17 @@ A condition that cannot be judged, because the task it names was not scored, is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from leafembed.errors import DataError, RecipeError
 from leafembed.evidence import Behaviour, Contamination
 from leafembed.judge.floors import BAG_OF_WORDS
+from leafembed.judge.tasks import Task
 from leafembed.recipe import GateConfig
 from leafembed.reports import Check, EvalReport, GateResult, TaskResult
 from leafembed.text import normalise_lang
 
-__all__ = ["check"]
+__all__ = ["check", "require_known"]
 
 _NO_REACTION = 1e-6
 
@@ -74,6 +75,22 @@ def check(
     if behaviour is not None:
         checks += _behaviour(behaviour, config)
     return GateResult(tuple(checks))
+
+
+def require_known(config: GateConfig, tasks: Iterable[Task]) -> None:
+    """Check that every score and type that the gate asks for will be there, before hours are spent.
+
+    Raises:
+        RecipeError: If one will not be.
+    """
+    known, kinds = set(), set()
+    for task in tasks:
+        kinds.add(task.type)
+        known |= {task.id, *(f"{task.id}@{part.lang}" for part in task.parts)}
+    for name, given, there in (("min_score", config.min_score, known), ("min_retention", config.min_retention, kinds)):
+        for what in given:
+            if what not in there:
+                raise RecipeError(f"gate.{name}: got {what!r}, expected one of what eval.test scores: {sorted(there)}")
 
 
 def _retention(report: EvalReport, reference: EvalReport, config: GateConfig) -> Iterator[Check]:

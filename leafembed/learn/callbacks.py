@@ -78,13 +78,14 @@ class EarlyStop(TrainerCallback):
     def __init__(self, config: TrainConfig) -> None:
         self.metric = config.stop_metric
         self.patience = config.stop_patience
+        self.over = False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop when patience is at its end."""
         waited = evaluations_without_gain(state.log_history, self.metric)
         if self.patience is not None and waited >= self.patience:
             say(f"step {state.global_step}: {self.metric} has not improved for {waited} evaluations, training ends")
-            control.should_training_stop = True
+            control.should_training_stop = self.over = True
 
 
 class Termination(TrainerCallback):
@@ -122,13 +123,15 @@ class Checkpoints(TrainerCallback):
     Args:
         before: Seconds of training in earlier sittings.
         keep: Newest checkpoints to keep.
-        termination: Tells a run that is over from one that was told to terminate.
+        termination: Tells a run that is over from one that was told to terminate,
+        early: unless both came at the same step.
     """
 
-    def __init__(self, before: float, keep: int, termination: Termination) -> None:
+    def __init__(self, before: float, keep: int, termination: Termination, early: EarlyStop) -> None:
         self.start = time.perf_counter() - before
         self.keep = max(2, keep)
         self.termination = termination
+        self.early = early
 
     @property
     def seconds(self) -> float:
@@ -149,7 +152,7 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Seal the new checkpoint, then rotate."""
         work_dir = Path(args.output_dir)
-        over = bool(control.should_training_stop) and not self.termination.received
+        over = bool(control.should_training_stop) and (self.early.over or not self.termination.received)
         with writing(work_dir, f"the seal of the checkpoint of step {state.global_step}"):
             seal(work_dir / f"checkpoint-{state.global_step}", {"seconds": self.seconds, "over": over})
         newest = [step_of(checkpoint) for checkpoint in complete(work_dir)][-self.keep :]

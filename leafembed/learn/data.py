@@ -39,7 +39,7 @@ from leafembed.types import Corpus, Row
 
 __all__ = ["LAYOUT", "corpus_fingerprint", "prepare_corpus"]
 
-LAYOUT = 3
+LAYOUT = 4
 """Raised when the same sources are read or laid out otherwise than before, so that no old corpus is taken for new."""
 
 _values = attrgetter(*(item.name for item in dataclasses.fields(Row)))
@@ -52,6 +52,7 @@ def prepare_corpus(
     seed: int,
     prompt_name: str | None,
     judged: Mapping[str, JudgedSet] = MappingProxyType({}),
+    learned: NDArray[np.uint64] | None = None,
 ) -> Corpus:
     """Read every source and return the corpus to train on, or the stored one that was made of the same.
 
@@ -61,6 +62,7 @@ def prepare_corpus(
         seed: Seed of sampling and splitting.
         prompt_name: Teacher prompt of texts whose source names none.
         judged: Evaluation sets by task id; a record that overlaps with one is dropped and counted.
+        learned: Hashes of texts that the student knows already; none of them is held out.
 
     Raises:
         DataError: If a source cannot be read or nothing is left of it.
@@ -69,13 +71,15 @@ def prepare_corpus(
     files = [source_files(source, config.root) for source in sources]
     config = dataclasses.replace(config, sources=sources)
     key = _key(config, files, seed, prompt_name, judged)
+    if learned is not None and len(learned):
+        key = fingerprint(key, hashlib.sha256(learned.tobytes()).hexdigest())
 
     def build(target: Path) -> dict[str, object]:
         target.mkdir(parents=True)
         evaluation = EvaluationTexts(judged)
         with tempfile.TemporaryFile(dir=target) as scratch:
             index = _read_all(config, files, scratch, prompt_name=prompt_name, evaluation=evaluation)
-            train, validation = _choose(index, config, seed)
+            train, validation = _choose(index, config, seed, learned)
             digest = hashlib.sha256()
             for name, chosen in (("train", train), ("validation", validation)):
                 write_rows(target / f"{name}.arrow", _hashed(digest, _laid_out(index, chosen, scratch, sources)))
@@ -136,7 +140,9 @@ class _Index:
         """A number of its own for each record, from its texts and not from its place; see :func:`uniform`."""
         hashes, owners = self.hashes_of(records)
         starts = np.searchsorted(owners, np.arange(len(records)))
-        return uniform(np.bitwise_xor.reduceat(hashes, starts) if len(records) else hashes, seed, use)
+        # Times 1, 3, 5: texts of a record that are equal must not take each other out.
+        mixed = hashes * (2 * (np.arange(len(owners)) - starts[owners]) + 1).astype(np.uint64)
+        return uniform(np.bitwise_xor.reduceat(mixed, starts) if len(records) else hashes, seed, use)
 
     def hashes_of(self, records: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Hashes of all texts of the records, and the place of each one's record in ``records``."""
@@ -167,7 +173,9 @@ def _read_all(
     return index
 
 
-def _choose(index: _Index, config: DataConfig, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _choose(
+    index: _Index, config: DataConfig, seed: int, learned: NDArray[np.uint64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Records to train on and records to hold out, each in the order in which they are laid out."""
     counts = index.counts
     kept = _sample_sources(index, config.sources, seed)
@@ -184,7 +192,7 @@ def _choose(index: _Index, config: DataConfig, seed: int) -> tuple[NDArray[np.in
         drawn = draw(langs, codes, weights, total, temperature=config.temperature, factors=factors, chance=chance)
         counts["left out: not drawn for balance"] += len(kept) - len(drawn)
         kept = kept[drawn]
-    return _split(index, kept[np.argsort(index.chance(kept, seed, _ORDER), kind="stable")], config)
+    return _split(index, kept[np.argsort(index.chance(kept, seed, _ORDER), kind="stable")], config, learned)
 
 
 def _sample_sources(index: _Index, sources: Sequence[Source], seed: int) -> NDArray[np.int64]:
@@ -210,18 +218,25 @@ def _weights(index: _Index, records: NDArray[np.int64], config: DataConfig) -> N
 
 
 def _split(
-    index: _Index, records: NDArray[np.int64], config: DataConfig
+    index: _Index, records: NDArray[np.int64], config: DataConfig, learned: NDArray[np.uint64] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Hold out the first records; a pair stays on one side, and so does a text that several pairs share."""
+    """Hold out the first records without a learned text; a pair stays on one side, and so does what shares a text."""
+    known = np.zeros(len(records), dtype=np.bool_)
+    if learned is not None and len(records):
+        hashes, owners = index.hashes_of(records)
+        known[owners[np.isin(hashes, learned)]] = True
+        index.counts["known from earlier training"] += int(known.sum())
     roles = np.array([len(source.roles) for source in config.sources])
     rows = index.texts[records] + roles[np.frombuffer(index.source, dtype=np.int32)[records]]
-    cut = int(np.searchsorted(np.cumsum(rows), config.validation_rows)) + 1 if len(rows) else 0
-    held, others = records[:cut], records[cut:]
+    cut = int(np.searchsorted(np.cumsum(rows[~known]), config.validation_rows)) + 1 if len(rows) else 0
+    out = np.zeros(len(records), dtype=np.bool_)
+    out[np.flatnonzero(~known)[:cut]] = True
+    held, others = records[out], records[~out]
     hashes, owners = index.hashes_of(others)
     shared = np.zeros(len(others), dtype=np.bool_)
     shared[owners[np.isin(hashes, index.hashes_of(held)[0])]] = True
-    train, n_validation = others[~shared], int(rows[:cut].sum())
-    n_train = int(rows[cut:][~shared].sum())
+    train, n_validation = others[~shared], int(rows[out].sum())
+    n_train = int(rows[~out][~shared].sum())
     index.counts["dropped: shares a text with validation"] += int(shared.sum())
     if n_train < max(1, 2 * n_validation):
         raise DataError(

@@ -158,6 +158,7 @@ class CachedTeacher(CachedEncoder):
 
     Attributes:
         targets: What computes the vectors that rows learn: the teacher itself, unless another engine took its place.
+        copies: Whether that engine's store takes over what the teacher itself computed before.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class CachedTeacher(CachedEncoder):
         self.encoder = encoder
         self.arithmetic = arithmetic
         self.targets: CachedEncoder = self
+        self.copies = False
 
     @property
     def torch(self) -> TorchEncoder | None:
@@ -178,7 +180,7 @@ class CachedTeacher(CachedEncoder):
 
         The position of a row is that of the vector it learns, in the store of ``targets``: its target's, and then it
         needs none of its own. Texts pass through memory in chunks, sorted by length within. Interrupted, it repeats at
-        most the shard it was working on. What the teacher itself computed before is not computed by another engine.
+        most the shard it was working on. With ``copies``, what the teacher itself computed before is taken over.
 
         Args:
             parts: Training rows, validation rows; targets count within each, positions run over all.
@@ -193,7 +195,7 @@ class CachedTeacher(CachedEncoder):
         needed = np.unique(learned)
         needed = needed[np.unique(keys[needed], return_index=True)[1]]
         store = self.targets.store
-        if store is not self.store:
+        if self.copies:
             self._copy(keys[needed[store.find(keys[needed]) < 0]])
         todo = np.sort(needed[store.find(keys[needed]) < 0])
         if len(todo):

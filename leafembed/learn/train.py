@@ -100,11 +100,11 @@ def train(  # noqa: PLR0913 - the one door into training
     round_reads(setup.model, table_bits)
     checkpoint = newest_checkpoint(work_dir)
     before = read_seal(checkpoint)["seconds"] if checkpoint else 0.0
-    termination = Termination()
-    checkpoints = Checkpoints(before, config.average_checkpoints, termination)
+    termination, early = Termination(), EarlyStop(config)
+    checkpoints = Checkpoints(before, config.average_checkpoints, termination, early)
     view = LiveView(setup.plan)
     log = History(work_dir / "history.jsonl", config.best_metric, on_history)
-    trainer = _trainer(setup, [EarlyStop(config), *callbacks, log, termination, checkpoints, Trim(), view])
+    trainer = _trainer(setup, [early, *callbacks, log, termination, checkpoints, Trim(), view])
     try:
         with termination.installed(), fused(setup.model, config.fused, tokens=int(setup.plan.tokens[-1])) as route:
             state = _train_from(checkpoint, trainer)
