@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from leafembed.options import build_parser
+from leafembed.serve.batching import CLOSE_S
+from leafembed.serve.refusals import FAMILIES, Refusal
 from leafembed.serve.settings import Limits
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -39,7 +41,9 @@ def test_kubernetes_asks_what_there_is_and_waits_long_enough():
     (container,) = pod["containers"]
     args = parse(*container["args"])
     assert container["ports"][0]["containerPort"] == args.port
-    assert pod["terminationGracePeriodSeconds"] > args.drain
+    _, pause = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert pod["terminationGracePeriodSeconds"] >= int(pause) + args.drain + CLOSE_S
+    assert container["imagePullPolicy"] == "IfNotPresent"
     probes = {container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert probes == {"/health/ready", "/health/live"}
     assert service["spec"]["selector"] == deployment["spec"]["template"]["metadata"]["labels"]
@@ -50,8 +54,20 @@ def test_the_balancer_waits_longer_and_takes_as_much():
     assert int(re.findall(r"proxy_read_timeout (\d+)s", nginx)[0]) > Limits().answer_s
     assert int(re.findall(r"client_max_body_size (\d+)m", nginx)[0]) * 1e6 >= Limits().body_bytes
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
-    assert float(compose["services"]["leaf"]["stop_grace_period"].removesuffix("s")) > Limits().drain_s
+    assert float(compose["services"]["leaf"]["stop_grace_period"].removesuffix("s")) > Limits().drain_s + CLOSE_S
     assert (DEPLOY / compose["services"]["leaf"]["build"]["context"]).resolve() == DEPLOY.parent
+
+
+def test_a_server_that_is_full_is_not_the_last_that_is_asked():
+    nginx = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
+    (again,) = re.findall(r"proxy_next_upstream (.*);", nginx)
+    full = {family.answer(Refusal("overloaded", ""))[0] for family in FAMILIES.values()}
+    assert {f"http_{status}" for status in full} <= set(again.split())
+
+
+def test_the_build_is_not_sent_what_it_does_not_need():
+    left_out = (DEPLOY.parent / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {".git", ".venv", "runs/*/*", "!runs/*/bundle"} <= set(left_out)
 
 
 def lint(text):

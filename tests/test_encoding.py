@@ -17,7 +17,7 @@ import pytest
 from tiny import WORDS, make_model_folder
 
 from leafembed.encoding import encode_file, encode_out
-from leafembed.errors import DataError
+from leafembed.errors import DataError, MissingExtraError
 from leafembed.ship import encoder as encoder_module
 from leafembed.ship import stream
 from leafembed.ship.encoder import BundleEncoder
@@ -179,6 +179,14 @@ def test_an_unknown_format_or_a_bad_line_leaves_nothing(encoder, tmp_path):
     with pytest.raises(DataError, match=r"texts\.txt:2: invalid UTF-8"):
         encode_file(encoder, source, tmp_path / "v.npy", {}, identity="m")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "texts.txt"]
+
+
+def test_what_writes_the_file_is_missed_before_anything_is_encoded(encoder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(encoder, "encode_stream", None)
+    with pytest.raises(MissingExtraError, match=r"needs pyarrow, which is not installed: pip install pyarrow$"):
+        encode_file(encoder, tmp_path / "texts.txt", tmp_path / "v.parquet", {}, identity="m")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_memory_does_not_grow_with_the_number_of_texts(tmp_path):

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -68,9 +68,12 @@ class VectorsFile:
 
         Raises:
             DataError: If the suffix says no format.
+            MissingExtraError: If nothing that writes it is installed.
         """
         if path.suffix not in FORMATS:
             raise DataError(f"{path}: got a name that ends in {path.suffix!r}, expected one of {', '.join(FORMATS)}")
+        if path.suffix == ".parquet":
+            _arrow()
         self.path = path
         self.dim = dim
         self._folder = path.with_name(f".{path.name}.partial")
@@ -172,12 +175,17 @@ def _to_jsonl(rows: Path, target: Path) -> None:
             file.writelines(f"{json_line(vector)}\n" for vector in block)
 
 
-def _to_parquet(rows: Path, target: Path) -> None:
+def _arrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise MissingExtraError("pyarrow", "train") from error
+        raise MissingExtraError("pyarrow") from error
+    return pyarrow, parquet
+
+
+def _to_parquet(rows: Path, target: Path) -> None:
+    pyarrow, parquet = _arrow()
     dim = np.load(rows, mmap_mode="r", allow_pickle=False).shape[1]
     schema = pyarrow.schema([("embedding", pyarrow.list_(pyarrow.float32(), dim))])
     with parquet.ParquetWriter(target, schema) as writer:
