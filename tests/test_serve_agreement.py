@@ -1,0 +1,51 @@
+"""A server's vectors are those of the encoder, for a model whose vectors move a little with who else is in a batch."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from families import bert, toy_texts
+from served import serving
+from tiny import sample_manifest
+
+import leafembed
+from leafembed.learn.models import describe, load_sentence_transformer
+from leafembed.serve.settings import Settings
+from leafembed.ship.bundle import write_bundle
+from leafembed.ship.quantize import quantize
+
+CLIENTS = 16
+TEXTS = toy_texts(12 * CLIENTS, words=(1, 40))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    root = tmp_path_factory.mktemp("agreement")
+    student = load_sentence_transformer(bert(root / "bert", hidden_size=256, intermediate_size=512))
+    folder = quantize(student, root / "int8", ref=describe(student, root / "bert", name="tiny"), group_size=32)
+    return write_bundle(root / "bundle", folder, sample_manifest())
+
+
+def test_many_clients_at_once_get_what_the_encoder_gives(bundle):
+    want = leafembed.load(bundle, threads=1).encode(TEXTS)
+    got = np.zeros_like(want)
+    batches = []
+
+    def ask(served, number):
+        """Requests of one to four texts, one after the other, as a client sends them."""
+        place = number * 12
+        for size in (1, 4, 2, 3, 2):
+            body = {"model": "leaf", "input": TEXTS[place : place + size]}
+            got[place : place + size] = served.ask("/api/embed", body)[1]["embeddings"]
+            place += size
+
+    on_batch = {"on_batch": lambda name, batch: batches.append(batch)}
+    with serving({"leaf": bundle}, Settings(watch_s=0), streams=2, **on_batch) as served:
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(lambda number: ask(served, number), range(CLIENTS)))
+    assert sum(batch.texts for batch in batches) == len(TEXTS)
+    assert any(batch.texts > 4 for batch in batches)  # of more than one client
+    assert any(batch.padded > batch.tokens for batch in batches)  # and of more than one length
+    assert np.sum(got * want, axis=1).min() > 0.999
