@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from families import gemma, toy_recipe
+from served import serving
 
 import leafembed
 from leafembed.choosing import _best, choose
@@ -17,6 +18,7 @@ from leafembed.learn.exits import Exits
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.pipeline import run
 from leafembed.recipe_io import recipe_from_dict
+from leafembed.serve.specs import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,23 @@ def test_exits_of_the_bundle_are_those_that_were_trained(ended):
         want = vectors.detach().numpy()
         want /= np.linalg.norm(want, axis=1, keepdims=True)
         assert np.sum(want * encoder.encode(texts, exit=exit), axis=1).min() > 0.98
+
+
+def test_a_server_serves_them_beside_each_other(bundle):
+    texts = ["en1 en2 en3", "de5"]
+    specs = [ModelSpec.parse(f"leaf={bundle}"), ModelSpec.parse(f"early={bundle}@exit=1@dim=16")]
+    with serving(specs, allow_failed=True) as served:
+        for name, want in (
+            ("leaf", leafembed.load(bundle).encode(texts)),
+            ("early", leafembed.load(bundle, exit=1).encode(texts, dim=16)),
+        ):
+            got = np.array(served.ask("/api/embed", {"model": name, "input": texts})[1]["embeddings"])
+            assert got.shape == want.shape
+            assert np.sum(got * want, axis=1).min() > 0.999  # INT8 rounds by the batch
+        whole, early = (served.ask(f"/ui/card/{name}")[1] for name in ("leaf", "early"))
+        assert (whole["exit"], early["exit"], early["dim"]) == (None, 1, 16)
+        assert whole["exits"] == early["exits"][::-1]
+        assert whole["exits"] == [{"exit": None, "name": "leaf"}, {"exit": 1, "name": "early"}]
 
 
 def test_the_card_has_the_table(bundle):

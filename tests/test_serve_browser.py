@@ -6,14 +6,19 @@ import pytest
 from served import make_bundle, serving
 from test_report_browser import FLAGS
 
+from leafembed.serve.specs import ModelSpec
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     good = make_bundle(tmp_path_factory.mktemp("good"))
+    exits = make_bundle(tmp_path_factory.mktemp("exits"), exits=[1])  # says so; it is not opened here
     bad = make_bundle(tmp_path_factory.mktemp("bad"), kept=0.7, dim=300)
-    with serving({"leaf": good, "refused": bad}, allow_failed=True) as running:
+    specs = [ModelSpec("leaf", good), ModelSpec("refused", bad), ModelSpec("whole", exits)]
+    specs.append(ModelSpec("early", exits, exit=1))
+    with serving(specs, allow_failed=True) as running:
         yield running
 
 
@@ -66,6 +71,21 @@ def test_model_dim_and_prompt_are_chosen(browser):
     Select(browser.find_element("id", "prompt")).select_by_value("query")
     compare(browser, "red\nblue")
     assert len(browser.find_elements("css selector", "#map td")) == 4
+
+
+def test_an_exit_is_chosen_where_a_name_has_it(browser):
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    exits, model = (Select(browser.find_element("id", name)) for name in ("exit", "model"))
+    assert browser.find_element("css selector", "#verdict.yes")
+    assert [option.text for option in exits.options] == ["all layers"]
+    model.select_by_value("whole")
+    WebDriverWait(browser, 10).until(lambda _: len(exits.options) == 2)
+    assert [option.text for option in exits.options] == ["all layers", "layer 1"]
+    exits.select_by_visible_text("layer 1")
+    assert model.first_selected_option.text == "early"
+    WebDriverWait(browser, 10).until(lambda it: "from layer 1" in it.find_element("id", "verdict").text)
+    assert exits.first_selected_option.text == "layer 1"
 
 
 def test_what_goes_wrong_is_said(browser):

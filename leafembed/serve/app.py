@@ -106,6 +106,10 @@ async def _card(request: Request) -> Response:
     named = service.named(request.path_params["name"])
     model = named.model
     verdict: dict[str, Any] = model.about.manifest["verdict"]
+    exits = {model.spec.exit: named.name}  # of this bundle, as far as they have names
+    for other in service.models.all:
+        if other.spec.path == model.spec.path:
+            exits.setdefault(other.spec.exit, other.spec.name)
     card = await asyncio.get_running_loop().run_in_executor(None, _read_card, model.spec.path)
     return answer({
         "name": named.name,
@@ -113,6 +117,7 @@ async def _card(request: Request) -> Response:
         "checks": verdict["checks"],
         "dim": named.dim,
         "exit": model.spec.exit,
+        "exits": [{"exit": exit, "name": name} for exit, name in exits.items()],
         "prompts": list(model.about.prompts),
         "max_seq_length": model.about.config.max_seq_length,
         "card": card,
