@@ -64,6 +64,8 @@ def test_targets_that_were_not_measured_are_listed_with_the_reason(manifest):
 def test_overlap_with_training_text_is_shown_by_evaluation_set(manifest):
     card = render_card(manifest)
     assert "| sts/stsb_multi_mt.dev | dev | 1,500 | 2 | 1 | 0.20% | 6 |" in card
+    manifest["recipe"]["eval"] = {"dev": ["agreement"], "decontaminate": ["sts/*"]}
+    assert "| sts/stsb_multi_mt.dev | kept out | 1,500 |" in render_card(manifest)
     assert "| retrieval/miracl | test | 500 | 0 | 0 | 0.00% | 0 |" in card
     manifest["contamination"] = []
     assert "### Overlap" not in render_card(manifest)

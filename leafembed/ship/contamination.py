@@ -15,29 +15,31 @@ __all__ = ["contamination_section"]
 def contamination_section(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Tables of overlap by evaluation set and what is known of the teacher, by the names of the card's template."""
     judged = {result["task"] for report in manifest["reports"].values() for result in report["results"]}
-    patterns = manifest["recipe"]["eval"].get("dev", ())
+    eval_ = manifest["recipe"].get("eval", {})
+    later = {entry["task"] for entry in manifest["contamination"] if _named(entry["task"], eval_.get("decontaminate"))}
+    later = {task for task in later - judged if not _named(task, eval_.get("dev"))}
     rows, exposed = manifest["contamination"], manifest.get("teacher_overlap") or {"sources": [], "sets": []}
     return {
-        "contamination": _by_set(rows, judged, patterns, "records dropped"),
+        "contamination": _by_set(rows, judged, later, "records dropped"),
         "contamination_rows": len(rows),
         "teacher_data": manifest.get("teacher_data"),
         "teacher_sources": exposed["sources"],
-        "teacher_overlap": _by_set(exposed["sets"], judged, patterns, "records"),
+        "teacher_overlap": _by_set(exposed["sets"], judged, later, "records"),
         "teacher_overlap_rows": len(exposed["sets"]),
     }
 
 
-def _by_set(entries: Sequence[Mapping[str, Any]], judged: set[str], dev: Sequence[str], records: str) -> str:
-    """One row a set; one that is neither in the reports nor among the ``dev`` patterns was kept out for later."""
+def _named(task: str, patterns: Sequence[str] | None) -> bool:
+    return any(fnmatchcase(task, pattern) for pattern in patterns or ())
 
-    def chosen(task: str) -> bool:
-        return any(fnmatchcase(task, pattern) for pattern in dev)
 
+def _by_set(entries: Sequence[Mapping[str, Any]], judged: set[str], later: set[str], records: str) -> str:
+    """One row a set: judged by, chosen by, or kept out so that it can be judged by later."""
     found = [Contamination.from_dict(entry) for entry in entries]
     rows = [
         [
             one.task,
-            "test" if one.task in judged else "dev" if chosen(one.task) else "kept out",
+            "test" if one.task in judged else "kept out" if one.task in later else "dev",
             count(one.items),
             count(one.exact),
             count(one.ngram),
