@@ -50,8 +50,7 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         return {"mean": report.mean, **report.by_type(), **report.by_task()}
 
     dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
-    shape = {"exits": recipe.student.exits, "dims": recipe.student.dims}
-    bits = recipe.student.table_bits
+    bits, shape = recipe.student.table_bits, {"exits": recipe.student.exits, "dims": recipe.student.dims}
     rules = {name: value for name, value in recipe.to_dict()["train"].items() if name != "start"}  # a place
     how = (rules, shape, bits, recipe.seed, versions(PACKAGES))
     key = fingerprint(fingerprint_folder(start.folder), learned.corpus.fingerprint, learned.targets_id, how, dev)

@@ -141,6 +141,6 @@ def _read(raw: bytes) -> Any:
 
 
 __all__ = [
-    *("PROMPTS", "WORDS", "Held", "Served", "embed", "engine_of", "eventually"),
+    *("PROMPTS", "Held", "Served", "embed", "engine_of", "eventually"),
     *("in_thread", "make_bundle", "serving", "works"),
 ]

@@ -19,7 +19,8 @@ from itertools import count, cycle
 from pathlib import Path
 
 import pytest
-from served import WORDS, make_bundle
+from served import make_bundle
+from tiny import WORDS
 
 _log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from leafembed.serve.jobs import Batch, Ids, Job
 from leafembed.serve.logs import SERVER_LOG
 from leafembed.types import FloatArray
 
-__all__ = ["FAULTS", "STUCK_S", "BatchFailedError", "Batched", "Batcher", "Engine"]
+__all__ = ["CLOSE_S", "FAULTS", "STUCK_S", "BatchFailedError", "Batched", "Batcher", "Engine"]
 
 _WINDOW = 1.5
 _SLACK = 8
@@ -36,8 +36,8 @@ FAULTS = 3
 STUCK_S = 30.0
 """Seconds after which a batch counts as one that will not end; the longest text takes a few."""
 
-CLOSE_S = 30.0
-"""Seconds that closing waits for what is computed."""
+CLOSE_S = 5.0
+"""Seconds that closing waits for what is computed; running requests had theirs before."""
 
 _log = logging.getLogger(SERVER_LOG)
 
