@@ -108,7 +108,7 @@ def mangled(rng):
         headers.append("Connection: close")
     length = rng.choice((*[len(data)] * 12, len(data) + 5, 0, -1, 10**25, "x"))
     headers.append(rng.choice((f"Content-Length: {length}", f"Content-Length: {length}", "Transfer-Encoding: chunked")))
-    method = rng.choice(("POST", "POST", "POST", "GET", "HEAD", "PUT", "OPTIONS", "LEAF"))
+    method = rng.choice(("POST", "POST", "POST", "GET", "HEAD", "PUT", "OPTIONS", "CONNECT", "LEAF"))
     head = f"{method} {rng.choice(ROUTES)} HTTP/{rng.choice(('1.1', '1.1', '1.0', '9'))}\r\n" + "\r\n".join(headers)
     return head.encode("latin-1") + b"\r\n\r\n" + data
 

@@ -87,6 +87,16 @@ def test_bodies_that_arrive_are_bounded_together(bundle):
         assert eventually(lambda: served.server.config.app.held == 0)
 
 
+@pytest.mark.parametrize("more", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"], ids=["bare", "upgrade"])
+@pytest.mark.parametrize(("target", "status"), [(b"localhost:80", b"400"), (b"http://localhost/x", b"404")])
+def test_who_takes_it_for_a_proxy_is_refused(small, target, status, more):
+    """CONNECT changes the protocol without a header that could be left out."""
+    with socket.create_connection(("127.0.0.1", small.port), timeout=10) as link:
+        link.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nHost: localhost\r\n" + more + b"\r\n")
+        assert link.recv(65_536).split()[1] == status
+    assert works(small)
+
+
 @pytest.mark.parametrize(
     "asks", [b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAA\r\n",
              b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"]

@@ -14,11 +14,11 @@ import time
 
 import numpy as np
 import pytest
-from served import embed, engine_of, eventually, make_bundle, serving, works
+from served import Held, embed, engine_of, eventually, make_bundle, serving, works
 
 import leafembed
 from leafembed.errors import Error, GateFailedError
-from leafembed.serve.batching import FAULTS
+from leafembed.serve.batching import FAULTS, Batcher
 from leafembed.serve.logs import ACCESS_LOG, SERVER_LOG
 from leafembed.serve.models import Models
 from leafembed.serve.settings import Limits, Settings
@@ -50,6 +50,24 @@ def log():
 
 
 # Faults
+
+
+def test_a_request_whose_time_after_sigterm_is_over_is_told_so(bundle, monkeypatch):
+    monkeypatch.setattr(Batcher.close, "__defaults__", (0.2,))
+    body = json.dumps({"model": "leaf", "input": "red"}).encode()
+    with serving({"leaf": bundle}, Settings(limits=Limits(drain_s=1.0), watch_s=0)) as served:
+        held = Held(served, monkeypatch)
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as link:
+            link.sendall(b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+            link.sendall(body)
+            assert held.begun.acquire(timeout=10)
+            served.server.stop()
+            answer = link.recv(65_536)
+            while piece := link.recv(65_536):
+                answer += piece
+    held.gate.set()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert answer.endswith(b'{"error":"the server ends before the answer"}')
 
 
 def test_an_engine_that_fails_answers_so_and_goes_on(small, monkeypatch):

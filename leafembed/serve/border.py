@@ -126,7 +126,12 @@ class Border:
             await self._refuse(exchange, Refusal("no_route" if error.status_code == 404 else "no_method", known))
         except ClientGoneError:
             exchange.status, exchange.kind = 499, "canceled"
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        except asyncio.CancelledError:  # its time after SIGTERM is over; uvicorn would say so in plain text
+            if exchange.status or not self.service.draining:
+                raise
+            ending = Refusal("unavailable", "the server ends before the answer", retry_after=_SECONDS_TO_COME_BACK)
+            await self._refuse(exchange, ending)
+        except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # a panic in a tokenizer's Rust is no Exception; uvicorn would answer it in plain text
             _log.exception("request %s failed", exchange.id)

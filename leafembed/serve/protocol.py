@@ -79,7 +79,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":  # which no head is without
             self._again = self._without_upgrade()
             return
         self._in_body = True
@@ -121,15 +121,19 @@ class _Protocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
+                if not self._again:
+                    return
                 data, self._again = self._again + data[upgrade.args[0] :], b""
                 self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
             except httptools.HttpParserError:
                 self.send_400_response("Invalid HTTP request received.")
                 return
 
     def _without_upgrade(self) -> bytes:
         """The head that was read, less what asks for another protocol."""
-        lines = [b" ".join((self.parser.get_method(), self.url, b"HTTP/1.1"))]
+        version = self.parser.get_http_version().encode()
+        lines = [b" ".join((self.parser.get_method(), self.url, b"HTTP/" + version))]
         for name, value in self.headers:
             if name == b"connection":
                 value = b"close" if b"close" in value.lower() else b"keep-alive"
