@@ -164,6 +164,7 @@ ALLOWED = {
     "serve.specs": {"ship.bundle", "ship.card", "ship.folder", "ship.verdict"},
     "serve.workers": {"serve.logs", "serve.merged"},  # what a process that died had counted
     "serve.tei": {"serve.embedding", "serve.ollama", "serve.refusals", "serve.wire"},
+    "serve.tokens": {"serve.refusals"},
     "serve.wire": {"serve.refusals"},
     # Outside the floors.
     "recipe_io": set(),

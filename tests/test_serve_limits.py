@@ -66,6 +66,18 @@ def test_what_the_model_cuts_off_does_not_count(bundle):
         assert (status, data["prompt_eval_count"]) == (200, 800)
 
 
+def test_what_the_model_cuts_off_is_tokenised_and_has_a_bound_of_its_own(bundle):
+    limits = Limits(request_tokens=790, queue_tokens=790, request_chars=1_600)
+    with serving({"leaf": bundle}, Settings(limits=limits)) as served:
+        assert embed(served, ["red " * 40] * 10)[0] == 200
+        status, data, _ = embed(served, ["red " * 40] * 11)
+        assert (status, data["error"]) == (413, "the request has 1760 characters, at most 1600 are taken at once")
+        assert served.ask("/tokenize", {"inputs": ["x " * 80] * 9})[0] == 200
+        status, data, _ = served.ask("/tokenize", {"inputs": ["x " * 80] * 10})
+        assert (status, data["error"]) == (413, "the request has 800 tokens, at most 790 are taken at once")
+        assert served.service.admitted == 0
+
+
 def test_bodies_that_arrive_are_bounded_together(bundle):
     """Three clients hold back the end of what unpacks to 30 kB each, where 64 kB are kept."""
     packer = zlib.compressobj(9, wbits=31)

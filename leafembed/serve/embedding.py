@@ -27,7 +27,7 @@ from leafembed.serve.models import AGAIN_S, Loaded, Model, Models, Named
 from leafembed.serve.prompts import choose_prompt
 from leafembed.serve.refusals import Refusal
 from leafembed.serve.settings import Settings
-from leafembed.serve.tokens import token_rows
+from leafembed.serve.tokens import all_rows
 from leafembed.types import FloatArray
 
 __all__ = ["Answer", "Asked", "Service"]
@@ -186,14 +186,14 @@ class Service:
         """
         model = self.models.find(name).model
         self._check_size(model, texts)
-        reserved = self._admit(_estimate(model, texts))
+        reserved = self._admit(sum(2 + len(text) // 4 for text in texts))  # all of them are told, not what is read
         try:
             loaded, _ = await self.opened(model)
-            encode = partial(loaded.encoder.tokenizer.encode_batch, list(texts), add_special_tokens=special)
-            found = await asyncio.get_running_loop().run_in_executor(self._pool, encode)
+            most = self.settings.limits.request_tokens
+            rows = partial(all_rows, loaded.encoder.tokenizer, texts, special=special, most=most)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, rows)
         finally:
             self.admitted -= reserved
-        return [token_rows(encoding) for encoding in found]
 
     def retry_after(self) -> int:
         """Seconds until what waits is done, as far as the last batches tell; 1 to 60."""
@@ -235,6 +235,9 @@ class Service:
         longest = max(map(len, texts), default=0)
         if longest > most:
             raise Refusal("too_large", f"a text has {longest} characters, at most {most} are read", param="input")
+        if (chars := sum(map(len, texts))) > limits.request_chars:
+            raise Refusal("too_large", f"the request has {chars} characters, at most {limits.request_chars} are taken "
+                          "at once", param="input")  # fmt: skip
 
     def _admit(self, tokens: int) -> int:
         """Count tokens as at work and return how many; give back what is negative."""

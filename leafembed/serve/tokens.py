@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["token_rows"]
+from leafembed.serve.refusals import Refusal
+
+__all__ = ["all_rows", "token_rows"]
+
+
+def all_rows(tokenizer: Any, texts: Sequence[str], *, special: bool, most: int) -> list[list[dict[str, Any]]]:
+    """Return :func:`token_rows` of each text; takes seconds for a long list, so not for the event loop.
+
+    Args:
+        tokenizer: A ``tokenizers.Tokenizer``.
+        texts: The texts.
+        special: Whether a model's special tokens are among them.
+        most: Tokens of all texts together, special ones not counted.
+
+    Raises:
+        Refusal: If there are more.
+    """
+    found = tokenizer.encode_batch(list(texts), add_special_tokens=special)
+    pieces = (piece for encoding in found for piece in (encoding, *encoding.overflowing))
+    count = sum(piece.special_tokens_mask.count(0) for piece in pieces)
+    if count > most:
+        raise Refusal("too_large", f"the request has {count} tokens, at most {most} are taken at once", param="inputs")
+    return [token_rows(encoding) for encoding in found]
 
 
 def token_rows(encoding: Any) -> list[dict[str, Any]]:
