@@ -21,6 +21,7 @@ import numpy as np
 
 from leafembed.errors import Error, first_line
 from leafembed.judge.evaluate import evaluate
+from leafembed.judge.tasks import contents_of
 from leafembed.learn.factors import read_factors
 from leafembed.learn.teacher import TorchEncoder
 from leafembed.progress import say
@@ -89,9 +90,8 @@ def _measured(line: Line, student: TorchEncoder, plain: Path) -> dict[str, Any]:
     config, how = line.recipe.quantize, line.recipe.benchmark
     about = (student.ref.fingerprint, student.ref.max_seq_length, line.learned.targets_id)
     settings = [dataclasses.asdict(section) for section in (config, how)]
-    dev = [(task.id, part.lang, part.data) for task in line.learned.dev for part in task.parts]
     held_out = (line.recipe.teacher.prompt_name, line.learned.corpus.fingerprint)
-    key = fingerprint(about, settings, dev, held_out, machine_facts(), versions(PACKAGES))
+    key = fingerprint(about, settings, contents_of(line.learned.dev), held_out, machine_facts(), versions(PACKAGES))
 
     def build(_: Path) -> dict[str, Any]:
         names = dict.fromkeys([f"group-{config.group_size}", *config.engines])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from leafembed.judge.evaluate import evaluate
+from leafembed.judge.tasks import contents_of
 from leafembed.judge.views import View
 from leafembed.learn.models import fingerprint_folder
 from leafembed.progress import say
@@ -59,7 +60,7 @@ def measure_points(line: Line, int8: BundleEncoder, reference: EvalReport) -> li
     if len(dims) == len(exits) == 1:
         return []
     learned = line.learned
-    tasks = [(task.id, part.lang, part.data) for task in learned.test for part in task.parts]
+    tasks = contents_of(learned.test)
     how = (fingerprint_folder(line.folder / "int8"), int8.threads, int8.batch_size)
     key = fingerprint(dataclasses.asdict(int8.ref), how, tasks, dims, exits, reference.to_dict(), versions(PACKAGES))
 

@@ -17,6 +17,7 @@ from leafembed.errors import Error
 from leafembed.judge.evaluate import Candidate, evaluate
 from leafembed.judge.floors import BagOfWords, RandomEncoder
 from leafembed.judge.intervals import RESAMPLES
+from leafembed.judge.tasks import contents_of
 from leafembed.learn.factors import read_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.plan import parts_of
@@ -170,7 +171,7 @@ def scored(line: Line, name: str, encoder: Candidate, *, dev: bool = False, how:
     """
     learned = line.learned
     tasks = learned.dev if dev else learned.test
-    data = [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
+    data = contents_of(tasks)
     few = [dict(task.too_few) for task in tasks]
     base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed, few, RESAMPLES)
     about = dataclasses.asdict(encoder.ref)

@@ -13,6 +13,7 @@ import numpy as np
 from leafembed.errors import Error
 from leafembed.guard import watched
 from leafembed.judge.evaluate import evaluate
+from leafembed.judge.tasks import contents_of
 from leafembed.learn.factors import carry_factors
 from leafembed.learn.models import fingerprint_folder
 from leafembed.learn.teacher import TorchEncoder
@@ -49,10 +50,9 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.arithmetic.precision), learned.dev)
         return {"mean": report.mean, **report.by_type(), **report.by_task()}
 
-    dev = [(task.id, part.lang, part.data) for task in learned.dev for part in task.parts]
     bits, shape = recipe.student.table_bits, {"exits": recipe.student.exits, "dims": recipe.student.dims}
     rules = {name: value for name, value in recipe.to_dict()["train"].items() if name != "start"}  # a place
-    how = (rules, shape, bits, recipe.seed, versions(PACKAGES))
+    how, dev = (rules, shape, bits, recipe.seed, versions(PACKAGES)), contents_of(learned.dev)
     key = fingerprint(fingerprint_folder(start.folder), learned.corpus.fingerprint, learned.targets_id, how, dev)
     work_dir = line.folder / f"checkpoints-{key}"
 

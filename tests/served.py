@@ -124,7 +124,7 @@ def in_thread(call):
     return thread, result
 
 
-def eventually(condition, seconds=10):
+def eventually(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from served import make_bundle, serving
+from served import eventually, make_bundle, serving
 
 import leafembed.serve
 from leafembed.serve.logs import SERVER_LOG
@@ -28,15 +28,6 @@ def embed(served):
     status, data, _ = served.ask("/api/embed", {"model": "leaf", "input": ["red", "green two"]})
     assert status == 200, data
     return data["embeddings"]
-
-
-def eventually(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def count(served, metric):

@@ -32,7 +32,8 @@ from leafembed.judge.intervals import Scored
 from leafembed.judge.kinds import KINDS, Encode, Kind
 from leafembed.text import normalise_lang, normalise_text
 
-__all__ = ["AGREEMENT", "Part", "Task", "build_task", "check_disjoint", "find_tasks", "load_tasks", "scored_items"]
+__all__ = ["AGREEMENT", "Part", "Task", "build_task", "check_disjoint", "contents_of", "find_tasks", "load_tasks",
+           "scored_items"]  # fmt: skip
 
 AGREEMENT = "agreement"
 """Task id that :func:`load_tasks` skips: ``agreement.py`` makes it from a teacher's vectors."""
@@ -121,6 +122,11 @@ def load_tasks(
             raise DataError(f"{name}: holds no row to score in the languages {sorted(options.languages)}")
         tasks |= {task.id: task for task in found}
     return _with_enough(tasks.values(), min_rows)
+
+
+def contents_of(tasks: Iterable[Task]) -> list[tuple[str, str, str]]:
+    """What scores on the tasks depend on besides who is scored: task, language and hash of the rows."""
+    return [(task.id, part.lang, part.data) for task in tasks for part in task.parts]
 
 
 def _with_enough(tasks: Iterable[Task], min_rows: int) -> tuple[Task, ...]:

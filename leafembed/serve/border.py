@@ -142,8 +142,7 @@ class Border:
         exchange.held += size
         self.held += size
         if self.held > self.service.settings.limits.bodies_bytes:
-            raise Refusal("overloaded", "server busy, please try again.  maximum pending requests exceeded",
-                          retry_after=self.service.retry_after())  # fmt: skip
+            raise self.service.busy()
 
     async def _route(self, exchange: _Exchange) -> None:
         """Run the route until it answers, its time is over, or the client leaves."""
@@ -201,8 +200,7 @@ class Border:
         if service.draining:
             raise Refusal("unavailable", "the server is ending", retry_after=_SECONDS_TO_COME_BACK)
         if self.at_work > limits.requests:
-            raise Refusal("overloaded", "server busy, please try again.  maximum pending requests exceeded",
-                          retry_after=service.retry_after())  # fmt: skip
+            raise service.busy()
         if exchange.encoding not in ENCODINGS:
             raise Refusal("encoding", "content-encoding: expected none or gzip")
         length = exchange.header(b"content-length")

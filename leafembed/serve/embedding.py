@@ -33,7 +33,7 @@ from leafembed.types import FloatArray
 __all__ = ["Answer", "Asked", "Service"]
 
 _log = logging.getLogger(SERVER_LOG)
-
+_BUSY = "server busy, please try again.  maximum pending requests exceeded"  # Ollama's own words
 _AT_ONCE = 2_000
 """Characters that are tokenised on the event loop: well under a millisecond."""
 
@@ -200,6 +200,10 @@ class Service:
         rate = self.metrics.tokens_per_second
         return min(60, max(1, math.ceil(self.admitted / rate))) if rate else 1
 
+    def busy(self) -> Refusal:
+        """What a request is told for which there is no room now."""
+        return Refusal("overloaded", _BUSY, retry_after=self.retry_after())
+
     async def probe(self) -> str:
         """Why the server is not ready, ``""`` if it is: cheap while the default model's batches succeed."""
         if self.draining:
@@ -246,8 +250,7 @@ class Service:
             raise Refusal("too_large", f"the request has about {tokens} tokens, at most {limits.request_tokens} are "
                           "taken at once", param="input")  # fmt: skip
         if tokens > 0 and self.admitted + tokens > limits.queue_tokens:
-            raise Refusal("overloaded", "server busy, please try again.  maximum pending requests exceeded",
-                          retry_after=self.retry_after())  # fmt: skip
+            raise self.busy()
         self.admitted += tokens
         return tokens
 
