@@ -12,20 +12,20 @@ def positive(text: str) -> int:
     return _whole(text, least=1)
 
 
-def amount(text: str) -> float:
-    """A number above 0."""
+def amount(text: str, *, or_else: str = "") -> float:
+    """A number above 0; ``or_else`` is what else the error says is expected."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number{or_else}")
     return value
 
 
 def seconds(text: str) -> float:
     """A number of seconds, 0 for never."""
-    return 0.0 if text in ("0", "0.0") else amount(text)
+    return 0.0 if text in ("0", "0.0") else amount(text, or_else=", or 0 for never")
 
 
 def port(text: str) -> int:
