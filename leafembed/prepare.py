@@ -24,12 +24,14 @@ from leafembed.learn.overlap import JudgedSet, sets_fingerprint
 from leafembed.learn.prompts import reserved_tokens, student_prompts
 from leafembed.learn.rows import Rows
 from leafembed.learn.teacher import CachedTeacher, load_teacher
+from leafembed.learn.token_pass import embed_tokens
+from leafembed.learn.token_store import TokenTargets
 from leafembed.lineage import read_lineage
 from leafembed.progress import say
 from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
 from leafembed.stages import fingerprint, once
-from leafembed.teaching import CHECK_TEXTS, in_openvino
+from leafembed.teaching import CHECK_TEXTS, in_openvino, tokens_in_openvino
 from leafembed.types import Corpus, FloatArray, ModelRef
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Material:
         test: Tasks that the gate judges by.
         kept_out: Hash of each evaluation set that was kept out of the corpus, by task id.
         exposure: What of the tasks the teacher's own training text touches; empty: it is not to be had.
+        tokens: Teacher vectors of the rows' tokens; ``None``: the recipe wants none.
     """
 
     teacher: CachedTeacher
@@ -62,6 +65,7 @@ class Material:
     test: tuple[Task, ...]
     kept_out: Mapping[str, str]
     exposure: tuple[Contamination, ...]
+    tokens: TokenTargets | None = None
 
     def targets(self, rows: NDArray[np.int64]) -> FloatArray:
         """Teacher vectors ``(n, dim)`` that row numbers ``(n,)`` learn; validation rows follow the training rows."""
@@ -148,6 +152,11 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
             recipe.teacher, teacher, recipe.cache_dir, [row.text for row in corpus.validation[:CHECK_TEXTS]]
         )
     first = corpus.train if whole else corpus.train[:fit_rows]
+    tokens = None
+    if whole and recipe.train.token_distillation:
+        name, forward = tokens_in_openvino(recipe.teacher, teacher, recipe.cache_dir)
+        place = recipe.cache_dir / "tokens" / name
+        tokens = TokenTargets(*embed_tokens(teacher, place, corpus.train, corpus.validation, forward=forward))
     positions = teacher.embed_rows(first, corpus.validation)
     unknown = np.full(len(corpus.train) - len(first), -1, dtype=np.int64)
     positions = np.insert(positions, len(first), unknown)
@@ -156,7 +165,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
         dev = (*dev, _agreement(recipe, corpus, teacher, parts[1]))
     if recipe.data.mine_negatives:
         corpus = _with_negatives(recipe, corpus, teacher, parts)
-    return Material(teacher, folder, corpus, positions, dev, test, sets, exposure)
+    return Material(teacher, folder, corpus, positions, dev, test, sets, exposure, tokens)
 
 
 def _learned(recipe: Recipe) -> NDArray[np.uint64] | None:

@@ -204,6 +204,10 @@ class Recipe:
             object.__setattr__(self, "train", settled)
         goes_on = self.train.start is None or self.student.init != "static"
         require(goes_on, "train.start", str(self.train.start), "nothing with student.init = 'static'")
+        has_tokens = not is_url(self.teacher.model) and self.student.init != "static"
+        require(has_tokens or not self.train.token_distillation, "train.token_distillation",
+                self.train.token_distillation, "0 with a teacher at a URL or a static student: neither gives vectors "
+                "of single tokens")  # fmt: skip
         _require_shape(self.student, frozen=bool(self.train.freeze_token_table))
 
     def to_dict(self) -> dict[str, Any]:

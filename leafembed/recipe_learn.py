@@ -217,6 +217,9 @@ class TrainConfig:
     """Weight of the KL divergence between the two models' in-batch similarity rows."""
     alignment_temperature: float = 0.05
     """Similarities are divided by this before the softmax of the alignment loss."""
+    token_distillation: float = 0.0
+    """Weight of the distance between the two models' vectors of stretches of a text. The teacher's vector of every
+    token is kept on disk for it, 22 kB for a sentence of EmbeddingGemma's."""
     exit_alignment: float = 1.0
     """Weight of the distillation of the vectors at ``student.exits``, their mean."""
     contrastive: float = 0.0
@@ -275,9 +278,9 @@ class TrainConfig:
     """Trackers that get every number besides the run's own log."""
 
     def __post_init__(self) -> None:
-        weights = ("distillation", "alignment", "exit_alignment", "contrastive", "triplet")
+        weights = ("distillation", "alignment", "token_distillation", "exit_alignment", "contrastive", "triplet")
         require_at_least("train", self, **dict.fromkeys(weights, 0))
-        total = self.distillation + self.alignment + self.contrastive + self.triplet
+        total = self.distillation + self.alignment + self.token_distillation + self.contrastive + self.triplet
         require(total > 0, "train.distillation", self.distillation, "a positive weight for one objective at least")
         require_at_least("train", self, alignment_temperature=1e-3, contrastive_temperature=1e-3, triplet_margin=0)
         require_at_least("train", self, batch_size=2, learning_rate=1e-9, epochs=1e-6, max_steps=1, eval_steps=1)

@@ -13,15 +13,17 @@ from leafembed.errors import ModelError, RecipeError, require
 from leafembed.learn.cache import VectorStore
 from leafembed.learn.cached import CachedEncoder, InBatches
 from leafembed.learn.teacher import CachedTeacher, TorchEncoder
+from leafembed.learn.token_pass import Forward
 from leafembed.progress import say
 from leafembed.recipe import QuantizeConfig
 from leafembed.recipe_learn import TeacherConfig
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import versions
 from leafembed.ship.quantize import quantize
+from leafembed.ship.token_graph import TokenProgram, write_token_graph
 from leafembed.stages import fingerprint, once
 
-__all__ = ["CHECK_TEXTS", "MIN_COSINE", "in_openvino"]
+__all__ = ["CHECK_TEXTS", "MIN_COSINE", "in_openvino", "tokens_in_openvino"]
 
 CHECK_TEXTS = 64
 """Texts on which the engine is compared with torch before it is used."""
@@ -70,6 +72,28 @@ def in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, 
     own = name.replace("-openvino-", "-either-") if teacher.copies else name  # what it holds depends on the past
     store = VectorStore(cache_dir / "vectors" / own, teacher.ref.dim)
     return CachedEncoder(InBatches(_open(folder, config)), store, shard_rows=config.shard_rows)
+
+
+def tokens_in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path) -> tuple[str, Forward | None]:
+    """What computes the teacher's token vectors, and the name of their store; ``None``: the teacher itself, in torch.
+
+    After :func:`in_openvino`, which finds out whether this engine is near enough, and in the same arithmetic.
+    """
+    torch, name = teacher.torch, teacher.targets.store.folder.name
+    if torch is None or teacher.targets is teacher:
+        return name, None
+    bf16 = teacher.arithmetic.precision == "bf16"
+    key = fingerprint(torch.ref.fingerprint, versions(("openvino", "nncf")))
+    folder = cache_dir / "engines" / f"{teacher.store.folder.name}-tokens-{key}"
+
+    def build(target: Path) -> dict[str, Any]:
+        say(f"exporting {teacher.ref.name} to OpenVINO, with its tokens")
+        write_token_graph(torch.model, target)
+        return {}
+
+    once(folder, key, build)
+    group = 0 if bf16 else QuantizeConfig().group_size
+    return name, TokenProgram(folder, precision="bf16" if bf16 else "f32", group_size=group)
 
 
 def _open(folder: Path, config: TeacherConfig) -> BundleEncoder:

@@ -77,6 +77,7 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
             callbacks=[watch],
             on_history=draw,
             table_bits=bits,
+            tokens=learned.tokens,
             **shape,
         )
         if (start.folder / REPORT).is_file():

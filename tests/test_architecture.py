@@ -41,7 +41,8 @@ ALLOWED = {
     "ship.templates": {"ship.markdown"},  # what templates may do with a value
     # Everything that is shipped is made from one captured program.
     "ship.quantize": {"ship.folder", "ship.graph", "ship.packed_table"},  # where prompts stand; tables in 4 bits
-    "ship.graph": {"learn.exits"},  # vectors at early exits, as they were trained
+    "ship.graph": {"learn.exits", "learn.tokens"},  # vectors at early exits and of tokens, as they are learned
+    "ship.token_graph": {"ship.graph", "ship.quantize"},  # the same graph, with one more output
     "ship.onnx_format": {"ship.graph"},
     "ship.onnx_dynamic": {"ship.companions", "ship.onnx_format"},  # the same graph, rounded by ONNX Runtime
     "ship.seed_format": {"ship.graph", "ship.seed_model"},  # and the class that goes into the file
@@ -107,8 +108,14 @@ ALLOWED = {
     "learn.head": {"learn.models"},  # whether this CPU has bf16
     "learn.links": {"learn.rows"},  # pointers as columns
     "learn.batches": {"learn.links"},
-    "learn.objectives": {"learn.exits", "learn.links", "learn.losses"},
-    "learn.feed": {"learn.batches", "learn.rows"},  # reads a batch of rows at once
+    "learn.tokens": {"learn.head"},  # which heads are linear
+    "learn.token_store": {"learn.cache"},  # keys are made alike
+    "learn.token_pass": {"learn.teacher", "learn.token_store", "learn.tokens"},
+    "learn.stretches": {"learn.token_store"},
+    "learn.objectives": {
+        *("learn.exits", "learn.links", "learn.losses", "learn.stretches", "learn.token_store", "learn.tokens"),
+    },
+    "learn.feed": {"learn.tokens", "learn.batches", "learn.rows"},  # reads a batch of rows at once
     "learn.history": {"learn.objectives"},
     "learn.evaluation": {"learn.batches", "learn.feed", "learn.history", "learn.links", "learn.objectives"},
     "learn.checkpoints": {"learn.models"},
@@ -124,6 +131,7 @@ ALLOWED = {
             "learn.rounding",
             "learn.models",
             "learn.objectives",
+            "learn.token_store",
             "learn.trackers",
             "learn.trainer",
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, Dataset
 from leafembed.errors import ModelError
 from leafembed.learn.batches import Plan
 from leafembed.learn.rows import Rows
+from leafembed.learn.tokens import token_ends
 from leafembed.types import Corpus, Row
 
 if TYPE_CHECKING:
@@ -73,9 +74,15 @@ class Texts(Dataset[tuple[int, int, str]]):
 
     def text(self, number: int) -> str:
         """The text of a row with its prompt."""
+        return self._prompted(self._row(number))
+
+    def prompt(self, number: int) -> str:
+        """The part of a row's text that is its prompt."""
+        return self.prompts.get(self._row(number).prompt_name or "", "") if self.prompts else ""
+
+    def _row(self, number: int) -> Row:
         train = self.corpus.train
-        row: Row = train[number] if number < len(train) else self.corpus.validation[number - len(train)]
-        return self._prompted(row)
+        return train[number] if number < len(train) else self.corpus.validation[number - len(train)]
 
 
 class PlannedBatches(BatchSampler):
@@ -101,12 +108,14 @@ class Collator:
 
     Args:
         model: The student; its length limit is lowered for the batch only.
+        prompt: The prompt of a row number, where the ends of tokens are wanted; ``None``: they are not.
     """
 
     valid_label_columns = ("label",)
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    def __init__(self, model: SentenceTransformer, prompt: Callable[[int], str] | None = None) -> None:
         self.model = model
+        self.prompt = prompt
 
     def __call__(self, batch: Sequence[tuple[int, int, str]]) -> dict[str, Any]:
         """Tensors ``sentence_...`` of the texts, padded to the longest, and ``label`` of shape ``(B,)``."""
@@ -117,6 +126,9 @@ class Collator:
             if cuts:
                 self.model.max_seq_length = min(full, *limits)
             features = self.model.preprocess(list(texts))
+            if self.prompt is not None:
+                ends = token_ends(self.model, texts, [self.prompt(row) for row in rows])
+                features["token_ends"] = torch.from_numpy(ends)
         finally:
             if cuts:
                 self.model.max_seq_length = full

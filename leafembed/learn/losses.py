@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["alignment", "contrastive", "cut", "distillation", "triplet"]
+__all__ = ["alignment", "contrastive", "cut", "distillation", "token_distillation", "triplet"]
 
 
 def distillation(student_BD: Tensor, teacher_BD: Tensor, *, kind: Literal["cosine", "l2"] = "cosine") -> Tensor:
@@ -47,6 +47,24 @@ def alignment(student_BD: Tensor, teacher_BD: Tensor, *, temperature: float) -> 
     student_BB = (student_BD @ student_BD.T / temperature).masked_fill(own, -1e4).log_softmax(dim=-1)
     teacher_BB = (teacher_BD @ teacher_BD.T / temperature).masked_fill(own, -1e4).log_softmax(dim=-1)
     return functional.kl_div(student_BB, teacher_BB, reduction="batchmean", log_target=True)
+
+
+def token_distillation(student_SD: Tensor, teacher_SD: Tensor, *, variance: float) -> Tensor:
+    """Mean squared distance of the two models' vectors of a stretch of text, as a share of the teacher's variance.
+
+    ``|s - t|² / variance``, range 0 upwards; 0 is perfect, 1 is what a student reaches that gives every stretch the
+    teacher's mean. A text's vector is the direction of the mean of its tokens', so that what is perfect here is
+    perfect in :func:`distillation` too; but it learns from every word of a text and not from one vector.
+
+    Hidden states as targets after TinyBERT (arXiv 1909.10351, eq. 8), here of the last layer through the head.
+
+    Args:
+        student_SD: Student vectors of S stretches, not normalised.
+        teacher_SD: Teacher vectors of the same.
+        variance: Above 0: mean squared distance of the teacher's vectors to their mean.
+    """
+    distances: Tensor = (student_SD - teacher_SD).square().sum(dim=-1)
+    return distances.mean() / variance
 
 
 def contrastive(anchor_PD: Tensor, positive_PD: Tensor, *, temperature: float, gather: bool = False) -> Tensor:

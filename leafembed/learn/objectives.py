@@ -18,7 +18,10 @@ from torch.nn import functional
 from leafembed.errors import RecipeError
 from leafembed.learn.exits import Exits
 from leafembed.learn.links import Links, pairs_in, triplets_in
-from leafembed.learn.losses import alignment, contrastive, cut, distillation, triplet
+from leafembed.learn.losses import alignment, contrastive, cut, distillation, token_distillation, triplet
+from leafembed.learn.stretches import mean_by, stretches
+from leafembed.learn.token_store import TokenTargets
+from leafembed.learn.tokens import TokenHead
 from leafembed.recipe_learn import TrainConfig
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OBJECTIVES", "Objectives", "Targets"]
 
-OBJECTIVES = ("distillation", "alignment", "exit_alignment", "contrastive", "triplet")
+OBJECTIVES = ("distillation", "alignment", "token_distillation", "exit_alignment", "contrastive", "triplet")
 """Every objective, by the key of its weight in the recipe's ``[train]``."""
 
 Targets = Callable[["NDArray[np.int64]"], "NDArray[np.float32]"]
@@ -48,6 +51,10 @@ class Objectives(nn.Module):
         exits: Layers after which a vector is trained too.
         dims: Leading dimensions that are trained to stand alone.
         every: Whether objectives of weight 0 are computed too, where they need nothing that is not there.
+        tokens: Teacher vectors of tokens by row number; ``None``: there are none.
+
+    Raises:
+        RecipeError: If there are no such dims, or tokens and a student whose vector is no mean over its own.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Objectives(nn.Module):
         exits: Sequence[int] = (),
         dims: Sequence[int] = (),
         every: bool = False,
+        tokens: TokenTargets | None = None,
     ) -> None:
         super().__init__()
         width = int(model.get_embedding_dimension() or 0)
@@ -71,6 +79,8 @@ class Objectives(nn.Module):
         self.links = links
         self.exits = Exits(model, exits) if exits else None
         self.dims = tuple(dims)
+        self.tokens = tokens
+        self.token_head = TokenHead(model) if tokens is not None else None
         self.weights = {name: float(getattr(config, name)) for name in OBJECTIVES}
         self.names = {name for name, weight in self.weights.items() if weight or every}
         self.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
@@ -82,24 +92,46 @@ class Objectives(nn.Module):
         """
         (features,) = sentence_features
         rows = labels.cpu().numpy()
-        student_BD, exits_EBD = self._vectors(features)
+        student_BD, exits_EBD, states = self._vectors(features)
         # In fp32 whatever autocast says: similarities divided by a temperature need the digits.
         with torch.autocast(student_BD.device.type, enabled=False):
             vectors = [functional.normalize(vector.float(), dim=-1) for vector in (student_BD, *exits_EBD)]
             teacher_BD = torch.from_numpy(self.targets(rows)).to(student_BD.device)
-            parts = self._averaged(vectors[0], vectors[1:], teacher_BD, rows.tolist())
+            parts = self._averaged(vectors[0], vectors[1:], teacher_BD, rows.tolist()) | self._of_tokens(
+                states, features, rows
+            )
             # A sum that starts so has a gradient though a batch may have nothing to learn from.
             total = vectors[0].sum() * 0
             for name, value in parts.items():
                 total = total + self.weights[name] * value
         return total, parts
 
-    def _vectors(self, features: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+    def _vectors(self, features: dict[str, Any]) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """The student's vector of each text, its vectors at exits, and the states of its tokens."""
         if self.exits is None or "exit_alignment" not in self.names:
-            return self.model(features)["sentence_embedding"], []
+            output = self.model(features)
+            return output["sentence_embedding"], [], output.get("token_embeddings")
         with self.exits.watching() as caught:
             output = self.model(features)
-        return output["sentence_embedding"], self.exits.vectors(caught, output)
+        return output["sentence_embedding"], self.exits.vectors(caught, output), output.get("token_embeddings")
+
+    def _of_tokens(self, states: Tensor | None, features: dict[str, Any], rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        """The objective over the tokens of the batch; empty where there is nothing to compare."""
+        if self.tokens is None or self.token_head is None or states is None:
+            return {}
+        targets = self.tokens(rows)
+        found = stretches(features["token_ends"].cpu().numpy(), targets)
+        if not found.n:
+            return {}
+        own = self.token_head(states.flatten(0, 1)[torch.from_numpy(found.places).to(states.device)].float())
+        within = found.teacher >= 0
+        theirs = torch.from_numpy(targets.vectors[within]).to(states.device)
+        value = token_distillation(
+            mean_by(own, found.student, found.n),
+            mean_by(theirs, found.teacher[within], found.n),
+            variance=self.tokens.store.variance,
+        )
+        return {"token_distillation": value}
 
     def _averaged(
         self, student_BD: Tensor, exits_EBD: list[Tensor], teacher_BD: Tensor, rows: list[int]

@@ -85,11 +85,16 @@ class TorchEncoder:
         self, texts: Sequence[str], *, prompt_name: str | None = None
     ) -> Iterator[tuple[list[int], FloatArray]]:
         """Yield (indices into ``texts``, their vectors), longest texts first."""
+        prompt = self.ref.prompts.get(prompt_name or "", "")
+        for index in self.planned(texts, prompt):
+            yield index, self._forward([texts[i] for i in index], prompt)
+
+    def planned(self, texts: Sequence[str], prompt: str) -> Iterator[list[int]]:
+        """Yield the indices of one batch after the other, longest texts first; until the next, the model is set up."""
         import torch
 
         from leafembed.learn.fused import COMPILE_FROM, fused
 
-        prompt = self.ref.prompts.get(prompt_name or "", "")
         device = self.model.device.type
         autocast = torch.autocast(device, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
         lengths = self._token_counts(texts, prompt)
@@ -98,8 +103,7 @@ class TorchEncoder:
         much = self.precision == "bf16" and int(lengths.sum()) >= COMPILE_FROM
         mode: Literal["auto", "off"] = "auto" if much else "off"
         with torch.inference_mode(), autocast, fused(self.model, mode, tokens=int(lengths.sum())):
-            for index in self._plan(lengths):
-                yield index, self._forward([texts[i] for i in index], prompt)
+            yield from self._plan(lengths)
 
     def _forward(self, texts: list[str], prompt: str) -> FloatArray:
         vectors: Any = self.model.encode(
@@ -190,7 +194,7 @@ class CachedTeacher(CachedEncoder):
         learned = np.arange(starts[-1])
         for start, rows in zip(starts.tolist(), parts, strict=False):
             for i, row in enumerate(rows, start):
-                keys[i] = self._key(row)
+                keys[i] = self.key(row)
                 learned[i] = i if row.target is None else start + row.target
         needed = np.unique(learned)
         needed = needed[np.unique(keys[needed], return_index=True)[1]]
@@ -222,10 +226,11 @@ class CachedTeacher(CachedEncoder):
         for row in rows:
             groups.setdefault(row.prompt_name, []).append(row)
         for prompt_name, group in groups.items():
-            keys = [self._key(row) for row in group]
+            keys = [self.key(row) for row in group]
             self.targets.compute([row.text for row in group], keys, prompt_name, advance)
 
-    def _key(self, row: Row) -> bytes:
+    def key(self, row: Row) -> bytes:
+        """Where the store finds the vector of a row's own text."""
         return VectorStore.key(row.text, self.ref.prompts.get(row.prompt_name or "", ""))
 
 

@@ -29,6 +29,7 @@ from leafembed.learn.live import LiveView
 from leafembed.learn.models import has_bf16, load_sentence_transformer, pick_device
 from leafembed.learn.objectives import Objectives, Targets
 from leafembed.learn.rounding import bake_rounding, round_reads
+from leafembed.learn.token_store import TokenTargets
 from leafembed.learn.trackers import require_trackers
 from leafembed.learn.trainer import StudentTrainer
 from leafembed.progress import say
@@ -66,6 +67,7 @@ def train(  # noqa: PLR0913 - the one door into training
     exits: Sequence[int] = (),
     dims: Sequence[int] = (),
     table_bits: int | None = None,
+    tokens: TokenTargets | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     on_history: OnHistory | None = None,
 ) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def train(  # noqa: PLR0913 - the one door into training
         exits: Numbers of layers after which a vector is trained too.
         dims: Leading dimensions that are trained to stand alone.
         table_bits: Bits that the token table is rounded to while it learns and when it is saved; ``None``: it is not.
+        tokens: Teacher vectors of the rows' tokens; ``None``: only whole texts are compared.
         callbacks: Told of every event; ``on_evaluate`` gets all metrics. One that appends
             ``{"step": ..., "alarm": ...}`` to ``state.log_history`` has it logged, shown and reported.
         on_history: Called after each evaluation with the history so far and its best step.
@@ -95,8 +98,8 @@ def train(  # noqa: PLR0913 - the one door into training
         CheckpointError: If a checkpoint cannot be written; the ones before stay good.
         SystemExit: With status 143 after SIGTERM, once a checkpoint is written.
     """
-    shape = {"exits": tuple(exits), "dims": tuple(dims)}
-    setup = _prepare(initial, corpus, targets, score, config=config, seed=seed, work_dir=work_dir, shape=shape)
+    learns = {"exits": tuple(exits), "dims": tuple(dims), "tokens": tokens}
+    setup = _prepare(initial, corpus, targets, score, config=config, seed=seed, work_dir=work_dir, learns=learns)
     round_reads(setup.model, table_bits)
     checkpoint = newest_checkpoint(work_dir)
     before = read_seal(checkpoint)["seconds"] if checkpoint else 0.0
@@ -129,7 +132,7 @@ def _prepare(
     config: TrainConfig,
     seed: int,
     work_dir: Path,
-    shape: Mapping[str, tuple[int, ...]],
+    learns: Mapping[str, Any],
 ) -> _Setup:
     device = pick_device()
     model = load_sentence_transformer(initial, device=device)
@@ -148,10 +151,9 @@ def _prepare(
                         processes=int(arguments.world_size))  # fmt: skip
     arguments.max_steps = plan.steps
     _say_plan(plan, config)
-    objectives = Objectives(model, targets, config, links=links, exits=shape["exits"], dims=shape["dims"])
+    objectives = Objectives(model, targets, config, links=links, **learns)
     held_out = Links.of(corpus.validation)
-    watched = Objectives(model, targets, config, links=held_out.after(len(corpus.train)), every=True,
-                         exits=shape["exits"], dims=shape["dims"])  # fmt: skip
+    watched = Objectives(model, targets, config, links=held_out.after(len(corpus.train)), every=True, **learns)
     evaluation = Evaluation(score, watched, texts, links=held_out, lengths=lengths, limit=int(plan.limits.max()))
     return _Setup(model, texts, plan, objectives, evaluation, arguments)
 
@@ -216,13 +218,9 @@ def _choose(
         "best_metric": config.best_metric,
         "averaged": averaged,
         "targets": [
-            {
-                "name": name,
-                "limit": limit,
-                "value": final[metric_key(name)],
-                "reached": final[metric_key(name)] <= limit,
-            }
+            {"name": name, "limit": limit, "value": value, "reached": value <= limit}
             for name, limit in config.targets.items()
+            for value in [final[metric_key(name)]]
         ],
     }
 
@@ -230,8 +228,8 @@ def _choose(
 def _facts(setup: _Setup, state: TrainerState, config: TrainConfig) -> dict[str, Any]:
     """What was done.
 
-    ``steps``; ``planned_steps``, more where training ended early; ``texts`` and ``tokens`` seen; ``precision``; and
-    ``history`` (``history.py``). :func:`_choose` adds ``best_step``, ``best_metric``, ``averaged`` and ``targets``.
+    ``steps``; ``planned_steps``, more where it ended early; ``texts`` and ``tokens`` seen; ``precision``; ``history``
+    (``history.py``). :func:`_choose` adds ``best_step``, ``best_metric``, ``averaged`` and ``targets``.
     """
     steps = int(state.global_step)
     return {

@@ -46,7 +46,8 @@ class StudentTrainer(SentenceTransformerTrainer):
         self.texts = texts
         self.sums = torch.zeros(len(OBJECTIVES), 2, dtype=torch.float64)
         self.seen: list[tuple[Tensor, Tensor]] = []
-        super().__init__(loss=objectives, data_collator=Collator(options["model"]), **options)
+        prompt = None if objectives.tokens is None else texts.prompt
+        super().__init__(loss=objectives, data_collator=Collator(options["model"], prompt), **options)
         self.add_callback(_Gradients(self))
 
     def add_model_card_callback(self, default_args_dict: Any) -> None:

@@ -14,12 +14,13 @@ _LOSSES = {
     "loss": "weighted sum",
     "distillation": "distillation",
     "alignment": "alignment",
+    "token_distillation": "token distillation",
     "exit_alignment": "exit alignment",
     "contrastive": "contrastive",
     "triplet": "triplet",
 }
 _INK, _GREY, _ACCENT = "#1f2933", "#9aa5b1", "#c2410c"
-_COLOURS = (_INK, "#0f766e", "#7c3aed", "#0369a1", "#b45309", "#be185d")
+_COLOURS = (_INK, "#0f766e", "#4d7c0f", "#7c3aed", "#0369a1", "#b45309", "#be185d")
 _MOST_TASKS = 6
 _Series = tuple[list[int], list[float]]
 

@@ -40,13 +40,16 @@ NO_LIMIT = 1 << 20
 """Tokens that a model without a length limit reads."""
 
 
-def capture(model: SentenceTransformer, *, closing: Sequence[int] = (), exits: Sequence[int] = ()) -> Any:
+def capture(
+    model: SentenceTransformer, *, closing: Sequence[int] = (), exits: Sequence[int] = (), tokens: bool = False
+) -> Any:
     """Trace a sentence-transformers model as one program; it shares the model's weights.
 
     Args:
         model: The model, on the CPU.
         closing: Token ids that a text of the full length ends with; the program writes them over whatever is there.
         exits: Numbers of layers after which an embedding is given too, after that of the whole model.
+        tokens: Whether the vectors of all tokens are given too, ``(batch, tokens, dim)``, last; not with exits.
 
     Returns:
         A ``torch.export.ExportedProgram`` from ``input_ids`` and ``attention_mask``, both ``(batch, tokens)`` int64
@@ -54,7 +57,7 @@ def capture(model: SentenceTransformer, *, closing: Sequence[int] = (), exits: S
 
     Raises:
         ModelError: If torch.export cannot capture the model, or its pooling leaves out the prompt.
-        RecipeError: If the model has no such exit.
+        RecipeError: If the model has no such exit, or its embedding is no mean over tokens.
     """
     import torch
 
@@ -70,7 +73,7 @@ def capture(model: SentenceTransformer, *, closing: Sequence[int] = (), exits: S
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside torch's own calls
             return torch.export.export(
-                _embedding_graph(model, closing, length, exits),
+                _embedding_graph(model, closing, length, exits, tokens),
                 (),
                 kwargs=sample,
                 dynamic_shapes=dict.fromkeys(sample, shape),
@@ -80,14 +83,18 @@ def capture(model: SentenceTransformer, *, closing: Sequence[int] = (), exits: S
         raise ModelError(f"the model cannot be exported as one graph: {first_line(error)}") from error
 
 
-def _embedding_graph(model: SentenceTransformer, closing: Sequence[int], length: int, exits: Sequence[int]) -> Any:
+def _embedding_graph(
+    model: SentenceTransformer, closing: Sequence[int], length: int, exits: Sequence[int], tokens: bool
+) -> Any:
     """Wrap the model as a torch module of two tensors; static tables get the padded form of their bag."""
     import torch
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     from leafembed.learn.exits import Exits
+    from leafembed.learn.tokens import TokenHead
 
     first, watch = model[0], Exits(model, exits) if exits else None
+    head = TokenHead(model) if tokens else None
 
     class Whole(torch.nn.Module):
         def __init__(self) -> None:
@@ -100,7 +107,9 @@ def _embedding_graph(model: SentenceTransformer, closing: Sequence[int], length:
                 input_ids = torch.where(here & (attention_mask.sum(1, keepdim=True) == length), token, input_ids)
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             if watch is None:
-                return torch.nn.functional.normalize(self.model(inputs)["sentence_embedding"], dim=-1)
+                output = self.model(inputs)
+                vector = torch.nn.functional.normalize(output["sentence_embedding"], dim=-1)
+                return vector if head is None else (vector, head(output["token_embeddings"]))
             with watch.watching() as caught:
                 features = self.model(inputs)
             vectors = [features["sentence_embedding"], *watch.vectors(caught, features)]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from leafembed.types import Factors, ModelRef
 
-__all__ = ["export_openvino", "quantize", "quantize_static"]
+__all__ = ["export_openvino", "int8_weights", "quantize", "quantize_static"]
 
 
 def quantize(
@@ -63,27 +63,44 @@ def quantize(
         RecipeError: If the model has no such exit.
     """
     try:
-        import nncf
         import openvino
     except ImportError as error:
-        raise MissingExtraError(error.name or "nncf", "train") from error
+        raise MissingExtraError(error.name or "openvino", "train") from error
 
     model = (copy.deepcopy(model).cpu() if model.device.type != "cpu" else model).eval()
     with factored_table(model, factors):
         graph = export_openvino(model, exits)
     if int8:
         ignored = pack_table(graph) if table_bits else ()
-        nncf.set_log_level(logging.ERROR)
-        with redirect_stdout(io.StringIO()):  # its tables and bars; our stdout is for data
-            graph = nncf.compress_weights(
-                graph,
-                mode=nncf.CompressWeightsMode.INT8_SYM,
-                ignored_scope=nncf.IgnoredScope(names=list(ignored), validate=False),
-            )
+        graph = int8_weights(graph, ignored)
     target.mkdir(parents=True)
     openvino.save_model(graph, target / "model.xml", compress_to_fp16=False)
     _write_companions(model, target, ref=ref, group_size=group_size if int8 else 0, exits=exits)
     return target
+
+
+def int8_weights(graph: Any, ignored: Sequence[str] = ()) -> Any:
+    """Return an OpenVINO graph with its weights in INT8, one scale for each output row.
+
+    Args:
+        graph: The graph.
+        ignored: Names of nodes that stay as they are.
+
+    Raises:
+        MissingExtraError: Without nncf.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise MissingExtraError(error.name or "nncf", "train") from error
+
+    nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(io.StringIO()):  # its tables and bars; our stdout is for data
+        return nncf.compress_weights(
+            graph,
+            mode=nncf.CompressWeightsMode.INT8_SYM,
+            ignored_scope=nncf.IgnoredScope(names=list(ignored), validate=False),
+        )
 
 
 def quantize_static(
@@ -121,12 +138,13 @@ def quantize_static(
     _write_companions(model, target, ref=ref, group_size=0, exits=exits)
 
 
-def export_openvino(model: SentenceTransformer, exits: Sequence[int] = ()) -> Any:
+def export_openvino(model: SentenceTransformer, exits: Sequence[int] = (), *, tokens: bool = False) -> Any:
     """Convert a sentence-transformers model to one OpenVINO graph.
 
     Args:
         model: The model, on the CPU.
         exits: Numbers of layers after which it gives an embedding too.
+        tokens: Whether it gives the vectors of all tokens too, as the output ``tokens``; not with exits.
 
     Returns:
         An ``openvino.Model`` from ``input_ids`` and ``attention_mask``, both ``(batch, tokens)`` int64, to the
@@ -138,7 +156,7 @@ def export_openvino(model: SentenceTransformer, exits: Sequence[int] = ()) -> An
     """
     import openvino
 
-    program = capture(model, exits=exits)
+    program = capture(model, exits=exits, tokens=tokens)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside OpenVINO's own calls
@@ -147,7 +165,7 @@ def export_openvino(model: SentenceTransformer, exits: Sequence[int] = ()) -> An
         raise ModelError(f"the model cannot be converted to OpenVINO: {first_line(error)}") from error
     for port, name in zip(graph.inputs, INPUTS, strict=True):
         port.get_tensor().set_names({name})
-    for port, name in zip(graph.outputs, output_names(exits), strict=True):
+    for port, name in zip(graph.outputs, (*output_names(exits), *(("tokens",) if tokens else ())), strict=True):
         port.get_tensor().set_names({name})
     _unmask_empty_rows(graph)
     return graph
