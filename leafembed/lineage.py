@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from leafembed.ship.markdown import to_toml
 from leafembed.stages import MARKER
 from leafembed.text import normalise_text, text_hash
 
-__all__ = ["Lineage", "hashes_of", "read_lineage", "read_training", "write_lineage"]
+__all__ = ["LINEAGE_FILES", "Lineage", "carry_lineage", "hashes_of", "read_lineage", "read_training", "write_lineage"]
 
-_RECIPE, _FACTS, _TEXTS = "learned_by.toml", "learned_from.json", "learned_texts.npy"
+LINEAGE_FILES = _RECIPE, _FACTS, _TEXTS = "learned_by.toml", "learned_from.json", "learned_texts.npy"
+"""Its files: the recipe, teacher and sources, hashes of the texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,12 @@ def read_lineage(folder: Path) -> Lineage:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Error(f"{folder}: no record of what it learned from ({error!r})") from error
+
+
+def carry_lineage(student: Path, folder: Path) -> None:
+    """Copy it from a student's folder into a bundle that is being put together."""
+    for name in LINEAGE_FILES:
+        shutil.copyfile(student / name, folder / name)
 
 
 def read_training(folder: Path) -> dict[str, Any]:

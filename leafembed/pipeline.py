@@ -36,6 +36,7 @@ from leafembed.steps import (
     timed,
 )
 from leafembed.training import adopt_student, train_student
+from leafembed.unpacking import pack_source
 
 __all__ = ["Outcome", "run", "train"]
 
@@ -114,7 +115,9 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False, trained: P
     content = manifest(
         facts, reports, verdict, "INT8 model", behaviour=behaviour, int8=kept, speed=speed, points=points
     )
-    folder = write_bundle(run_dir / "bundle", run_dir / "int8", content)
+    folder = write_bundle(
+        run_dir / "bundle", run_dir / "int8", content, beside=partial(pack_source, run_dir / "student")
+    )
     if not verdict.passed and not allow_failed:
         raise GateFailedError(verdict, stage="INT8 model")
     return Outcome(folder, read_manifest(folder), verdict)

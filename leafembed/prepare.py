@@ -33,6 +33,7 @@ from leafembed.recipe_learn import StudentConfig
 from leafembed.stages import fingerprint, once
 from leafembed.teaching import CHECK_TEXTS, in_openvino, tokens_in_openvino
 from leafembed.types import Corpus, FloatArray, ModelRef
+from leafembed.unpacking import earlier_student
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -170,14 +171,15 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
 
 def _learned(recipe: Recipe) -> NDArray[np.uint64] | None:
     """Texts that the student knows from an earlier run, by hash."""
-    run = recipe.train.start
-    if run is None:
+    if recipe.train.start is None:
         return None
+    folder = earlier_student(recipe)
     try:
-        return read_lineage(run.expanduser() / "student").texts
+        return read_lineage(folder).texts
     except Error as error:
         raise RecipeError(
-            f"train.start: got {run}, expected the folder of a run that trained a student: {error}"
+            f"train.start: got {recipe.train.start}, expected the folder of a run that trained a student, or a bundle: "
+            f"{error}"
         ) from error
 
 

@@ -235,8 +235,8 @@ class TrainConfig:
     batch_tokens: int | None = None
     """Most padded tokens in one forward pass; None: ``batch_size`` alone decides."""
     start: Path | None = None
-    """Folder of an earlier run, whose trained student is gone on from in place of the first one; None: none. It must
-    have the recipe's shape, teacher and prompts, and the recipe must list its sources and keep its tasks out."""
+    """Folder of an earlier run, or its bundle, whose student is gone on from in place of the first one; None: none. It
+    must have the recipe's shape, teacher and prompts, and the recipe must list its sources and keep its tasks out."""
     gradient_accumulation: int = 1
     """Forward passes that make one step."""
     gradient_checkpointing: bool = False

@@ -11,6 +11,7 @@ from typing import Any
 from leafembed.errors import require
 from leafembed.lineage import Lineage, read_lineage, read_training
 from leafembed.steps import Line, student_folder
+from leafembed.unpacking import earlier_student
 
 __all__ = ["Start", "starting_student"]
 
@@ -46,11 +47,9 @@ def starting_student(line: Line) -> Start:
             the recipe does not list, or did not keep out what this recipe judges by.
     """
     first, recipe = student_folder(line, trained=False), line.recipe
-    run = recipe.train.start
-    if run is None:
+    if recipe.train.start is None:
         return Start(first)
-    run = run.expanduser()
-    folder = run / "student"
+    folder = earlier_student(recipe)
     facts, before = read_training(folder), read_lineage(folder)
     require(_shape(folder) == _shape(first), "train.start", _shape(folder),
             f"a student of the recipe's shape, {_shape(first)}")  # fmt: skip

@@ -28,6 +28,7 @@ from leafembed.ship.plots import CURVES
 from leafembed.stages import MARKER, fingerprint, once
 from leafembed.starting import starting_student
 from leafembed.steps import Line
+from leafembed.unpacking import earlier_student
 
 __all__ = ["adopt_student", "train_student"]
 
@@ -99,7 +100,7 @@ def _lineage(line: Line) -> Lineage:
     recipe, learned = line.recipe, line.learned
     texts = hashes_of(row.text for row in learned.corpus.train)
     if recipe.train.start is not None:
-        texts = np.union1d(texts, read_lineage(recipe.train.start.expanduser() / "student").texts)
+        texts = np.union1d(texts, read_lineage(earlier_student(recipe)).texts)
     return Lineage(recipe, learned.teacher.ref.fingerprint or "", learned.kept_out, learned.corpus.sources, texts)
 
 

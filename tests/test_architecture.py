@@ -40,7 +40,13 @@ ALLOWED = {
     "ship.scores": {"ship.markdown"},
     "ship.templates": {"ship.markdown"},  # what templates may do with a value
     # Everything that is shipped is made from one captured program.
-    "ship.quantize": {"ship.folder", "ship.graph", "ship.packed_table"},  # where prompts stand; tables in 4 bits
+    "ship.quantize": {
+        "ship.folder",
+        "ship.graph",
+        "ship.packed_table",
+        "ship.weights",
+    },  # tables in 4 bits; which is which
+    "ship.weights": {"ship.folder"},
     "ship.graph": {"learn.exits", "learn.tokens"},  # vectors at early exits and of tokens, as they are learned
     "ship.token_graph": {"ship.graph", "ship.quantize"},  # the same graph, with one more output
     "ship.onnx_format": {"ship.graph"},
@@ -179,7 +185,7 @@ ALLOWED = {
 }
 COMPOSING = {
     *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
-    *("planning", "points", "training", "choosing", "indexing", "starting", "teaching", "lineage"),
+    *("planning", "points", "training", "choosing", "indexing", "starting", "teaching", "lineage", "unpacking"),
     *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding", "engines"),
     *("bench", "bench_page", "bench_worker", "contenders"),
 }

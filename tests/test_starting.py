@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_rows
 from families import gemma, toy_recipe
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from leafembed.errors import RecipeError
+from leafembed.errors import BundleError, RecipeError
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.lineage import hashes_of, read_lineage
 from leafembed.pipeline import run, train
 from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.ship.markdown import to_toml
+from leafembed.ship.weights import REST, unpack_student
 from leafembed.text import read_rows
 
 
@@ -139,3 +143,62 @@ def test_a_folder_that_is_no_run_is_refused(first, tmp_path):
     plain, _ = first
     with pytest.raises(RecipeError, match=r"train\.start: got .*expected the folder of a run that trained a student"):
         train(after(plain, tmp_path), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def bundle(first, tmp_path_factory):
+    """The bundle of a whole run of that recipe, and the run's folder."""
+    plain, folder = first
+    root = tmp_path_factory.mktemp("whole")
+    shutil.copytree(folder, root / "run")
+    return run(recipe_from_dict(plain), root / "run", allow_failed=True).folder, root / "run"
+
+
+def test_training_goes_on_from_a_bundle_as_from_its_run(first, bundle, tmp_path):
+    plain, _ = first
+    folder, origin = bundle
+    facts = train(after(plain, folder), tmp_path / "from-bundle")
+    (earlier,) = facts["earlier"]
+    assert (earlier["steps"], earlier["texts"]) == (12, 12 * 16)
+    texts = [row.text for row in embed(recipe_from_dict(plain)).corpus.validation]
+    (unpacked,) = Path(plain["cache_dir"]).glob("unpacked/*/student")
+    vectors = [load_sentence_transformer(path).encode(texts) for path in (unpacked, origin / "student")]
+    cosines = np.sum(vectors[0] * vectors[1], axis=1)
+    assert cosines.min() > 0.999  # weights as INT8 holds them
+    np.testing.assert_array_equal(read_lineage(unpacked).texts, read_lineage(origin / "student").texts)
+
+
+def test_matrices_come_back_as_near_as_int8_holds_them_and_vectors_as_they_were(bundle, tmp_path):
+    folder, origin = bundle
+    unpack_student(folder, tmp_path / "student")
+    before, after = (
+        load_sentence_transformer(path).state_dict() for path in (origin / "student", tmp_path / "student")
+    )
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        if value.dim() < 2:
+            assert torch.equal(value, after[name]), name
+        else:
+            step = value.abs().amax(dim=1, keepdim=True) / 127
+            assert ((value - after[name]).abs() <= 1.01 * step + 1e-9).all(), name
+
+
+def test_a_bundle_that_is_altered_or_holds_too_little_is_no_start(first, bundle, tmp_path):
+    plain, _ = first
+    folder = shutil.copytree(bundle[0], tmp_path / "bundle")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"train\.start: got .*config\.json was altered"):
+        train(after(plain, folder), tmp_path / "run")
+    (tmp_path / "less").mkdir()
+    with pytest.raises(BundleError, match=r"no student can be made of it"):
+        unpack_student(tmp_path / "less", tmp_path / "student")
+
+
+def test_a_file_outside_the_folder_is_refused(bundle, tmp_path):
+    folder = shutil.copytree(bundle[0], tmp_path / "bundle")
+    with safe_open(folder / REST, "np") as rest:
+        files, tensors = dict(rest.metadata()), {name: rest.get_tensor(name) for name in rest.keys()}
+    save_file(tensors, folder / REST, metadata={**files, "../../evil.json": "{}"})
+    with pytest.raises(BundleError, match=r"evil\.json"):
+        unpack_student(folder, tmp_path / "student")
+    assert not list(tmp_path.rglob("evil.json"))

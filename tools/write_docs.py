@@ -18,7 +18,9 @@ from leafembed.ship.markdown import fixed, table
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results" / "quick" / "manifest.json"
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+MODEL = ROOT / "models" / "leaf-embeddinggemma-int8" / "manifest.json"
+RESULTS_BLOCK = "<!-- results -->", "<!-- end of results -->"
+MODEL_BLOCK = "<!-- model -->", "<!-- end of model -->"
 ROWS = {
     "teacher": "teacher, torch fp32",
     "floor: random": "",
@@ -50,8 +52,8 @@ def commands_page() -> str:
 
 
 def with_results(readme: str) -> str:
-    """Return the README with its results as the manifest has them."""
-    return _between(readme, results_section())
+    """Return the README with its results as the manifests have them."""
+    return _between(_between(readme, results_section()), model_section(), MODEL_BLOCK)
 
 
 def with_changes(page: str) -> str:
@@ -75,9 +77,35 @@ def with_changes(page: str) -> str:
     return _between(page, table(heads, rows, words=2) + "\n\n" + how)
 
 
-def _between(page: str, section: str) -> str:
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{section}\n{END}{rest.partition(END)[2]}"
+def _between(page: str, section: str, block: tuple[str, str] = RESULTS_BLOCK) -> str:
+    begin, end = block
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{section}\n{end}{rest.partition(end)[2]}"
+
+
+def model_section() -> str:
+    """Return what the model in the repository scored by language, beside its teacher and the floors."""
+    manifest = json.loads(MODEL.read_text(encoding="utf-8"))
+    reports = {name: EvalReport.from_dict(manifest["reports"][name]) for name in ROWS if name in manifest["reports"]}
+    speeds = {entry["name"]: entry for entry in manifest["speed"]}
+    langs = sorted({result.lang for result in reports["teacher"].results})
+    rows = []
+    for name, report in reports.items():
+        scores = {result.lang: result.main_score for result in report.results}
+        speed = speeds.get(ROWS[name], {})
+        cost = [fixed(speed["texts_per_second"], 0)] if speed else ["-"]
+        shown = [fixed(value, 3) for value in (*map(scores.__getitem__, langs), report.mean)]
+        rows.append([name, *shown, fixed(report.mean_retention(reports["teacher"]), 3), *cost])
+    tasks = ", ".join(sorted({f"`{result.task}`" for result in reports["teacher"].results}))
+    training, machine, first = manifest["training"], manifest["machine"], manifest["speed"][0]
+    how = (
+        f"Spearman on {tasks}, zero-shot, on whose dev split the checkpoint was chosen. {training['texts']:,} texts in "
+        f"{training['steps']:,} steps, {training['seconds'] / 60:.0f} minutes of {machine['cores']} cores, besides "
+        f"the teacher's pass. {manifest['sizes']['total_bytes'] / 1e6:.1f} MB with its tokenizer. Speed on "
+        f"{machine['cpu']}, {first['threads']} threads, batch {first['batch_size']}, {first['tokens_per_text']:.1f} "
+        "tokens a text."
+    )
+    return table(["model", *langs, "mean", "retention", "texts/s"], rows) + "\n\n" + how
 
 
 def results_section() -> str:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,11 @@ class TokenStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = self.folder / f"{len(self._markers):06d}-{uuid.uuid4().hex[:8]}"
         counts = np.array([len(text) for text in ends], dtype=np.int64)
-        parts = {".npy": values, ".ends.npy": np.concatenate(ends).astype(np.int32), ".counts.npy": counts}
+        parts: dict[str, NDArray[Any]] = {
+            ".npy": values,
+            ".ends.npy": np.concatenate(ends).astype(np.int32),
+            ".counts.npy": counts,
+        }
         for suffix, array in parts.items():
             with Path(f"{name}{suffix}").open("wb") as file:
                 np.save(file, array)

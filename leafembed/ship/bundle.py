@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,16 @@ _KEYS = (
 _GET_ANOTHER = "write the bundle again or download it again"
 
 
-def write_bundle(target: Path, model_dir: Path, manifest: Mapping[str, Any]) -> Path:
+def write_bundle(
+    target: Path, model_dir: Path, manifest: Mapping[str, Any], *, beside: Callable[[Path], None] | None = None
+) -> Path:
     """Write a bundle to ``target`` and return it; a bundle that is there is replaced once the new one is complete.
 
     Args:
         target: Folder to write.
         model_dir: Model folder; of it the files of ``REQUIRED_FILES`` and ``OPTIONAL_FILES`` are copied.
         manifest: Every key of the format but ``format``, ``files`` and ``sizes.total_bytes``, which are set here.
+        beside: Writes further files into the folder that it is given, before card and manifest.
 
     Raises:
         BundleError: If a model file is missing, or ``target`` is something other than a bundle.
@@ -72,6 +75,8 @@ def write_bundle(target: Path, model_dir: Path, manifest: Mapping[str, Any]) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir()
     _copy_model(model_dir, partial)
+    if beside is not None:
+        beside(partial)
     _finish(partial, manifest)
     if target.exists():
         target.rename(replaced)

@@ -25,6 +25,7 @@ from leafembed.errors import MissingExtraError, ModelError, first_line
 from leafembed.ship.folder import PROMPTS, output_names
 from leafembed.ship.graph import INPUTS, capture, factored_table, length_limit
 from leafembed.ship.packed_table import pack_table
+from leafembed.ship.weights import mark_matrices
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -70,6 +71,7 @@ def quantize(
     model = (copy.deepcopy(model).cpu() if model.device.type != "cpu" else model).eval()
     with factored_table(model, factors):
         graph = export_openvino(model, exits)
+    mark_matrices(graph, model)
     if int8:
         ignored = pack_table(graph) if table_bits else ()
         graph = int8_weights(graph, ignored)
