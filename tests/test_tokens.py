@@ -9,7 +9,7 @@ import torch
 from families import bert, gemma, toy_recipe, toy_texts
 from test_train import go
 
-from leafembed.errors import CacheError, NonFiniteError, RecipeError
+from leafembed.errors import CacheError, ModelError, NonFiniteError, RecipeError
 from leafembed.learn.losses import token_distillation
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.stretches import mean_by, stretches
@@ -131,10 +131,11 @@ def test_the_pass_gives_each_token_its_vector_and_end_and_fills_the_teachers_own
         assert found.ends[-1] == len(text)
         assert (np.diff(found.ends) > 0).all()
         with torch.no_grad():
+            ids = model.preprocess([prompt + text])["input_ids"]
             output = model(model.preprocess([prompt + text]))
             states = TokenHead(model)(output["token_embeddings"][0]).numpy()
         # The tokens of the text are the last ones but for what closes it, and their directions are the model's own.
-        ends = token_ends(model, [prompt + text], [prompt])[0]
+        ends = token_ends(model, ids, [prompt + text], [prompt])[0]
         expected = states[ends > 0]
         cosine = np.sum(found.vectors * expected, 1) / np.linalg.norm(found.vectors, axis=1)
         np.testing.assert_allclose(cosine / np.linalg.norm(expected, axis=1), 1, atol=1e-3)
@@ -145,6 +146,14 @@ def test_the_pass_gives_each_token_its_vector_and_end_and_fills_the_teachers_own
     again, same = embed_tokens(teacher, tmp_path / "tokens", rows)
     assert len(again) == 5
     assert same.tolist() == places.tolist()
+
+
+def test_a_model_that_reads_other_tokens_than_its_tokenizer_gives_is_refused(tmp_path):
+    model = load_sentence_transformer(gemma(tmp_path / "teacher"))
+    ids = model.preprocess(["en1 de2", "en3"])["input_ids"]
+    assert token_ends(model, ids, ["en1 de2", "en3"], ["", ""])[0].max() == 7
+    with pytest.raises(ModelError, match="expected the same"):
+        token_ends(model, ids, ["en1 de3", "en3"], ["", ""])
 
 
 def test_the_tokens_of_a_text_add_up_to_its_vector(tmp_path):

@@ -127,7 +127,7 @@ class Collator:
                 self.model.max_seq_length = min(full, *limits)
             features = self.model.preprocess(list(texts))
             if self.prompt is not None:
-                ends = token_ends(self.model, texts, [self.prompt(row) for row in rows])
+                ends = token_ends(self.model, features["input_ids"], texts, [self.prompt(row) for row in rows])
                 features["token_ends"] = torch.from_numpy(ends)
         finally:
             if cuts:

@@ -100,7 +100,7 @@ def _batches(
     for index in encoder.planned(texts, prompt):
         given = [prompt + texts[i] for i in index]
         features = encoder.model.preprocess(given)
-        ends = token_ends(encoder.model, given, [prompt] * len(given))
+        ends = token_ends(encoder.model, features["input_ids"], given, [prompt] * len(given))
         vectors, tokens = forward(features)
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
         text, place = np.nonzero(ends)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import RecipeError
+from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.head import is_linear
 
 if TYPE_CHECKING:
@@ -49,18 +49,27 @@ class TokenHead:
         return hidden_TH
 
 
-def token_ends(model: Any, texts: Sequence[str], prompts: Sequence[str]) -> NDArray[np.int64]:
+def token_ends(model: Any, ids: Any, texts: Sequence[str], prompts: Sequence[str]) -> NDArray[np.int64]:
     """Where each token ends in its text: characters ``(B, tokens)`` from 1; 0 for prompt, special tokens and padding.
 
     The tokenizer cuts and pads as in the model's last call, so that this belongs right after it.
 
     Args:
         model: A sentence-transformers model with a fast tokenizer.
+        ids: What that call made of the texts ``(B, tokens)``.
         texts: What the model was given, prompts included.
         prompts: The part of each text that is its prompt.
+
+    Raises:
+        ModelError: If the tokenizer by itself makes other tokens of a text than the model did.
     """
     fast = getattr(model.tokenizer, "_tokenizer", model.tokenizer)
     encoded = fast.encode_batch(list(texts))
+    if [item.ids for item in encoded] != ids.tolist():
+        raise ModelError(
+            f"got other tokens of {texts[0]!r} or a text beside it than the model reads, expected the same: it changes "
+            "texts before its tokenizer sees them; set train.token_distillation to 0"
+        )
     ends = np.array([[end for _, end in item.offsets] for item in encoded], dtype=np.int64)
     special = np.array([item.special_tokens_mask for item in encoded], dtype=bool)
     lengths = np.array([[len(prompt)] for prompt in prompts], dtype=np.int64)
