@@ -118,6 +118,7 @@ ALLOWED = {
     "learn.token_store": {"learn.cache"},  # keys are made alike
     "learn.token_pass": {"learn.teacher", "learn.token_store", "learn.tokens"},
     "learn.stretches": {"learn.token_store"},
+    "learn.smooth": {"learn.tokens"},  # what stands after pooling
     "learn.objectives": {
         *("learn.exits", "learn.links", "learn.losses", "learn.stretches", "learn.token_store", "learn.tokens"),
     },
@@ -137,6 +138,7 @@ ALLOWED = {
             "learn.rounding",
             "learn.models",
             "learn.objectives",
+            "learn.smooth",
             "learn.token_store",
             "learn.trackers",
             "learn.trainer",

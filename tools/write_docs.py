@@ -53,7 +53,8 @@ def commands_page() -> str:
 
 def with_results(readme: str) -> str:
     """Return the README with its results as the manifests have them."""
-    return _between(_between(readme, results_section()), model_section(), MODEL_BLOCK)
+    page = _between(readme, results_section())
+    return _between(page, model_section(), MODEL_BLOCK) if MODEL.is_file() else page
 
 
 def with_changes(page: str) -> str:

@@ -29,6 +29,7 @@ from leafembed.learn.live import LiveView
 from leafembed.learn.models import has_bf16, load_sentence_transformer, pick_device
 from leafembed.learn.objectives import Objectives, Targets
 from leafembed.learn.rounding import bake_rounding, round_reads
+from leafembed.learn.smooth import SMOOTH_TEXTS, smooth
 from leafembed.learn.token_store import TokenTargets
 from leafembed.learn.trackers import require_trackers
 from leafembed.learn.trainer import StudentTrainer
@@ -117,6 +118,7 @@ def train(  # noqa: PLR0913 - the one door into training
         say(f"stopped by SIGTERM after step {state.global_step}, checkpoint written: the same command goes on from it")
         raise SystemExit(TERMINATED)
     chosen, choice = _choose(setup, state, work_dir, config)
+    smooth(chosen, [setup.texts.text(len(corpus.train) + i) for i in range(min(SMOOTH_TEXTS, len(corpus.validation)))])
     bake_rounding(chosen, table_bits)
     with writing(work_dir, "the student", anything=True):
         chosen.save_pretrained(str(target), create_model_card=False, safe_serialization=True)

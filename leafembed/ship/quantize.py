@@ -212,6 +212,7 @@ def _write_companions(
         first.tokenizer.save_pretrained(target)
         for extra in target.glob("tokenizer.model"):
             extra.unlink()  # the fast tokenizer in tokenizer.json is the one we run
+        _write_compact(target / "tokenizer.json")
         first.auto_model.config.save_pretrained(target)
         pad, side = int(first.tokenizer.pad_token_id or 0), str(first.tokenizer.padding_side)
     settings = {"prompts": dict(model.prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
@@ -231,6 +232,12 @@ def _write_companions(
             "exits": list(exits),
         },
     )
+
+
+def _write_compact(path: Path) -> None:
+    """Write a JSON file again without white space, which is two fifths of a tokenizer's."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def _write_json(path: Path, data: Any) -> None:
