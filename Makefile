@@ -18,8 +18,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	touch $@
 
-run: install ## the whole line on shipped data: teacher in, judged INT8 bundle out
+run: install ## the whole line on shipped data: teacher in, judged INT8 bundle out; then the model of this repository
 	$(BIN)/leaf run $(RECIPE)
+	@echo "Where is the bank?" | $(BIN)/leaf encode --truncate-dim 4
 
 check: install ## style, types
 	$(BIN)/ruff format --check leafembed tests tools

@@ -72,3 +72,15 @@ def test_where_it_is_not_the_error_says_what_to_do(monkeypatch, tmp_path, capsys
 def test_three_paths_are_one_too_many(here, capsys):
     assert main(["encode", str(here), "a.txt", "b.txt"]) == 1
     assert "got 3 paths" in capsys.readouterr().err
+
+
+def test_the_model_of_this_repository_passed_its_gate_fits_its_size_and_knows_a_translation():
+    folder = shipped.shipped()
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 60e6
+    encoder = leafembed.load()  # verifies every hash and judges again
+    vectors = encoder.encode(["Where is the bank?", "Wo ist die Bank?", "银行在哪里?", "A cat sleeps on the sofa."])
+    cosines = vectors @ vectors.T
+    assert min(cosines[0, 1], cosines[0, 2], cosines[1, 2]) > max(cosines[:3, 3])
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert 'license: "gemma"' in card
+    assert "ai.google.dev/gemma/terms" in (folder / "NOTICE").read_text(encoding="utf-8")
