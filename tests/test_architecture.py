@@ -257,6 +257,8 @@ EXPORTERS = {
         "ship.onnx_dynamic",
         "ship.onnx_format",
         "ship.quantize",
+        "ship.token_graph",
+        "ship.weights",
         "ship.seed_format",
         "ship.seed_model",
     )

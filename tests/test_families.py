@@ -23,6 +23,7 @@ BUNDLE = {
     *("model.xml", "model.bin", "tokenizer.json", "encoder.json"),
     *("tokenizer_config.json", "config.json", "config_sentence_transformers.json"),
     *("README.md", *PLOTS, "manifest.json"),
+    *("student.safetensors", "learned_by.toml", "learned_from.json", "learned_texts.npy"),  # to go on from
 }
 FLOORS = {"floor: random", "floor: bag of words", "floor: untrained student", "floor: static table"}
 
