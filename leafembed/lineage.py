@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from leafembed.errors import Error
 from leafembed.recipe import Recipe
 from leafembed.recipe_io import load_recipe
+from leafembed.record import portable
 from leafembed.ship.markdown import to_toml
 from leafembed.stages import MARKER
 from leafembed.text import normalise_text, text_hash
@@ -50,8 +51,8 @@ def hashes_of(texts: Iterable[str]) -> NDArray[np.uint64]:
 
 
 def write_lineage(folder: Path, lineage: Lineage) -> None:
-    """Write it into a student's folder, whose marker comes later."""
-    (folder / _RECIPE).write_text(to_toml(lineage.recipe.to_dict()), encoding="utf-8")
+    """Write it into a student's folder, whose marker comes later; the recipe names no one's machine."""
+    (folder / _RECIPE).write_text(to_toml(portable(lineage.recipe)), encoding="utf-8")
     facts = {"teacher": lineage.teacher, "kept_out": dict(lineage.kept_out), "sources": [*map(dict, lineage.sources)]}
     (folder / _FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     np.save(folder / _TEXTS, lineage.texts)

@@ -18,7 +18,7 @@ from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.types import Corpus, ModelRef, Speed
 
-__all__ = ["PACKAGES", "manifest", "run_facts", "teacher_facts"]
+__all__ = ["PACKAGES", "manifest", "portable", "run_facts", "teacher_facts"]
 
 PACKAGES = ("leafembed", "torch", "transformers", "sentence-transformers", "openvino", "nncf", "tokenizers", "numpy")
 """What the manifest records the versions of."""
@@ -46,7 +46,7 @@ def run_facts(
         "leafembed": __version__,
         "teacher": dataclasses.asdict(teacher),
         "student": dataclasses.asdict(student),
-        "recipe": _portable(recipe),
+        "recipe": portable(recipe),
         "corpus": {
             "fingerprint": corpus.fingerprint,
             "counts": dict(corpus.counts),
@@ -112,7 +112,7 @@ def manifest(
     return content | ({"points": [dict(point) for point in points]} if points else {})
 
 
-def _portable(recipe: Recipe) -> dict[str, Any]:
+def portable(recipe: Recipe) -> dict[str, Any]:
     """The recipe with paths as one would type them in the current folder, so that a card names no one's machine."""
     plain = recipe.to_dict()
     places = [(plain, "cache_dir"), (plain["data"], "root"), (plain["data"], "mixture"), (plain["eval"], "data")]

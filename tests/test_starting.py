@@ -165,6 +165,7 @@ def test_training_goes_on_from_a_bundle_as_from_its_run(first, bundle, tmp_path)
     vectors = [load_sentence_transformer(path).encode(texts) for path in (unpacked, origin / "student")]
     cosines = np.sum(vectors[0] * vectors[1], axis=1)
     assert cosines.min() > 0.999  # weights as INT8 holds them
+    assert '= "/' not in (folder / "learned_by.toml").read_text(encoding="utf-8")  # no path of this machine
     np.testing.assert_array_equal(read_lineage(unpacked).texts, read_lineage(origin / "student").texts)
 
 

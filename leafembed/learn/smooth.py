@@ -67,7 +67,7 @@ def smooth(model: SentenceTransformer, texts: Sequence[str]) -> bool:
 
 
 def _pairs(model: SentenceTransformer) -> Iterator[_Pair]:
-    body = getattr(model[0], "auto_model", None)
+    body: Any = getattr(model[0], "auto_model", None)
     layers = list(getattr(body, "layers", ()))
     if not layers or not all(isinstance(layer, Gemma3DecoderLayer) for layer in layers):
         return
