@@ -148,14 +148,13 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     )
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
+    check = [row.text for row in corpus.validation[:CHECK_TEXTS]]
     if recipe.teacher.engine != "torch":
-        teacher.targets = in_openvino(
-            recipe.teacher, teacher, recipe.cache_dir, [row.text for row in corpus.validation[:CHECK_TEXTS]]
-        )
+        teacher.targets = in_openvino(recipe.teacher, teacher, recipe.cache_dir, check)
     first = corpus.train if whole else corpus.train[:fit_rows]
     tokens = None
     if whole and recipe.train.token_distillation:
-        name, forward = tokens_in_openvino(recipe.teacher, teacher, recipe.cache_dir)
+        name, forward = tokens_in_openvino(recipe.teacher, teacher, recipe.cache_dir, check)
         place = recipe.cache_dir / "tokens" / name
         tokens = TokenTargets(*embed_tokens(teacher, place, corpus.train, corpus.validation, forward=forward))
     positions = teacher.embed_rows(first, corpus.validation)

@@ -13,7 +13,7 @@ from leafembed.errors import ModelError, RecipeError, require
 from leafembed.learn.cache import VectorStore
 from leafembed.learn.cached import CachedEncoder, InBatches
 from leafembed.learn.teacher import CachedTeacher, TorchEncoder
-from leafembed.learn.token_pass import Forward
+from leafembed.learn.token_pass import Forward, in_torch
 from leafembed.progress import say
 from leafembed.recipe import QuantizeConfig
 from leafembed.recipe_learn import TeacherConfig
@@ -22,6 +22,7 @@ from leafembed.ship.machine import versions
 from leafembed.ship.quantize import quantize
 from leafembed.ship.token_graph import TokenProgram, write_token_graph
 from leafembed.stages import fingerprint, once
+from leafembed.types import FloatArray
 
 __all__ = ["CHECK_TEXTS", "MIN_COSINE", "in_openvino", "tokens_in_openvino"]
 
@@ -74,26 +75,35 @@ def in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, 
     return CachedEncoder(InBatches(_open(folder, config)), store, shard_rows=config.shard_rows)
 
 
-def tokens_in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path) -> tuple[str, Forward | None]:
+def tokens_in_openvino(
+    config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, texts: Sequence[str]
+) -> tuple[str, Forward | None]:
     """What computes the teacher's token vectors, and the name of their store; ``None``: the teacher itself, in torch.
 
-    After :func:`in_openvino`, which finds out whether this engine is near enough, and in the same arithmetic.
+    After :func:`in_openvino` and in the same arithmetic; compared with torch once, as there.
+
+    Raises:
+        ModelError: If the model cannot be exported or its vectors are too far from torch's.
     """
     torch, name = teacher.torch, teacher.targets.store.folder.name
     if torch is None or teacher.targets is teacher:
         return name, None
     bf16 = teacher.arithmetic.precision == "bf16"
-    key = fingerprint(torch.ref.fingerprint, versions(("openvino", "nncf")))
+    how: dict[str, Any] = {
+        "precision": "bf16" if bf16 else "f32",
+        "group_size": 0 if bf16 else QuantizeConfig().group_size,
+    }
+    key = fingerprint(torch.ref.fingerprint, how, MIN_COSINE, versions(("openvino", "nncf")))
     folder = cache_dir / "engines" / f"{teacher.store.folder.name}-tokens-{key}"
 
     def build(target: Path) -> dict[str, Any]:
         say(f"exporting {teacher.ref.name} to OpenVINO, with its tokens")
         write_token_graph(torch.model, target)
-        return {}
+        return _compared_tokens(torch, TokenProgram(target, **how), texts[:CHECK_TEXTS], config.prompt_name)
 
-    once(folder, key, build)
-    group = 0 if bf16 else QuantizeConfig().group_size
-    return name, TokenProgram(folder, precision="bf16" if bf16 else "f32", group_size=group)
+    facts = once(folder, key, build)
+    say("its tokens: mean cosine to torch {mean:.5f}, least {least:.5f}, over {texts} texts".format(**facts))
+    return name, TokenProgram(folder, **how)
 
 
 def _open(folder: Path, config: TeacherConfig) -> BundleEncoder:
@@ -107,10 +117,34 @@ def _compared(torch: TorchEncoder, engine: BundleEncoder, texts: Sequence[str], 
         ModelError: If their mean is below ``MIN_COSINE``.
     """
     cosines = np.sum(torch.encode(texts, prompt_name=prompt) * engine.encode(texts, prompt_name=prompt), axis=1)
+    return _near(cosines, len(texts))
+
+
+def _compared_tokens(
+    encoder: TorchEncoder, program: TokenProgram, texts: Sequence[str], prompt_name: str | None
+) -> dict[str, Any]:
+    """Cosines between both vectors of each token, and of each text.
+
+    Raises:
+        ModelError: If their mean is below ``MIN_COSINE``.
+    """
+    prompt, own = encoder.ref.prompts.get(prompt_name or "", ""), in_torch(encoder)
+    cosines = []
+    for index in encoder.planned(texts, prompt):
+        features = encoder.model.preprocess([prompt + texts[i] for i in index])
+        read = features["attention_mask"].numpy().astype(bool)
+        pairs = zip(own(features), program(features), strict=True)
+        for one, other in (pair if pair[0].ndim == 2 else (pair[0][read], pair[1][read]) for pair in pairs):
+            norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+            cosines.append(np.sum(one * other, axis=1) / norms)
+    return _near(np.concatenate(cosines), len(texts))
+
+
+def _near(cosines: FloatArray, texts: int) -> dict[str, Any]:
     mean = float(cosines.mean())
     if mean < MIN_COSINE:
         raise ModelError(
-            f"teacher.engine: got a mean cosine of {mean:.4f} between OpenVINO and torch over {len(texts)} texts, "
+            f"teacher.engine: got a mean cosine of {mean:.4f} between OpenVINO and torch over {texts} texts, "
             f"expected at least {MIN_COSINE}; set teacher.engine = 'torch'"
         )
-    return {"mean": mean, "least": float(cosines.min()), "texts": len(texts)}
+    return {"mean": mean, "least": float(cosines.min()), "texts": texts}

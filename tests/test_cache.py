@@ -83,7 +83,7 @@ def test_a_damaged_shard_is_an_error_that_names_it_and_what_to_do(store, suffix,
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-9] if damage == "truncated" else b"garbage")
-    with pytest.raises(CacheError, match=rf"{only(store, '.json')[0].stem}.*delete the three files"):
+    with pytest.raises(CacheError, match=rf"{only(store, '.json')[0].stem}.*delete the files"):
         VectorStore(store.folder, DIM)
 
 

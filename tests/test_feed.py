@@ -61,7 +61,7 @@ def test_counting_does_not_end_the_cut(tmp_path, student):
 def test_validation_rows_follow_and_prompts_come_first():
     texts = Texts(corpus("query"), {"query": "q: "})
     assert len(texts) == 30
-    assert texts[(3, 64)] == (3, 64, "q: " + TEXTS[3])
+    assert texts[(3, 64)] == (3, 64, "q: " + TEXTS[3], 3)
     assert texts.text(25) == "q: " + TEXTS[25]
     assert Texts(corpus("other"), {"query": "q: "}).text(0) == TEXTS[0]
 
@@ -97,7 +97,9 @@ def test_a_batch_is_read_as_its_texts_are(tmp_path):
     for train, validation in ((rows[:20], rows[20:]), (Rows.of(rows[:20]), Rows.of(rows[20:]))):
         texts = Texts(Corpus(train, validation, {}, "f" * 16), {"query": "q: "})
         visits = [(29, 8), (3, 16), (3, 8), (20, 8), (0, 8)]
-        assert texts.__getitems__(visits) == [texts[visit] for visit in visits]
+        expected = [(i, limit, "q: " + TEXTS[i], 3) if i % 3 else (i, limit, TEXTS[i], 0) for i, limit in visits]
+        assert texts.__getitems__(visits) == expected
+        assert [texts[visit] for visit in visits] == expected
 
 
 def test_a_gpu_gets_processes_that_tokenise_ahead_and_a_cpu_none(monkeypatch):

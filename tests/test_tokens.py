@@ -6,22 +6,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import bert, gemma, toy_recipe, toy_texts
+from families import bert, gemma, gemma_headless, toy_recipe, toy_texts
 from test_train import go
 
 from leafembed.errors import CacheError, ModelError, NonFiniteError, RecipeError
+from leafembed.learn import shards, token_pass, token_store
 from leafembed.learn.losses import token_distillation
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.stretches import mean_by, stretches
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.teacher import load_teacher
-from leafembed.learn.token_pass import embed_tokens
+from leafembed.learn.token_objective import TokenObjective
+from leafembed.learn.token_pass import embed_tokens, in_torch
 from leafembed.learn.token_store import TokenStore, TokenTargets, TokenVectors
 from leafembed.learn.tokens import TokenHead, token_ends
 from leafembed.pipeline import run
 from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.recipe_learn import StudentConfig, TeacherConfig, TrainConfig
+from leafembed.stages import file_sha256
 from leafembed.types import Corpus, Row
 
 KEYS = (b"a" * 16, b"b" * 15 + b"\0", b"c" * 16)
@@ -60,25 +63,63 @@ def test_means_and_distance_by_hand():
 
 def filled(folder: Path) -> TokenStore:
     store = TokenStore(folder, 2)
-    store.append(
-        KEYS[:2], [np.array([[3.0, 4.0]]), np.array([[0.0, 20.0], [0.0, 10.0]])], [np.array([4]), np.array([2, 6])]
-    )
+    vectors = [np.array([[3, 4]], np.float16), np.array([[0, 20], [0, 10]], np.float16)]
+    store.append(KEYS[:2], vectors, [np.array([4]), np.array([2, 6])])
     return store
 
 
-def test_the_store_keeps_tokens_across_processes_in_units_of_a_texts_vector(tmp_path):
+def test_the_store_keeps_tokens_across_processes(tmp_path):
     filled(tmp_path)
     store = TokenStore(tmp_path, 2)
     assert store.find(KEYS).tolist() == [0, 1, -1]
     found = store.take(np.array([1, 0]))
-    scale = (5 + 15) / 2  # lengths of the two texts' means
-    np.testing.assert_allclose(found.vectors, np.array([[0, 20], [0, 10], [3, 4]]) / scale)
+    np.testing.assert_array_equal(found.vectors, np.array([[0, 20], [0, 10], [3, 4]]))
+    assert found.vectors.dtype == np.float32
     assert found.ends.tolist() == [2, 6, 4]
     assert found.texts.tolist() == [0, 0, 1]
-    every = np.array([[3.0, 4.0], [0.0, 20.0], [0.0, 10.0]])
-    assert store.variance == pytest.approx(((every - every.mean(0)) ** 2).sum(1).mean() / scale**2)
-    rows = TokenTargets(store, np.array([-1, 1, 0]))(np.array([0, 2, 0, 1]))
+
+
+def test_rows_get_their_tokens_in_units_of_their_own_texts(tmp_path):
+    store = filled(tmp_path)
+    targets = TokenTargets(store, np.array([-1, 1, 0]))
+    every, scale = np.array([[3.0, 4.0], [0.0, 20.0], [0.0, 10.0]]), (5 + 15) / 2  # lengths of the texts' means
+    assert targets.scale == pytest.approx(scale)
+    assert targets.variance == pytest.approx(((every - every.mean(0)) ** 2).sum(1).mean() / scale**2)
+    rows = targets(np.array([0, 2, 0, 1]))
     assert rows.texts.tolist() == [1, 3, 3]
+    np.testing.assert_allclose(rows.vectors, every / scale)
+    # Whatever else is stored, and in whatever order.
+    store.append([b"d" * 16], [np.full((3, 2), 900, np.float16)], [np.array([1, 2, 3])])
+    assert TokenTargets(store, np.array([-1, 1, 0])).scale == targets.scale
+    alone = TokenTargets(store, np.array([0, -1]))
+    assert (alone.scale, alone.variance) == (5, 0)
+
+
+def test_a_text_without_tokens_has_none_and_texts_without_any_are_refused(tmp_path):
+    store = filled(tmp_path)
+    store.append([KEYS[2]], [np.empty((0, 2), np.float16)], [np.empty(0, np.int64)])
+    targets = TokenTargets(store, np.array([2, 0]))
+    assert targets.scale == 5
+    assert targets(np.array([0, 1])).texts.tolist() == [1]
+    for places in ([2], [-1], []):
+        with pytest.raises(ModelError, match="no text with tokens"):
+            TokenTargets(store, np.array(places, dtype=np.int64))
+
+
+def test_texts_of_many_shards_are_read_with_few_open_and_checked_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_store, "OPEN_SHARDS", 2)
+    hashed = []
+    monkeypatch.setattr(shards, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path))
+    store = TokenStore(tmp_path, 1)
+    for i in range(5):
+        store.append([bytes([i]) * 16], [np.full((i + 1, 1), i, np.float16)], [np.arange(1, i + 2)])
+    written = len(hashed)
+    for _ in range(3):
+        found = store.take(np.array([4, 0, 3, 0, 1]))
+        assert found.texts.tolist() == [0] * 5 + [1] + [2] * 4 + [3] + [4] * 2
+        assert found.vectors[:, 0].tolist() == [4] * 5 + [0] + [3] * 4 + [0] + [1] * 2
+    assert store._mapped.cache_info().currsize == 2
+    assert len(hashed) == written + 4 * 4  # files of the four shards that were read
 
 
 def test_a_shard_without_its_marker_never_happened(tmp_path):
@@ -87,13 +128,15 @@ def test_a_shard_without_its_marker_never_happened(tmp_path):
     assert len(TokenStore(tmp_path, 2)) == 0
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".ends.npy", ".keys"])
+@pytest.mark.parametrize("suffix", [".npy", ".ends.npy", ".counts.npy", ".keys"])
 def test_altered_bytes_are_refused(tmp_path, suffix):
-    filled(tmp_path)
+    store = filled(tmp_path)
     path = next(path for path in tmp_path.iterdir() if path.name.split(".", 1)[1] == suffix.removeprefix("."))
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(CacheError, match="changed since they were written; delete"):
+    with pytest.raises(CacheError, match=r"(changed since they were written|damaged shard of token vectors).*; delete"):
         TokenStore(tmp_path, 2).take(np.array([0]))
+    with pytest.raises(CacheError, match="delete"):  # damaged while it was open
+        store.take(np.array([0]))
 
 
 def test_shards_of_another_size_are_refused(tmp_path):
@@ -106,10 +149,10 @@ def test_shards_of_another_size_are_refused(tmp_path):
         TokenStore(tmp_path, 2)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
-def test_what_fp16_does_not_hold_is_refused(tmp_path, value):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_stored(tmp_path, value):
     with pytest.raises(NonFiniteError, match="expected finite"):
-        TokenStore(tmp_path, 1).append(KEYS[:1], [np.array([[value]])], [np.array([1])])
+        TokenStore(tmp_path, 1).append(KEYS[:1], [np.array([[value]], np.float16)], [np.array([1])])
     assert not list(tmp_path.iterdir())
 
 
@@ -135,7 +178,7 @@ def test_the_pass_gives_each_token_its_vector_and_end_and_fills_the_teachers_own
             output = model(model.preprocess([prompt + text]))
             states = TokenHead(model)(output["token_embeddings"][0]).numpy()
         # The tokens of the text are the last ones but for what closes it, and their directions are the model's own.
-        ends = token_ends(model, ids, [prompt + text], [prompt])[0]
+        ends = token_ends(model, ids, [prompt + text], [len(prompt)])[0]
         expected = states[ends > 0]
         cosine = np.sum(found.vectors * expected, 1) / np.linalg.norm(found.vectors, axis=1)
         np.testing.assert_allclose(cosine / np.linalg.norm(expected, axis=1), 1, atol=1e-3)
@@ -148,12 +191,50 @@ def test_the_pass_gives_each_token_its_vector_and_end_and_fills_the_teachers_own
     assert same.tolist() == places.tolist()
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_a_token_that_fp16_does_not_hold_names_its_text(teacher, tmp_path, value):
+    own = in_torch(teacher.torch)
+
+    def broken(features):
+        vectors, tokens = own(features)
+        return vectors, np.where(np.arange(len(tokens))[:, None, None] == 1, value, tokens).astype(np.float32)
+
+    rows = [Row(text, "en", prompt_name="STS") for text in ("de1 de2 de3", "en1 en2")]
+    with pytest.raises(NonFiniteError, match=r"token vectors of 'en1 en2': .*65,504"):
+        embed_tokens(teacher, tmp_path / "tokens", rows, forward=broken)
+
+
+def test_a_killed_pass_goes_on_and_a_shard_holds_no_more_tokens_than_it_may(teacher, tmp_path, monkeypatch):
+    rows = [Row(text, "en", prompt_name=name) for text in toy_texts(24) for name in ("STS", "query")]
+    monkeypatch.setattr(token_pass, "_SHARD_TOKENS", 20)
+    monkeypatch.setattr(teacher.torch, "batch_tokens", 32)
+    own, batches = in_torch(teacher.torch), []
+
+    def killed(features):
+        batches.append(len(features["input_ids"]))
+        if len(batches) == 12:
+            raise KeyboardInterrupt
+        return own(features)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_tokens(teacher, tmp_path / "tokens", rows[:40], rows[40:], forward=killed)
+    before = len(TokenStore(tmp_path / "tokens", teacher.ref.dim))
+    assert 0 < before < 48
+    store, places = embed_tokens(teacher, tmp_path / "tokens", rows[:40], rows[40:])
+    assert sorted(places.tolist()) == list(range(48))  # a prompt makes another text
+    sizes = [np.load(path).sum() for path in (tmp_path / "tokens").glob("*.counts.npy")]
+    assert max(sizes) <= 20 + 32
+    one, two = store.take(places[[0]]), store.take(places[[1]])
+    assert one.ends.tolist() == two.ends.tolist()
+    assert not np.allclose(one.vectors, two.vectors)
+
+
 def test_a_model_that_reads_other_tokens_than_its_tokenizer_gives_is_refused(tmp_path):
     model = load_sentence_transformer(gemma(tmp_path / "teacher"))
     ids = model.preprocess(["en1 de2", "en3"])["input_ids"]
-    assert token_ends(model, ids, ["en1 de2", "en3"], ["", ""])[0].max() == 7
+    assert token_ends(model, ids, ["en1 de2", "en3"], [0, 0])[0].max() == 7
     with pytest.raises(ModelError, match="expected the same"):
-        token_ends(model, ids, ["en1 de3", "en3"], ["", ""])
+        token_ends(model, ids, ["en1 de3", "en3"], [0, 0])
 
 
 def test_the_tokens_of_a_text_add_up_to_its_vector(tmp_path):
@@ -175,6 +256,63 @@ def test_a_model_whose_vector_is_no_mean_over_tokens_is_refused(tmp_path):
     init_student(static, source, Sample(texts, source.encode(texts)), tmp_path / "static")
     with pytest.raises(RecipeError, match=r"train\.token_distillation"):
         TokenHead(load_sentence_transformer(tmp_path / "static"))
+
+
+def test_a_model_that_leaves_its_prompt_out_is_refused(tmp_path):
+    model = load_sentence_transformer(bert(tmp_path / "bert"))
+    model[1].include_prompt = False
+    with pytest.raises(RecipeError, match="leaves its prompt out"):
+        TokenHead(model)
+
+
+@pytest.mark.parametrize("build", [gemma, gemma_headless, bert])
+def test_the_teacher_as_its_student_is_perfect_and_one_of_any_scale_is_compared(tmp_path, build):
+    teacher, _ = load_teacher(
+        TeacherConfig(model=str(build(tmp_path / "teacher")), precision="fp32"), tmp_path / "cache"
+    )
+    texts = toy_texts(12)
+    rows = [Row(text, "en") for text in texts]
+    targets = TokenTargets(*embed_tokens(teacher, tmp_path / "tokens", rows))
+    model = teacher.torch.model
+
+    def loss(scale=1.0):
+        objective = TokenObjective(model, targets, texts)
+        features = model.preprocess(texts)
+        ends = token_ends(model, features["input_ids"], texts, [0] * len(texts))
+        with torch.no_grad():
+            states = model(features)["token_embeddings"]
+        return objective(states * scale, ends, np.arange(len(texts))).item()
+
+    assert loss() < 0.01  # special tokens are in its mean and not among the text's
+    assert loss(0.0) > 0.5
+    last = [module for module in model if hasattr(module, "linear")]
+    if last:
+        last[-1].linear.weight.data *= 1e3
+        assert loss() < 0.01
+
+
+def test_a_student_of_another_kind_than_its_teacher_is_compared(tmp_path):
+    """Padding on the left, other tokens, no head: what it is compared over are still the same characters."""
+    teacher, _ = load_teacher(
+        TeacherConfig(model=str(gemma(tmp_path / "teacher")), precision="fp32"), tmp_path / "cache"
+    )
+    texts = ["en1 de2 en3", "de1"]
+    targets = TokenTargets(*embed_tokens(teacher, tmp_path / "tokens", [Row(text, "en") for text in texts]))
+    model = load_sentence_transformer(gemma_headless(tmp_path / "student"))
+    losses = []
+    for side in ("right", "left"):
+        model.tokenizer.padding_side = side
+        features = model.preprocess(texts)
+        ends = token_ends(model, features["input_ids"], texts, [0, 0])
+        assert (ends[1] > 0).tolist() != (ends[0] > 0).tolist()
+        with torch.no_grad():
+            states = model(features)["token_embeddings"]
+        found = stretches(ends, targets(np.arange(2)))
+        assert found.n > 0
+        assert {int(place) // ends.shape[1] for place in found.places} == {0, 1}
+        losses.append(TokenObjective(model, targets, texts)(states, ends, np.arange(2)).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert 0 < losses[0] < 100
 
 
 def test_a_student_learns_the_tokens_and_its_log_says_so(teacher, tmp_path):

@@ -1,50 +1,28 @@
 """Teacher vectors on disk, found by what they are vectors of.
 
 A key is a hash of the text, its prompt and the teacher (files, precision, length limit), so a changed text, prompt
-or teacher is a miss and never a wrong hit. Vectors lie in shards: ``NAME.npy`` (memory-mapped), ``NAME.keys``, and
-``NAME.json``, which is written last: a shard without it never happened. A killed pass repeats at most one shard.
-
-Opening a store reads markers and keys and checks every size. The bytes of a shard are checked against their hash when
-it is first read, so that a store of gigabytes opens in seconds and no altered vector is used. The index is a sorted
-array of keys, 24 bytes a vector; at most :data:`OPEN_SHARDS` files are held open.
+or teacher is a miss and never a wrong hit. Vectors lie in shards (``shards.py``), so that a killed pass repeats at most
+one. Opening a store reads markers and keys and checks every size. The index is a sorted array of keys, 24 bytes a
+vector; at most :data:`~leafembed.learn.shards.OPEN_SHARDS` files are held open.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leafembed.errors import CacheError
-from leafembed.stages import file_sha256
+from leafembed.learn.shards import KEY, KEY_BYTES, OPEN_SHARDS, Shard, padded, write_shard
 from leafembed.types import FloatArray, check_vectors
 
-__all__ = ["KEY_BYTES", "OPEN_SHARDS", "VectorStore"]
-
-KEY_BYTES = 16
-
-OPEN_SHARDS = 256
-"""Most shards whose memory map is held open; each costs a file descriptor."""
+__all__ = ["VectorStore"]
 
 _RECENT = 65_536  # new keys are looked up in a dict until there are so many, then merged into the sorted index
-_KEY = np.dtype(f"S{KEY_BYTES}")
-
-
-@dataclass(slots=True)
-class _Shard:
-    """A finished shard: its marker, the hash that its vectors must have, and whether they were checked."""
-
-    marker: Path
-    sha256: str
-    checked: bool = False
+_FILES = (".npy",)
 
 
 class VectorStore:
@@ -61,9 +39,9 @@ class VectorStore:
     def __init__(self, folder: Path, dim: int) -> None:
         self.folder = folder
         self.dim = dim
-        self._shards: list[_Shard] = []
+        self._shards: list[Shard] = []
         self._starts: list[int] = [0]
-        self._keys = np.empty(0, dtype=_KEY)
+        self._keys = np.empty(0, dtype=KEY)
         self._where = np.empty(0, dtype=np.int64)
         self._recent: dict[bytes, int] = {}
         self._mapped = lru_cache(maxsize=OPEN_SHARDS)(self._map)
@@ -76,7 +54,7 @@ class VectorStore:
         return len(self._keys) + len(self._recent)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._recent or bool(self._find(np.array([key], dtype=_KEY))[0] >= 0)
+        return key in self._recent or bool(self._find(np.array([key], dtype=KEY))[0] >= 0)
 
     @staticmethod
     def key(text: str, prompt: str) -> bytes:
@@ -90,21 +68,11 @@ class VectorStore:
         Raises:
             NonFiniteError: If a vector is not finite or not of unit length.
         """
-        vectors = check_vectors(vectors, n=len(keys), what="teacher vectors")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = self.folder / f"{len(self._shards):06d}-{uuid.uuid4().hex[:8]}"
-        with name.with_suffix(".npy").open("wb") as file:
-            np.save(file, vectors)
-            os.fsync(file.fileno())
-        with name.with_suffix(".keys").open("wb") as file:
-            file.write(b"".join(keys))
-            os.fsync(file.fileno())
-        marker = {"rows": len(keys), "dim": self.dim, "sha256": file_sha256(name.with_suffix(".npy"))}
-        temporary = name.with_suffix(".tmp")
-        temporary.write_text(json.dumps(marker), encoding="utf-8")
-        temporary.replace(name.with_suffix(".json"))
+        vectors, keys = check_vectors(vectors, n=len(keys), what="teacher vectors"), [*map(padded, keys)]
+        facts = {"rows": len(keys), "dim": self.dim}
+        marker = write_shard(self.folder, len(self._shards), {".npy": vectors}, keys, facts, hashed=_FILES)
         start = self._starts[-1]
-        self._open(name.with_suffix(".json"))
+        self._open(marker)
         self._recent |= {key: start + i for i, key in enumerate(keys) if key not in self}
         if len(self._recent) >= _RECENT:
             self._merge()
@@ -127,7 +95,7 @@ class VectorStore:
             keys: Keys of :meth:`key`, or an array of them, 16 bytes each.
         """
         self._merge()
-        return self._find(keys if isinstance(keys, np.ndarray) else np.array(list(keys), dtype=_KEY))
+        return self._find(keys if isinstance(keys, np.ndarray) else np.array(list(keys), dtype=KEY))
 
     def take(self, positions: NDArray[np.int64]) -> FloatArray:
         """Vectors at the given positions, ``(n, dim)`` float32, copied out of the memory map.
@@ -154,7 +122,7 @@ class VectorStore:
     def _merge(self) -> None:
         """Move the recent keys into the sorted index."""
         if self._recent:
-            keys = np.array(list(self._recent), dtype=_KEY)
+            keys = np.array(list(self._recent), dtype=KEY)
             order = np.argsort(keys)
             where = np.array(list(self._recent.values()), dtype=np.int64)[order]
             place = np.searchsorted(self._keys, keys[order])
@@ -164,34 +132,17 @@ class VectorStore:
 
     def _open(self, marker: Path) -> NDArray[np.bytes_]:
         """Add a finished shard after checking its sizes, and return its keys ``(rows,)``."""
-        try:
-            facts = json.loads(marker.read_text(encoding="utf-8"))
-            vectors = np.load(marker.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-            keys = marker.with_suffix(".keys").read_bytes()
-            rows, dim, digest = int(facts["rows"]), int(facts["dim"]), str(facts["sha256"])
-        except (OSError, ValueError, KeyError) as error:
-            raise CacheError(f"{marker}: damaged shard of teacher vectors ({error}); {_REMEDY}") from error
-        if vectors.shape != (rows, self.dim) or dim != self.dim or len(keys) != rows * KEY_BYTES:
-            raise CacheError(
-                f"{marker}: got vectors {vectors.shape} and {len(keys)} key bytes, expected ({rows}, {self.dim}) "
-                f"and {rows * KEY_BYTES}; {_REMEDY}"
+        shard = Shard(marker, "teacher vectors", _FILES)
+        rows, dim, vectors, keys = shard.facts.get("rows"), shard.facts.get("dim"), shard.peek(), shard.keys()
+        if vectors.shape != (rows, self.dim) or dim != self.dim or len(keys) != rows:
+            raise shard.damaged(
+                f"got vectors {vectors.shape} and {len(keys)} keys, expected ({rows}, {self.dim}) and {rows} keys"
             )
-        self._shards.append(_Shard(marker, digest))
-        self._starts.append(self._starts[-1] + rows)
-        return np.frombuffer(keys, dtype=_KEY)
+        self._shards.append(shard)
+        self._starts.append(self._starts[-1] + len(keys))
+        return keys
 
     def _map(self, index: int) -> NDArray[np.float32]:
         """The vectors of a shard, checked against their hash the first time."""
-        shard = self._shards[index]
-        path = shard.marker.with_suffix(".npy")
-        try:
-            if not shard.checked and file_sha256(path) != shard.sha256:
-                raise CacheError(f"{shard.marker}: the vectors changed since they were written; {_REMEDY}")
-            shard.checked = True
-            vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise CacheError(f"{shard.marker}: damaged shard of teacher vectors ({error}); {_REMEDY}") from error
+        (vectors,) = self._shards[index].read(".npy")
         return vectors
-
-
-_REMEDY = "delete the three files of that name and run again: only they are computed anew"

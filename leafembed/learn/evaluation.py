@@ -48,7 +48,7 @@ class Evaluation(BaseEvaluator):
         first = len(texts.corpus.train)
         planned = plan_pass(lengths[first:], limit, self.config, links)
         self.batches = [[(first + i, limit) for i in batch] for batch in planned]
-        self.collate = Collator(objectives.model, None if objectives.tokens is None else texts.prompt)
+        self.collate = Collator(objectives.model, ends=objectives.tokens is not None)
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1

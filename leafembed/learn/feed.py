@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Collator", "PlannedBatches", "Texts", "Visit", "count_tokens"]
+__all__ = ["Collator", "Item", "PlannedBatches", "Texts", "Visit", "count_tokens"]
 
 _CHUNK = 1024
 """Texts tokenised at once while counting."""
@@ -28,8 +28,11 @@ _CHUNK = 1024
 Visit = tuple[int, int]
 """Row number and token limit."""
 
+Item = tuple[int, int, str, int]
+"""Row number, token limit, text with prompt, and how many characters of it are the prompt."""
 
-class Texts(Dataset[tuple[int, int, str]]):
+
+class Texts(Dataset[Item]):
     """The corpus as the student reads it, read row by row; training rows first, then validation rows.
 
     Args:
@@ -45,44 +48,35 @@ class Texts(Dataset[tuple[int, int, str]]):
     def __len__(self) -> int:
         return len(self.corpus.train) + len(self.corpus.validation)
 
-    def __getitem__(self, visit: Visit) -> tuple[int, int, str]:
-        """Row number, token limit, and text with prompt."""
-        number, limit = visit
-        return number, limit, self.text(number)
+    def __getitem__(self, visit: Visit) -> Item:
+        """What a batch needs of one row."""
+        return self.__getitems__([visit])[0]
 
-    def __getitems__(self, visits: Sequence[Visit]) -> list[tuple[int, int, str]]:
+    def __getitems__(self, visits: Sequence[Visit]) -> list[Item]:
         """As :meth:`__getitem__`, of a whole batch: its texts are fetched at once, each part of the corpus in turn."""
         numbers = np.array([number for number, _ in visits])
         first = len(self.corpus.train)
-        found: dict[int, str] = {}
+        found: dict[int, tuple[str, int]] = {}
         for rows, chosen, start in ((self.corpus.train, numbers < first, 0),
                                     (self.corpus.validation, numbers >= first, first)):  # fmt: skip
             places = numbers[chosen]
             found |= dict(zip(places.tolist(), self._read(rows, places - start), strict=True))
-        return [(number, limit, found[number]) for number, limit in visits]
-
-    def _read(self, rows: Sequence[Row], places: NDArray[np.int64]) -> list[str]:
-        if not isinstance(rows, Rows):
-            return [self._prompted(rows[i]) for i in places.tolist()]
-        if id(rows) not in self._names:
-            self._names[id(rows)] = rows.column("prompt_name")
-        names = self._names[id(rows)][places]
-        return [self.prompts.get(name or "", "") + text for name, text in zip(names, rows.texts(places), strict=True)]
-
-    def _prompted(self, row: Row) -> str:
-        return self.prompts.get(row.prompt_name or "", "") + row.text
+        return [(number, limit, *found[number]) for number, limit in visits]
 
     def text(self, number: int) -> str:
         """The text of a row with its prompt."""
-        return self._prompted(self._row(number))
+        return self[(number, 0)][2]
 
-    def prompt(self, number: int) -> str:
-        """The part of a row's text that is its prompt."""
-        return self.prompts.get(self._row(number).prompt_name or "", "") if self.prompts else ""
-
-    def _row(self, number: int) -> Row:
-        train = self.corpus.train
-        return train[number] if number < len(train) else self.corpus.validation[number - len(train)]
+    def _read(self, rows: Sequence[Row], places: NDArray[np.int64]) -> list[tuple[str, int]]:
+        if isinstance(rows, Rows):
+            if id(rows) not in self._names:
+                self._names[id(rows)] = rows.column("prompt_name")
+            names, texts = self._names[id(rows)][places].tolist(), rows.texts(places)
+        else:
+            chosen = [rows[i] for i in places.tolist()]
+            names, texts = [row.prompt_name for row in chosen], [row.text for row in chosen]
+        prompts = [self.prompts.get(name or "", "") for name in names]
+        return [(prompt + text, len(prompt)) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 class PlannedBatches(BatchSampler):
@@ -108,26 +102,26 @@ class Collator:
 
     Args:
         model: The student; its length limit is lowered for the batch only.
-        prompt: The prompt of a row number, where the ends of tokens are wanted; ``None``: they are not.
+        ends: Whether the ends of tokens are wanted.
     """
 
     valid_label_columns = ("label",)
 
-    def __init__(self, model: SentenceTransformer, prompt: Callable[[int], str] | None = None) -> None:
+    def __init__(self, model: SentenceTransformer, ends: bool = False) -> None:
         self.model = model
-        self.prompt = prompt
+        self.ends = ends
 
-    def __call__(self, batch: Sequence[tuple[int, int, str]]) -> dict[str, Any]:
+    def __call__(self, batch: Sequence[Item]) -> dict[str, Any]:
         """Tensors ``sentence_...`` of the texts, padded to the longest, and ``label`` of shape ``(B,)``."""
-        rows, limits, texts = zip(*batch, strict=True)
+        rows, limits, texts, prompts = zip(*batch, strict=True)
         full = self.model.max_seq_length
         cuts = isinstance(full, int)  # a token table reads any length
         try:
             if cuts:
                 self.model.max_seq_length = min(full, *limits)
             features = self.model.preprocess(list(texts))
-            if self.prompt is not None:
-                ends = token_ends(self.model, features["input_ids"], texts, [self.prompt(row) for row in rows])
+            if self.ends:
+                ends = token_ends(self.model, features["input_ids"], texts, prompts)
                 features["token_ends"] = torch.from_numpy(ends)
         finally:
             if cuts:
@@ -155,7 +149,7 @@ def count_tokens(texts: Texts, model: SentenceTransformer, store: Path) -> NDArr
     counts = np.empty(len(texts), dtype=np.int32)
     for start in range(0, len(texts), _CHUNK):
         numbers = range(start, min(start + _CHUNK, len(texts)))
-        chunk = [text for _, _, text in texts.__getitems__([(i, 0) for i in numbers])]
+        chunk = [text for _, _, text, _ in texts.__getitems__([(i, 0) for i in numbers])]
         encoded = fast.encode_batch_fast(chunk, add_special_tokens=special)
         counts[start : start + len(encoded)] = [len(item) for item in encoded]
     partial = store.with_name(f".{store.name}")

@@ -53,8 +53,9 @@ def token_distillation(student_SD: Tensor, teacher_SD: Tensor, *, variance: floa
     """Mean squared distance of the two models' vectors of a stretch of text, as a share of the teacher's variance.
 
     ``|s - t|² / variance``, range 0 upwards; 0 is perfect, 1 is what a student reaches that gives every stretch the
-    teacher's mean. A text's vector is the direction of the mean of its tokens', so that what is perfect here is
-    perfect in :func:`distillation` too; but it learns from every word of a text and not from one vector.
+    teacher's mean. A text's vector is the direction of the mean of its tokens', so that what is perfect here is nearly
+    perfect in :func:`distillation` (prompts, special tokens and how often a stretch counts aside); but it learns from
+    every word of a text and not from one vector.
 
     Hidden states as targets after TinyBERT (arXiv 1909.10351, eq. 8), here of the last layer through the head.
 

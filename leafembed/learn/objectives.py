@@ -1,8 +1,8 @@
 """Applies the objectives to one batch: one forward pass serves them all.
 
 The batch is one list of rows. Pairs and triplets are found in it by row number, early exits by hooks on the layers, and
-every objective is averaged over the full vector and the leading ``student.dims`` of it (Matryoshka, arXiv 2205.13147,
-eq. 1 with equal weights). Shapes as in ``losses.py``; E = early exits.
+every objective over texts is averaged over the full vector and the leading ``student.dims`` of it (Matryoshka, arXiv
+2205.13147, eq. 1 with equal weights); tokens are compared in full. Shapes as in ``losses.py``; E = early exits.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from torch.nn import functional
 from leafembed.errors import RecipeError
 from leafembed.learn.exits import Exits
 from leafembed.learn.links import Links, pairs_in, triplets_in
-from leafembed.learn.losses import alignment, contrastive, cut, distillation, token_distillation, triplet
-from leafembed.learn.stretches import mean_by, stretches
-from leafembed.learn.token_store import TokenTargets
-from leafembed.learn.tokens import TokenHead
+from leafembed.learn.losses import alignment, contrastive, cut, distillation, triplet
+from leafembed.learn.token_objective import TokenObjective
 from leafembed.recipe_learn import TrainConfig
 
 if TYPE_CHECKING:
@@ -51,10 +49,10 @@ class Objectives(nn.Module):
         exits: Layers after which a vector is trained too.
         dims: Leading dimensions that are trained to stand alone.
         every: Whether objectives of weight 0 are computed too, where they need nothing that is not there.
-        tokens: Teacher vectors of tokens by row number; ``None``: there are none.
+        tokens: Compares tokens; ``None``: only whole texts are compared.
 
     Raises:
-        RecipeError: If there are no such dims, or tokens and a student whose vector is no mean over its own.
+        RecipeError: If there are no such dims.
     """
 
     def __init__(
@@ -67,7 +65,7 @@ class Objectives(nn.Module):
         exits: Sequence[int] = (),
         dims: Sequence[int] = (),
         every: bool = False,
-        tokens: TokenTargets | None = None,
+        tokens: TokenObjective | None = None,
     ) -> None:
         super().__init__()
         width = int(model.get_embedding_dimension() or 0)
@@ -80,7 +78,6 @@ class Objectives(nn.Module):
         self.exits = Exits(model, exits) if exits else None
         self.dims = tuple(dims)
         self.tokens = tokens
-        self.token_head = TokenHead(model) if tokens is not None else None
         self.weights = {name: float(getattr(config, name)) for name in OBJECTIVES}
         self.names = {name for name, weight in self.weights.items() if weight or every}
         self.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
@@ -90,16 +87,19 @@ class Objectives(nn.Module):
 
         An objective is left out where the batch has nothing for it: contrastive without a pair, for example.
         """
-        (features,) = sentence_features
+        (given,) = sentence_features
+        features = dict(given)
+        ends = features.pop("token_ends", None)
         rows = labels.cpu().numpy()
         student_BD, exits_EBD, states = self._vectors(features)
         # In fp32 whatever autocast says: similarities divided by a temperature need the digits.
         with torch.autocast(student_BD.device.type, enabled=False):
             vectors = [functional.normalize(vector.float(), dim=-1) for vector in (student_BD, *exits_EBD)]
             teacher_BD = torch.from_numpy(self.targets(rows)).to(student_BD.device)
-            parts = self._averaged(vectors[0], vectors[1:], teacher_BD, rows.tolist()) | self._of_tokens(
-                states, features, rows
-            )
+            parts = self._averaged(vectors[0], vectors[1:], teacher_BD, rows.tolist())
+            if self.tokens is not None and states is not None and ends is not None:
+                value = self.tokens(states, ends.cpu().numpy(), rows)
+                parts |= {} if value is None else {"token_distillation": value}
             # A sum that starts so has a gradient though a batch may have nothing to learn from.
             total = vectors[0].sum() * 0
             for name, value in parts.items():
@@ -114,24 +114,6 @@ class Objectives(nn.Module):
         with self.exits.watching() as caught:
             output = self.model(features)
         return output["sentence_embedding"], self.exits.vectors(caught, output), output.get("token_embeddings")
-
-    def _of_tokens(self, states: Tensor | None, features: dict[str, Any], rows: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The objective over the tokens of the batch; empty where there is nothing to compare."""
-        if self.tokens is None or self.token_head is None or states is None:
-            return {}
-        targets = self.tokens(rows)
-        found = stretches(features["token_ends"].cpu().numpy(), targets)
-        if not found.n:
-            return {}
-        own = self.token_head(states.flatten(0, 1)[torch.from_numpy(found.places).to(states.device)].float())
-        within = found.teacher >= 0
-        theirs = torch.from_numpy(targets.vectors[within]).to(states.device)
-        value = token_distillation(
-            mean_by(own, found.student, found.n),
-            mean_by(theirs, found.teacher[within], found.n),
-            variance=self.tokens.store.variance,
-        )
-        return {"token_distillation": value}
 
     def _averaged(
         self, student_BD: Tensor, exits_EBD: list[Tensor], teacher_BD: Tensor, rows: list[int]

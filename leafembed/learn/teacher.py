@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from leafembed.learn.cache import KEY_BYTES, VectorStore
+from leafembed.learn.cache import VectorStore
 from leafembed.learn.cached import CachedEncoder
 from leafembed.learn.models import (
     describe,
@@ -26,6 +26,7 @@ from leafembed.learn.models import (
     resolve,
 )
 from leafembed.learn.remote import RemoteEncoder, connect
+from leafembed.learn.shards import KEY, padded
 from leafembed.progress import progress
 from leafembed.recipe import is_url
 from leafembed.recipe_learn import TeacherConfig
@@ -190,7 +191,7 @@ class CachedTeacher(CachedEncoder):
             parts: Training rows, validation rows; targets count within each, positions run over all.
         """
         starts = np.cumsum([0, *map(len, parts)])
-        keys = np.empty(starts[-1], dtype=f"S{KEY_BYTES}")
+        keys = np.empty(starts[-1], dtype=KEY)
         learned = np.arange(starts[-1])
         for start, rows in zip(starts.tolist(), parts, strict=False):
             for i, row in enumerate(rows, start):
@@ -216,8 +217,7 @@ class CachedTeacher(CachedEncoder):
         for start in range(0, len(keys), self.shard_rows):
             there = places[start : start + self.shard_rows] >= 0
             if there.any():
-                # numpy leaves out zeros at the end of a key
-                chosen = [key.ljust(KEY_BYTES, b"\0") for key in keys[start : start + self.shard_rows][there].tolist()]
+                chosen = [padded(key) for key in keys[start : start + self.shard_rows][there].tolist()]
                 found = self.store.take(places[start : start + self.shard_rows][there])
                 self.targets.store.append(chosen, found)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import RecipeError
+from leafembed.errors import NonFiniteError, RecipeError
+from leafembed.learn.shards import KEY
 from leafembed.learn.teacher import CachedTeacher, TorchEncoder
 from leafembed.learn.token_store import TokenStore
 from leafembed.learn.tokens import TokenHead, token_ends
@@ -18,16 +19,16 @@ from leafembed.types import FloatArray, Row
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Forward", "embed_tokens"]
+__all__ = ["Forward", "embed_tokens", "in_torch"]
 
-_Part = tuple[int, FloatArray, FloatArray, "NDArray[np.int64]"]
+_Part = tuple[int, FloatArray, "NDArray[np.float16]", "NDArray[np.int64]"]
 """Place of a text, its own vector, its tokens' vectors and their ends."""
 
 Forward = Callable[[Mapping[str, Any]], tuple[FloatArray, FloatArray]]
 """From what a tokenizer gave to vectors of texts ``(B, dim)`` and of their tokens ``(B, tokens, dim)``."""
 
-_CHUNK_SHARDS = 64
-"""Shards that are sorted by length together."""
+_CHUNK_ROWS = 32_768  # texts in memory at once; within a chunk they are sorted by length
+_SHARD_TOKENS = 131_072  # a shard holds no more, but for its last batch: 200 MB of 768 dimensions
 
 
 def embed_tokens(
@@ -45,28 +46,38 @@ def embed_tokens(
         The store, and the place of each row in it ``(n_rows,)``; -1 for a row without tokens.
 
     Raises:
-        RecipeError: If the teacher's vector is no mean over tokens, or it is at a URL.
+        RecipeError: If the teacher's vector is no mean over all its tokens, or it is at a URL.
+        NonFiniteError: If a vector is not finite; names its text.
     """
     torch = teacher.torch
     if torch is None:
         raise RecipeError("train.token_distillation: got a teacher at a URL, expected its weights; set it to 0")
-    store, compute = TokenStore(folder, teacher.ref.dim), forward or _in_torch(torch)
-    rows = [row for part in parts for row in part]
-    keys = [teacher.key(row) for row in rows]
-    own = np.array([row.target is None for row in rows], dtype=bool)
-    new = {keys[i]: i for i in np.flatnonzero(own & (store.find(keys) < 0)).tolist()}
-    total = len({key for key, wanted in zip(keys, own.tolist(), strict=True) if wanted})
-    groups: dict[str | None, list[int]] = {}
-    for i in new.values():
-        groups.setdefault(rows[i].prompt_name, []).append(i)
-    if new:
-        with progress("token vectors of the teacher", total, "texts", done=total - len(new)) as advance:
-            for name, places in groups.items():
-                size = _CHUNK_SHARDS * teacher.shard_rows
-                for chunk in (places[at : at + size] for at in range(0, len(places), size)):
-                    batches = _batches(torch, compute, [rows[i].text for i in chunk], name)
-                    _keep(teacher, store, [keys[i] for i in chunk], batches, advance)
-    return store, np.where(own, store.find(keys), -1)
+    store, compute = TokenStore(folder, teacher.ref.dim), forward or in_torch(torch)
+    starts = np.cumsum([0, *map(len, parts)])
+    keys, own = np.empty(starts[-1], dtype=KEY), np.empty(starts[-1], dtype=bool)
+    for start, rows in zip(starts.tolist(), parts, strict=False):
+        for i, row in enumerate(rows, start):
+            keys[i], own[i] = teacher.key(row), row.target is None
+    needed = np.flatnonzero(own)
+    needed = np.sort(needed[np.unique(keys[needed], return_index=True)[1]])
+    todo = needed[store.find(keys[needed].tolist()) < 0]
+    if len(todo):
+        with progress("token vectors of the teacher", len(needed), "texts", done=len(needed) - len(todo)) as advance:
+            for chunk in np.split(todo, range(_CHUNK_ROWS, len(todo), _CHUNK_ROWS)):
+                which = np.searchsorted(starts, chunk, side="right") - 1
+                places = zip(which.tolist(), (chunk - starts[which]).tolist(), strict=True)
+                rows_of = [parts[part][i] for part, i in places]
+                for name, group in _by_prompt(rows_of).items():
+                    names = [teacher.key(row) for row in group]
+                    _keep(teacher, store, names, _batches(torch, compute, [row.text for row in group], name), advance)
+    return store, np.where(own, store.find(keys.tolist()), -1)
+
+
+def _by_prompt(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
+    groups: dict[str | None, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.prompt_name, []).append(row)
+    return groups
 
 
 def _keep(
@@ -86,7 +97,7 @@ def _keep(
     for batch in batches:
         done += batch
         advance(len(batch))
-        if len(done) >= teacher.shard_rows:
+        if len(done) >= teacher.shard_rows or sum(len(part[3]) for part in done) >= _SHARD_TOKENS:
             write()
     if done:
         write()
@@ -100,16 +111,31 @@ def _batches(
     for index in encoder.planned(texts, prompt):
         given = [prompt + texts[i] for i in index]
         features = encoder.model.preprocess(given)
-        ends = token_ends(encoder.model, features["input_ids"], given, [prompt] * len(given))
+        ends = token_ends(encoder.model, features["input_ids"], given, [len(prompt)] * len(given))
         vectors, tokens = forward(features)
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
-        text, place = np.nonzero(ends)
-        cuts = np.searchsorted(text, np.arange(1, len(index)))
-        found = np.split(tokens[text, place], cuts), np.split(ends[text, place], cuts)
-        yield list(zip(index, vectors, *found, strict=True))
+        yield [
+            (i, vectors[at], _halved(tokens[at, ends[at] > 0], texts[i]), ends[at, ends[at] > 0])
+            for at, i in enumerate(index)
+        ]
 
 
-def _in_torch(encoder: TorchEncoder) -> Forward:
+def _halved(tokens_TD: FloatArray, text: str) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        values = tokens_TD.astype(np.float16)
+    if not np.isfinite(values).all():
+        raise NonFiniteError(
+            f"token vectors of {text[:60]!r}: got NaN, infinity or a magnitude above 65,504, expected finite ones"
+        )
+    return values
+
+
+def in_torch(encoder: TorchEncoder) -> Forward:
+    """The teacher itself as what computes a batch.
+
+    Raises:
+        RecipeError: If its vector is no mean over all its tokens.
+    """
     model, head = encoder.model, TokenHead(encoder.model)
 
     def forward(features: Mapping[str, Any]) -> tuple[FloatArray, FloatArray]:

@@ -4,19 +4,14 @@ A token's vector is its last hidden state through the teacher's own head, so tha
 their mean. Beside each lies the character at which the token ends: a student whose tokenizer cuts words elsewhere is
 compared over the stretches between the ends that both have.
 
-Shards are as those of :mod:`~leafembed.learn.cache`: ``NAME.npy`` with the vectors in fp16 (memory-mapped),
-``NAME.ends.npy``, ``NAME.counts.npy``, ``NAME.keys``, and ``NAME.json``, which is written last. A text of 14 tokens and
-768 dimensions takes 22 kB.
+Shards (``shards.py``) hold the vectors in fp16 in ``NAME.npy``, the ends in ``NAME.ends.npy`` and the number of tokens
+of each text in ``NAME.counts.npy``. A text of 14 tokens and 768 dimensions takes 22 kB.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,17 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leafembed.errors import CacheError, NonFiniteError
-from leafembed.learn.cache import KEY_BYTES, OPEN_SHARDS
+from leafembed.errors import ModelError, NonFiniteError
+from leafembed.learn.shards import OPEN_SHARDS, Shard, padded, write_shard
 from leafembed.types import FloatArray
 
 __all__ = ["TokenStore", "TokenTargets", "TokenVectors"]
 
-_KEY = np.dtype(f"S{KEY_BYTES}")
+_FILES = (".npy", ".ends.npy", ".counts.npy", ".keys")
 _SAMPLE = 1_000
-"""Texts that the scale is measured on, evenly over the store, since shards are sorted by length."""
-
-_REMEDY = "delete the files of that name and run again: only they are computed anew"
+"""Texts that the scale is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +35,7 @@ class TokenVectors:
     """The tokens of some texts, one text after the other.
 
     Attributes:
-        vectors: ``(T, dim)`` float32, in units in which a text's mean has length 1 on average.
+        vectors: ``(T, dim)`` float32, as the teacher's head gives them, or in the units of :class:`TokenTargets`.
         ends: Characters of the text up to each token's end ``(T,)`` int64, from 1.
         texts: Place of the text of each token in what was asked for ``(T,)`` int64.
     """
@@ -67,10 +60,9 @@ class TokenStore:
         self.folder = folder
         self.dim = dim
         self._place: dict[bytes, int] = {}
-        self._markers: list[Path] = []
+        self._shards: list[Shard] = []
         self._rows: list[tuple[int, int, int]] = []  # shard, first token, end of its tokens; by place
         self._mapped = lru_cache(maxsize=OPEN_SHARDS)(self._map)
-        self._measured: tuple[float, float] | None = None
         for marker in sorted(folder.glob("*.json")):
             self._open(marker)
 
@@ -79,9 +71,11 @@ class TokenStore:
 
     def find(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
         """Place of each text ``(n,)``, for :meth:`take`; -1 where it is not stored."""
-        return np.array([self._place.get(key.ljust(KEY_BYTES, b"\0"), -1) for key in keys], dtype=np.int64)
+        return np.array([self._place.get(padded(key), -1) for key in keys], dtype=np.int64)
 
-    def append(self, keys: Sequence[bytes], vectors: Sequence[FloatArray], ends: Sequence[NDArray[np.int64]]) -> None:
+    def append(
+        self, keys: Sequence[bytes], vectors: Sequence[NDArray[np.float16]], ends: Sequence[NDArray[np.int64]]
+    ) -> None:
         """Store one shard, its marker last.
 
         Args:
@@ -90,116 +84,92 @@ class TokenStore:
             ends: Of each text ``(tokens,)``.
 
         Raises:
-            NonFiniteError: If a vector is not finite, or beyond what fp16 holds.
+            NonFiniteError: If a vector is not finite.
         """
-        with np.errstate(over="ignore"):  # what overflows is refused below
-            values = np.concatenate(vectors).astype(np.float16)
-        if not np.isfinite(values).all():
-            raise NonFiniteError("token vectors: got NaN, infinity or a magnitude above 65,504, expected finite ones")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = self.folder / f"{len(self._markers):06d}-{uuid.uuid4().hex[:8]}"
+        values = np.concatenate(vectors)
+        if values.dtype != np.float16 or not np.isfinite(values).all():
+            raise NonFiniteError(f"token vectors: got {values.dtype} or not finite ones, expected finite float16")
         counts = np.array([len(text) for text in ends], dtype=np.int64)
-        parts: dict[str, NDArray[Any]] = {
+        arrays: dict[str, NDArray[Any]] = {
             ".npy": values,
             ".ends.npy": np.concatenate(ends).astype(np.int32),
             ".counts.npy": counts,
         }
-        for suffix, array in parts.items():
-            with Path(f"{name}{suffix}").open("wb") as file:
-                np.save(file, array)
-                os.fsync(file.fileno())
-        with Path(f"{name}.keys").open("wb") as file:
-            file.write(b"".join(key.ljust(KEY_BYTES, b"\0") for key in keys))
-            os.fsync(file.fileno())
-        temporary = Path(f"{name}.tmp")
-        temporary.write_text(json.dumps({"texts": len(keys), "dim": self.dim, "sha256": _digest(name)}))
-        temporary.replace(f"{name}.json")
-        self._open(Path(f"{name}.json"))
+        facts = {"texts": len(keys), "dim": self.dim}
+        self._open(write_shard(self.folder, len(self._shards), arrays, keys, facts, hashed=_FILES))
 
     def take(self, places: NDArray[np.int64]) -> TokenVectors:
-        """Tokens of the texts at the given places, which are stored."""
-        vectors, ends, texts = [np.empty((0, self.dim), np.float16)], [np.empty(0, np.int32)], [np.empty(0, np.int64)]
-        for i, place in enumerate(places.tolist()):
-            shard, first, last = self._rows[place]
-            values, all_ends = self._mapped(shard)
-            vectors.append(values[first:last])
-            ends.append(all_ends[first:last])
-            texts.append(np.full(last - first, i, dtype=np.int64))
-        scaled = np.concatenate(vectors).astype(np.float32) / np.float32(self._scale()[0])
-        return TokenVectors(scaled, np.concatenate(ends).astype(np.int64), np.concatenate(texts))
+        """Tokens of the texts at the given places, which are stored.
 
-    @property
-    def variance(self) -> float:
-        """Mean squared distance of a token's vector to the mean of all, in the units of :class:`TokenVectors`."""
-        return self._scale()[1]
-
-    def _scale(self) -> tuple[float, float]:
-        """Mean length of a text's mean, and the variance in its units, over some of the texts stored."""
-        if self._measured is None:
-            means, tokens = [], []
-            for shard, first, last in self._rows[:: -(-len(self._rows) // _SAMPLE)]:
-                values = self._mapped(shard)[0][first:last].astype(np.float32)
-                means.append(float(np.linalg.norm(values.mean(axis=0))))
-                tokens.append(values)
-            every = np.concatenate(tokens)
-            scale = float(np.mean(means))
-            self._measured = scale, float(((every - every.mean(axis=0)) ** 2).sum(axis=1).mean()) / scale**2
-        return self._measured
+        Raises:
+            CacheError: If a shard that is read for the first time has changed since it was written.
+        """
+        found = [(np.empty((0, self.dim), np.float16), np.empty(0, np.int32))] * len(places)
+        for i in sorted(range(len(places)), key=lambda i: self._rows[places[i]]):  # a shard is opened once
+            shard, first, last = self._rows[places[i]]
+            values, ends = self._mapped(shard)
+            found[i] = values[first:last], ends[first:last]
+        counts = [len(ends) for _, ends in found]
+        return TokenVectors(
+            np.concatenate([np.empty((0, self.dim), np.float32), *(values for values, _ in found)], dtype=np.float32),
+            np.concatenate([np.empty(0, np.int64), *(ends for _, ends in found)]),
+            np.repeat(np.arange(len(places)), counts),
+        )
 
     def _open(self, marker: Path) -> None:
         """Add a finished shard after checking its sizes."""
-        name = str(marker.with_suffix(""))
-        try:
-            facts = json.loads(marker.read_text(encoding="utf-8"))
-            counts = np.load(f"{name}.counts.npy", allow_pickle=False)
-            values = np.load(f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            keys = Path(f"{name}.keys").read_bytes()
-            sizes = (int(facts["texts"]), int(facts["dim"]))
-        except (OSError, ValueError, KeyError) as error:
-            raise CacheError(f"{marker}: damaged shard of token vectors ({error}); {_REMEDY}") from error
-        if sizes != (len(counts), self.dim) or values.shape != (counts.sum(), self.dim) or len(keys) != 16 * sizes[0]:
-            raise CacheError(
-                f"{marker}: got vectors {values.shape} of {len(counts)} texts, expected {sizes}; {_REMEDY}"
-            )
+        shard = Shard(marker, "token vectors", _FILES)
+        counts, values, keys = np.array(shard.peek(".counts.npy")), shard.peek(), shard.keys()
+        wanted = (shard.facts.get("texts"), shard.facts.get("dim"))
+        if wanted != (len(counts), self.dim) or values.shape != (counts.sum(), self.dim) or len(keys) != len(counts):
+            raise shard.damaged(f"got vectors {values.shape} of {len(counts)} texts, expected {wanted}")
         last = np.cumsum(counts)
-        for i, key in enumerate(np.frombuffer(keys, dtype=_KEY).tolist()):
-            self._place.setdefault(key.ljust(KEY_BYTES, b"\0"), len(self._rows))
-            self._rows.append((len(self._markers), int(last[i] - counts[i]), int(last[i])))
-        self._markers.append(marker)
+        for i, key in enumerate(keys.tolist()):
+            self._place.setdefault(padded(key), len(self._rows))
+            self._rows.append((len(self._shards), int(last[i] - counts[i]), int(last[i])))
+        self._shards.append(shard)
 
-    def _map(self, index: int) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
-        """Vectors and ends of a shard, checked against their hash when it is first read."""
-        marker = self._markers[index]
-        name = str(marker.with_suffix(""))
-        if _digest(Path(name)) != json.loads(marker.read_text(encoding="utf-8"))["sha256"]:
-            raise CacheError(f"{marker}: the vectors changed since they were written; {_REMEDY}")
-        values: NDArray[np.float16] = np.load(f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return values, np.load(f"{name}.ends.npy", allow_pickle=False)
+    def _map(self, index: int) -> tuple[NDArray[Any], ...]:
+        """Vectors and ends of a shard, checked against their hash the first time."""
+        return self._shards[index].read(".npy", ".ends.npy")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTargets:
-    """Token vectors by row number.
+    """Token vectors by row number, in units in which the mean of a text's tokens has length 1 on average.
 
     Attributes:
         store: Where they lie.
         places: Place of each row in the store ``(n_rows,)``; -1: it has no tokens of its own.
+        scale: Length of a text's mean in the store, measured on rows evenly over these, so that it does not depend on
+            what else is stored.
+        variance: Mean squared distance of a token's vector to the mean of all, in these units.
+
+    Raises:
+        ModelError: If no row has a token.
     """
 
     store: TokenStore
     places: NDArray[np.int64]
+    scale: float = field(init=False)
+    variance: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        having = np.flatnonzero(self.places >= 0)
+        tokens = self.store.take(self.places[having[:: -(-len(having) // _SAMPLE) or 1]])
+        if not len(tokens.ends):
+            raise ModelError("train.token_distillation: got no text with tokens of the teacher, expected some")
+        starts = np.flatnonzero(np.diff(tokens.texts, prepend=-1))
+        counts = np.diff(starts, append=len(tokens.texts))[:, np.newaxis]
+        means = np.add.reduceat(tokens.vectors, starts) / counts
+        scale = float(np.linalg.norm(means, axis=1).mean())
+        spread = ((tokens.vectors - tokens.vectors.mean(axis=0)) ** 2).sum(axis=1).mean()
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "variance", float(spread) / scale**2)
 
     def __call__(self, rows: NDArray[np.int64]) -> TokenVectors:
         """Tokens of the rows ``(n,)`` that have any; ``texts`` counts within ``rows``."""
         places = self.places[rows]
         having = np.flatnonzero(places >= 0)
         found = self.store.take(places[having])
-        return TokenVectors(found.vectors, found.ends, having[found.texts])
-
-
-def _digest(name: Path) -> str:
-    digest = hashlib.sha256()
-    for suffix in (".npy", ".ends.npy", ".counts.npy", ".keys"):
-        with Path(f"{name}{suffix}").open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+        return TokenVectors(found.vectors / np.float32(self.scale), found.ends, having[found.texts])

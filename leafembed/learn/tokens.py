@@ -25,7 +25,7 @@ class TokenHead:
         key: Of the recipe, for the message.
 
     Raises:
-        RecipeError: If the model is not of that kind, so that its vector is no mean over tokens.
+        RecipeError: If the model is not of that kind, so that its vector is no mean over tokens, prompt included.
     """
 
     def __init__(self, model: Any, key: str = "train.token_distillation") -> None:
@@ -40,6 +40,8 @@ class TokenHead:
             raise RecipeError(f"{key}: got a model of {names}, expected a transformer, a mean over tokens, and Dense")
         if not is_linear(*dense):
             raise RecipeError(f"{key}: got a Dense with an activation, expected linear ones: a mean must pass through")
+        if not rest[0].include_prompt:
+            raise RecipeError(f"{key}: got a model that leaves its prompt out of the mean, expected all tokens in it")
         self.dense = dense
 
     def __call__(self, hidden_TH: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class TokenHead:
         return hidden_TH
 
 
-def token_ends(model: Any, ids: Any, texts: Sequence[str], prompts: Sequence[str]) -> NDArray[np.int64]:
+def token_ends(model: Any, ids: Any, texts: Sequence[str], prompts: Sequence[int]) -> NDArray[np.int64]:
     """Where each token ends in its text: characters ``(B, tokens)`` from 1; 0 for prompt, special tokens and padding.
 
     The tokenizer cuts and pads as in the model's last call, so that this belongs right after it.
@@ -58,7 +60,7 @@ def token_ends(model: Any, ids: Any, texts: Sequence[str], prompts: Sequence[str
         model: A sentence-transformers model with a fast tokenizer.
         ids: What that call made of the texts ``(B, tokens)``.
         texts: What the model was given, prompts included.
-        prompts: The part of each text that is its prompt.
+        prompts: How many characters of each text are its prompt.
 
     Raises:
         ModelError: If the tokenizer by itself makes other tokens of a text than the model did.
@@ -72,5 +74,5 @@ def token_ends(model: Any, ids: Any, texts: Sequence[str], prompts: Sequence[str
         )
     ends = np.array([[end for _, end in item.offsets] for item in encoded], dtype=np.int64)
     special = np.array([item.special_tokens_mask for item in encoded], dtype=bool)
-    lengths = np.array([[len(prompt)] for prompt in prompts], dtype=np.int64)
+    lengths = np.array(prompts, dtype=np.int64)[:, np.newaxis]
     return np.where(special, 0, np.maximum(ends - lengths, 0))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -26,13 +26,13 @@ from leafembed.learn.fused import fused
 from leafembed.learn.history import best_evaluation, history, less_is_better, metric_key
 from leafembed.learn.links import Links
 from leafembed.learn.live import LiveView
-from leafembed.learn.models import has_bf16, load_sentence_transformer, pick_device
+from leafembed.learn.models import load_sentence_transformer, pick_device
 from leafembed.learn.objectives import Objectives, Targets
 from leafembed.learn.rounding import bake_rounding, round_reads
 from leafembed.learn.smooth import SMOOTH_TEXTS, smooth
+from leafembed.learn.token_objective import UNIT_TEXTS, TokenObjective
 from leafembed.learn.token_store import TokenTargets
-from leafembed.learn.trackers import require_trackers
-from leafembed.learn.trainer import StudentTrainer
+from leafembed.learn.trainer import StudentTrainer, training_arguments
 from leafembed.progress import say
 from leafembed.recipe_learn import TrainConfig
 from leafembed.types import Corpus
@@ -147,17 +147,26 @@ def _prepare(
     links = Links.of(corpus.train) if linked else None
     if links is not None:
         _require_linked(links, config)
-    arguments = _arguments(config, seed=seed, work_dir=work_dir, device=device)
+    arguments = training_arguments(config, seed=seed, work_dir=work_dir, device=device)
     reads = model.max_seq_length if isinstance(model.max_seq_length, int) else None
     plan = plan_batches(lengths[: len(corpus.train)], links, config=config, limit=reads, seed=seed,
                         processes=int(arguments.world_size))  # fmt: skip
     arguments.max_steps = plan.steps
     _say_plan(plan, config)
+    learns = {**learns, "tokens": _compares_tokens(model, learns["tokens"], texts)}
     objectives = Objectives(model, targets, config, links=links, **learns)
     held_out = Links.of(corpus.validation)
     watched = Objectives(model, targets, config, links=held_out.after(len(corpus.train)), every=True, **learns)
     evaluation = Evaluation(score, watched, texts, links=held_out, lengths=lengths, limit=int(plan.limits.max()))
     return _Setup(model, texts, plan, objectives, evaluation, arguments)
+
+
+def _compares_tokens(model: Any, tokens: TokenTargets | None, texts: Texts) -> TokenObjective | None:
+    if tokens is None:
+        return None
+    first = len(texts.corpus.train)
+    evenly = np.unique(np.linspace(0, first - 1, UNIT_TEXTS).astype(np.int64))
+    return TokenObjective(model, tokens, [texts.text(i) for i in evenly.tolist()])
 
 
 def _say_plan(plan: Plan, config: TrainConfig) -> None:
@@ -242,35 +251,6 @@ def _facts(setup: _Setup, state: TrainerState, config: TrainConfig) -> dict[str,
         "precision": "bf16" if setup.arguments.bf16 else "fp32",
         "history": history(state.log_history),
     }
-
-
-def _arguments(config: TrainConfig, *, seed: int, work_dir: Path, device: str) -> Any:
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(work_dir),
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_steps,
-        optim="adamw_torch_fused",
-        num_train_epochs=1,  # the plan is one pass
-        bf16=has_bf16(config.precision, device),
-        use_cpu=device == "cpu",
-        seed=seed,
-        data_seed=seed,
-        eval_strategy="steps",
-        eval_steps=config.eval_steps,
-        eval_on_start=True,
-        save_strategy="steps",
-        save_steps=config.eval_steps,
-        metric_for_best_model=metric_key(config.best_metric),
-        greater_is_better=not less_is_better(config.best_metric),
-        logging_steps=max(1, min(50, config.eval_steps // 5)),
-        logging_nan_inf_filter=False,
-        dataloader_pin_memory=False,
-        report_to=require_trackers(config.report_to) or "none",
-        disable_tqdm=True,
-    )
 
 
 def _require_linked(links: Links, config: TrainConfig) -> None:

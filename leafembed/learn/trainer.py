@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -19,9 +19,13 @@ from leafembed.errors import NonFiniteError
 from leafembed.learn.batches import Plan
 from leafembed.learn.checkpoints import writing
 from leafembed.learn.feed import Collator, PlannedBatches, Texts
+from leafembed.learn.history import less_is_better, metric_key
+from leafembed.learn.models import has_bf16
 from leafembed.learn.objectives import OBJECTIVES, Objectives
+from leafembed.learn.trackers import require_trackers
+from leafembed.recipe_learn import TrainConfig
 
-__all__ = ["EVIDENCE", "StudentTrainer"]
+__all__ = ["EVIDENCE", "StudentTrainer", "training_arguments"]
 
 EVIDENCE = "non-finite"
 """Folder below the checkpoints with the first batch that gave NaN or infinity."""
@@ -46,8 +50,8 @@ class StudentTrainer(SentenceTransformerTrainer):
         self.texts = texts
         self.sums = torch.zeros(len(OBJECTIVES), 2, dtype=torch.float64)
         self.seen: list[tuple[Tensor, Tensor]] = []
-        prompt = None if objectives.tokens is None else texts.prompt
-        super().__init__(loss=objectives, data_collator=Collator(options["model"], prompt), **options)
+        collator = Collator(options["model"], ends=objectives.tokens is not None)
+        super().__init__(loss=objectives, data_collator=collator, **options)
         self.add_callback(_Gradients(self))
 
     def add_model_card_callback(self, default_args_dict: Any) -> None:
@@ -162,3 +166,33 @@ def _keep(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "batch.npz", **arrays)  # numbers only: nothing is pickled
     (folder / "batch.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+
+
+def training_arguments(config: TrainConfig, *, seed: int, work_dir: Path, device: str) -> Any:
+    """What the stock trainer takes from the recipe's ``[train]``."""
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(work_dir),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+        optim="adamw_torch_fused",
+        num_train_epochs=1,  # the plan is one pass
+        bf16=has_bf16(config.precision, device),
+        use_cpu=device == "cpu",
+        seed=seed,
+        data_seed=seed,
+        eval_strategy="steps",
+        eval_steps=config.eval_steps,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=config.eval_steps,
+        metric_for_best_model=metric_key(config.best_metric),
+        greater_is_better=not less_is_better(config.best_metric),
+        logging_steps=max(1, min(50, config.eval_steps // 5)),
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=False,
+        report_to=require_trackers(config.report_to) or "none",
+        disable_tqdm=True,
+    )
