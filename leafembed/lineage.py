@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from leafembed.errors import Error
 from leafembed.recipe import Recipe
 from leafembed.recipe_io import load_recipe
-from leafembed.record import portable
+from leafembed.record import portable, portable_path
 from leafembed.ship.markdown import to_toml
 from leafembed.stages import MARKER
 from leafembed.text import normalise_text, text_hash
@@ -53,7 +53,8 @@ def hashes_of(texts: Iterable[str]) -> NDArray[np.uint64]:
 def write_lineage(folder: Path, lineage: Lineage) -> None:
     """Write it into a student's folder, whose marker comes later; the recipe names no one's machine."""
     (folder / _RECIPE).write_text(to_toml(portable(lineage.recipe)), encoding="utf-8")
-    facts = {"teacher": lineage.teacher, "kept_out": dict(lineage.kept_out), "sources": [*map(dict, lineage.sources)]}
+    sources = [{**source, "path": portable_path(source["path"])} for source in lineage.sources]
+    facts = {"teacher": lineage.teacher, "kept_out": dict(lineage.kept_out), "sources": sources}
     (folder / _FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     np.save(folder / _TEXTS, lineage.texts)
 
@@ -71,7 +72,7 @@ def read_lineage(folder: Path) -> Lineage:
         return Lineage(
             load_recipe(folder / _RECIPE), facts["teacher"], facts["kept_out"], tuple(facts["sources"]), texts
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise Error(f"{folder}: no record of what it learned from ({error!r})") from error
 
 

@@ -18,7 +18,7 @@ from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.types import Corpus, ModelRef, Speed
 
-__all__ = ["PACKAGES", "manifest", "portable", "run_facts", "teacher_facts"]
+__all__ = ["PACKAGES", "manifest", "portable", "portable_path", "run_facts", "teacher_facts"]
 
 PACKAGES = ("leafembed", "torch", "transformers", "sentence-transformers", "openvino", "nncf", "tokenizers", "numpy")
 """What the manifest records the versions of."""
@@ -53,7 +53,7 @@ def run_facts(
             "languages": corpus.languages,
             "train_rows": len(corpus.train),
             "validation_rows": len(corpus.validation),
-            "sources": [dict(source) for source in corpus.sources],
+            "sources": [{**source, "path": portable_path(source["path"])} for source in corpus.sources],
         },
         "contamination": [entry.to_dict() for entry in corpus.contamination],
         "training": dict(training),
@@ -120,9 +120,15 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     places += [(plain["train"], "start")]
     places += [(source, "path") for source in (*plain["data"]["sources"], *plain["eval"]["teacher_sources"])]
     for section, key in places:
-        path = Path(section.get(key, ""))
-        if path.is_absolute():
-            home, here = Path.home(), Path.cwd()
-            below_home = path.is_relative_to(home) and not path.is_relative_to(here)
-            section[key] = f"~/{path.relative_to(home)}" if below_home else os.path.relpath(path, here)
+        if section.get(key):
+            section[key] = portable_path(section[key])
     return plain
+
+
+def portable_path(name: str) -> str:
+    """A path as one would type it in the current folder; one that is relative already stays so."""
+    path, home, here = Path(name), Path.home(), Path.cwd()
+    if not path.is_absolute():
+        return name
+    below_home = path.is_relative_to(home) and not path.is_relative_to(here)
+    return f"~/{path.relative_to(home)}" if below_home else os.path.relpath(path, here)

@@ -86,4 +86,5 @@ def _require_same(line: Line, before: Lineage) -> None:
 
 
 def _origin(source: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(source.get(key) for key in ("path", "licence", "origin"))
+    """What a source is known by, wherever its file lies."""
+    return Path(source["path"]).name, source.get("licence"), source.get("origin")

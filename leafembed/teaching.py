@@ -49,12 +49,16 @@ def in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, 
         RecipeError: If there are no weights, or they are on a GPU.
         ModelError: If the model cannot be exported or its vectors are too far from torch's.
     """
-    torch, how = teacher.torch, teacher.arithmetic
+    torch = teacher.torch
     if torch is None:
         raise RecipeError(f"teacher.engine: got {config.engine!r}, expected 'torch': this teacher is at a URL")
-    require(how.device == "cpu", "teacher.engine", config.engine, "'torch': this machine has a GPU, which is faster")
-    bf16 = how.precision == "bf16"
-    change = {"precision": "bf16" if bf16 else "f32", "group_size": 0 if bf16 else QuantizeConfig().group_size}
+    require(
+        teacher.arithmetic.device == "cpu",
+        "teacher.engine",
+        config.engine,
+        "'torch': this machine has a GPU, which is faster",
+    )
+    change = _engine_arithmetic(teacher)
     key = fingerprint(torch.ref.fingerprint, change, MIN_COSINE, versions(("openvino", "nncf")))
     name = f"{teacher.store.folder.name}-openvino-{key}"
     folder = cache_dir / "engines" / name
@@ -88,11 +92,7 @@ def tokens_in_openvino(
     torch, name = teacher.torch, teacher.targets.store.folder.name
     if torch is None or teacher.targets is teacher:
         return name, None
-    bf16 = teacher.arithmetic.precision == "bf16"
-    how: dict[str, Any] = {
-        "precision": "bf16" if bf16 else "f32",
-        "group_size": 0 if bf16 else QuantizeConfig().group_size,
-    }
+    how = _engine_arithmetic(teacher)
     key = fingerprint(torch.ref.fingerprint, how, MIN_COSINE, versions(("openvino", "nncf")))
     folder = cache_dir / "engines" / f"{teacher.store.folder.name}-tokens-{key}"
 
@@ -104,6 +104,11 @@ def tokens_in_openvino(
     facts = once(folder, key, build)
     say("its tokens: mean cosine to torch {mean:.5f}, least {least:.5f}, over {texts} texts".format(**facts))
     return name, TokenProgram(folder, **how)
+
+
+def _engine_arithmetic(teacher: CachedTeacher) -> dict[str, Any]:
+    bf16 = teacher.arithmetic.precision == "bf16"
+    return {"precision": "bf16" if bf16 else "f32", "group_size": 0 if bf16 else QuantizeConfig().group_size}
 
 
 def _open(folder: Path, config: TeacherConfig) -> BundleEncoder:

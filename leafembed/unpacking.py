@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from leafembed.errors import Error, RecipeError
-from leafembed.lineage import carry_lineage
+from leafembed.errors import BundleError, Error, RecipeError
+from leafembed.learn.vocabulary import REPORT
+from leafembed.lineage import LINEAGE_FILES, carry_lineage
 from leafembed.progress import say
 from leafembed.recipe import Recipe
 from leafembed.ship.bundle import verify
-from leafembed.ship.weights import unpack_student, write_rest
+from leafembed.ship.weights import REST, unpack_student, write_rest
 from leafembed.stages import fingerprint, once
 
 __all__ = ["earlier_student", "pack_source"]
@@ -19,14 +21,15 @@ __all__ = ["earlier_student", "pack_source"]
 def pack_source(student: Path, folder: Path) -> None:
     """Add to a bundle that is being put together what :func:`earlier_student` makes a student of it with."""
     carry_lineage(student, folder)
-    write_rest(student, folder)
+    if not write_rest(student, folder):
+        say("training cannot go on from this bundle: its graph does not hold the student's matrices; keep the run")
 
 
 def earlier_student(recipe: Recipe) -> Path:
-    """Folder of the student that ``train.start`` names: a run's, or one made of a bundle.
+    """Folder of the student that ``train.start`` names: one made of a bundle, or a run's, which may not be there.
 
     Raises:
-        RecipeError: If it names neither, or a bundle that is altered or holds too little.
+        RecipeError: If it names a bundle that is altered or holds too little.
     """
     start = recipe.train.start
     assert start is not None
@@ -35,6 +38,9 @@ def earlier_student(recipe: Recipe) -> Path:
         return start / "student"
     try:
         manifest = verify(start)
+        unlisted = sorted({REST, *LINEAGE_FILES} - manifest["files"].keys())
+        if unlisted:
+            raise BundleError(f"{start}: its manifest lists no {', '.join(unlisted)}")
         key = fingerprint(manifest["seal"])
         folder = recipe.cache_dir / "unpacked" / key / "student"
 
@@ -42,11 +48,13 @@ def earlier_student(recipe: Recipe) -> Path:
             say(f"unpacking the student of {start}")
             unpack_student(start, target)
             carry_lineage(start, target)
-            where = {"corpus": manifest["corpus"]["fingerprint"], "machine": manifest["machine"], "gpu": None}
-            return {"where": where, **manifest["training"]}
+            if "vocabulary" in manifest:
+                text = json.dumps(manifest["vocabulary"], ensure_ascii=False) + "\n"
+                (target / REPORT).write_text(text, encoding="utf-8")
+            return dict(manifest["training"])
 
         once(folder, key, build)
-    except (Error, OSError, ValueError, KeyError) as error:
+    except Error as error:
         raise RecipeError(
             f"train.start: got {start}, expected a bundle that leaf run made, from which training can go on: {error}"
         ) from error

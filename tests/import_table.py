@@ -103,7 +103,7 @@ ALLOWED = {
     "learn.token_pass": {"learn.shards", "learn.teacher", "learn.token_store", "learn.tokens"},  # keys of rows
     "learn.stretches": {"learn.token_store"},
     "learn.smooth": {"learn.tokens"},  # what stands after pooling
-    "learn.token_objective": {"learn.losses", "learn.stretches", "learn.token_store", "learn.tokens"},
+    "learn.token_objective": {"learn.feed", "learn.losses", "learn.stretches", "learn.token_store", "learn.tokens"},
     "learn.objectives": {"learn.exits", "learn.links", "learn.losses", "learn.token_objective"},
     "learn.feed": {"learn.tokens", "learn.batches", "learn.rows"},  # reads a batch of rows at once
     "learn.history": {"learn.objectives"},

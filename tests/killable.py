@@ -21,11 +21,15 @@ from families import bert, toy_texts
 from leafembed.learn.checkpoints import complete, step_of
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
+from leafembed.learn.teacher import load_teacher
+from leafembed.learn.token_pass import embed_tokens
+from leafembed.learn.token_store import TokenStore, TokenTargets
 from leafembed.learn.train import train
-from leafembed.recipe_learn import Phase, StudentConfig, TrainConfig
+from leafembed.recipe_learn import Phase, StudentConfig, TeacherConfig, TrainConfig
 from leafembed.types import Corpus, Row
 
 TRAIN, VALIDATION = 96, 16
+PREPARED = ("untrained", "vectors.npy", "places.npy", "tokens")
 CONFIG = TrainConfig(
     max_steps=24,
     batch_size=8,
@@ -35,14 +39,19 @@ CONFIG = TrainConfig(
     warmup_steps=2,
     learning_rate=3e-3,
     contrastive=0.1,
+    token_distillation=0.3,
     precision="fp32",
 )
 
 
 def prepare(root: Path) -> None:
-    """Write the untrained student and the teacher's vectors."""
-    teacher = load_sentence_transformer(bert(root / "teacher", hidden_dropout_prob=0.1))
+    """Write the untrained student and the teacher's vectors, of texts and of their tokens."""
+    folder = bert(root / "teacher", hidden_dropout_prob=0.1)
+    teacher = load_sentence_transformer(folder)
     texts = toy_texts(TRAIN + VALIDATION, words=(2, 14))
+    cached, _ = load_teacher(TeacherConfig(model=str(folder), precision="fp32"), root / "cache")
+    _, places = embed_tokens(cached, root / "tokens", _rows(texts))
+    np.save(root / "places.npy", places)
     vectors = teacher.encode(texts)
     np.save(root / "vectors.npy", vectors)
     init_student(StudentConfig(layers=(0, 1)), teacher, Sample(texts, vectors), root / "untrained")
@@ -56,7 +65,7 @@ def sit(root: Path, work: Path, config: TrainConfig = CONFIG, *, pause: float = 
     """One sitting; returns the facts when it comes to its end."""
     texts = toy_texts(TRAIN + VALIDATION, words=(2, 14))
     train_rows, held_out = _rows(texts[:TRAIN]), _rows(texts[TRAIN:])
-    vectors = np.load(root / "vectors.npy")
+    vectors, places = np.load(root / "vectors.npy"), np.load(root / "places.npy")
 
     def score(model):
         time.sleep(pause)
@@ -66,7 +75,7 @@ def sit(root: Path, work: Path, config: TrainConfig = CONFIG, *, pause: float = 
     work.mkdir(parents=True, exist_ok=True)
     return train(root / "untrained", Corpus(train_rows, held_out, {}, "f"), lambda index: vectors[index], score,
                  config=config, seed=3, work_dir=work, target=work.parent / "student", exits=(1,), dims=(16,),
-                 **options)  # fmt: skip
+                 tokens=TokenTargets(TokenStore(root / "tokens", vectors.shape[1]), places), **options)  # fmt: skip
 
 
 def newest(work: Path) -> int:

@@ -11,6 +11,7 @@ from leafembed.learn.losses import alignment, contrastive, cut, distillation, tr
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.objectives import OBJECTIVES, Objectives
 from leafembed.recipe_learn import TrainConfig
+from leafembed.ship import curves, report
 from leafembed.types import Row
 
 N, DIM = 6, 5
@@ -173,3 +174,7 @@ def test_positives_of_all_processes_are_candidates(tmp_path):
         value, gradient = np.load(tmp_path / f"{rank}.npy")
         assert value == pytest.approx(-scores.log_softmax(0)[0].item(), rel=1e-4)
         assert gradient > 0
+
+
+def test_every_objective_is_drawn_in_card_and_page():
+    assert [*curves._LOSSES] == [*report._LOSSES] == ["loss", *OBJECTIVES]

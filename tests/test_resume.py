@@ -47,7 +47,16 @@ def numbers(facts, key):
 
 def assert_same(facts, whole):
     """The same losses at the same steps, within the noise of fp32 sums."""
-    for key in ("loss", "distillation", "alignment", "exit_alignment", "contrastive", "learning_rate", "dev"):
+    for key in (
+        "loss",
+        "distillation",
+        "alignment",
+        "exit_alignment",
+        "token_distillation",
+        "contrastive",
+        "learning_rate",
+        "dev",
+    ):
         expected = numbers(whole, key)
         assert expected, key
         assert numbers(facts, key) == pytest.approx(expected, abs=1e-4), key
@@ -208,7 +217,7 @@ def assert_nothing_lost(sittings, goes_on, kills):
 def test_two_kills_lose_only_the_steps_since_the_last_checkpoint(root, whole, tmp_path):
     killable_root = tmp_path / "run"
     killable_root.mkdir()
-    for name in ("untrained", "vectors.npy"):
+    for name in killable.PREPARED:
         (killable_root / name).symlink_to(root / name)
     sittings, goes_on, facts = kill_at(killable_root, [1.2, 1.0], pause=0.5)
     assert_nothing_lost(sittings, goes_on, 2)
@@ -218,7 +227,7 @@ def test_two_kills_lose_only_the_steps_since_the_last_checkpoint(root, whole, tm
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_twenty_kills_lose_only_the_steps_since_the_last_checkpoint(root, whole, tmp_path):
-    for name in ("untrained", "vectors.npy"):
+    for name in killable.PREPARED:
         (tmp_path / name).symlink_to(root / name)
     rng = random.Random(5)
     sittings, goes_on, facts = kill_at(tmp_path, [rng.uniform(0.3, 2.5) for _ in range(20)], pause=2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,26 +10,31 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_rows
-from families import gemma, toy_recipe
+from families import FAMILIES, gemma, toy_recipe
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from leafembed.errors import BundleError, RecipeError
 from leafembed.learn.models import load_sentence_transformer
-from leafembed.lineage import hashes_of, read_lineage
+from leafembed.lineage import LINEAGE_FILES, hashes_of, read_lineage
 from leafembed.pipeline import run, train
 from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
+from leafembed.ship import weights
+from leafembed.ship.bundle import seal
 from leafembed.ship.markdown import to_toml
-from leafembed.ship.weights import REST, unpack_student
+from leafembed.ship.quantize import quantize
+from leafembed.ship.weights import REST, unpack_student, write_rest
 from leafembed.text import read_rows
+from leafembed.types import ModelRef
+from leafembed.unpacking import earlier_student
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, eval_data):
     """A recipe and the folder of its finished training."""
     root = tmp_path_factory.mktemp("first")
-    plain = toy_recipe(root, gemma(root / "gemma"), eval_data, student={"layers": [0, 5]})
+    plain = toy_recipe(root, gemma(root / "gemma"), eval_data, student={"layers": [0, 5], "vocab_size": 120})
     train(recipe_from_dict(plain), root / "run")
     return plain, root / "run"
 
@@ -166,6 +172,10 @@ def test_training_goes_on_from_a_bundle_as_from_its_run(first, bundle, tmp_path)
     cosines = np.sum(vectors[0] * vectors[1], axis=1)
     assert cosines.min() > 0.999  # weights as INT8 holds them
     assert '= "/' not in (folder / "learned_by.toml").read_text(encoding="utf-8")  # no path of this machine
+    assert ': "/' not in (folder / "learned_from.json").read_text(encoding="utf-8")
+    report = (origin / "student" / "vocabulary.json").read_text(encoding="utf-8")
+    assert json.loads((unpacked / "vocabulary.json").read_text(encoding="utf-8")) == json.loads(report)
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1  # another user reads all or none
     np.testing.assert_array_equal(read_lineage(unpacked).texts, read_lineage(origin / "student").texts)
 
 
@@ -203,3 +213,72 @@ def test_a_file_outside_the_folder_is_refused(bundle, tmp_path):
     with pytest.raises(BundleError, match=r"evil\.json"):
         unpack_student(folder, tmp_path / "student")
     assert not list(tmp_path.rglob("evil.json"))
+
+
+def rewritten(bundle, target, change, tensors=None):
+    """A copy of a bundle with other small files in its rest, and tensors besides."""
+    folder = shutil.copytree(bundle, target)
+    with safe_open(folder / REST, "np") as rest:
+        files, kept = dict(rest.metadata()), {name: rest.get_tensor(name) for name in rest.keys()}
+    save_file({**kept, **(tensors or {})}, folder / REST, metadata=change(files))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../evil/weight", "/evil/weight"])
+def test_a_tensor_outside_the_folder_is_refused(bundle, tmp_path, name):
+    folder = rewritten(bundle[0], tmp_path / "bundle", dict, {name: np.zeros(1, np.float32)})
+    with pytest.raises(BundleError, match="evil"):
+        unpack_student(folder, tmp_path / "new" / "student")
+    assert not list(tmp_path.rglob("evil*"))
+
+
+@pytest.mark.parametrize("lost", ["matrices", "modules.json"])
+def test_a_rest_that_says_too_little_is_refused(bundle, tmp_path, lost):
+    folder = rewritten(bundle[0], tmp_path / "bundle", lambda files: {k: v for k, v in files.items() if k != lost})
+    with pytest.raises(BundleError, match=f"made of.*{lost}"):
+        unpack_student(folder, tmp_path / "student")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 9])
+def test_a_rest_that_cannot_be_read_is_refused(bundle, tmp_path, content):
+    folder = shutil.copytree(bundle[0], tmp_path / "bundle")
+    (folder / REST).write_bytes(content)
+    with pytest.raises(BundleError, match="cannot be read"):
+        unpack_student(folder, tmp_path / "student")
+
+
+@pytest.mark.parametrize("name", [REST, *LINEAGE_FILES])
+def test_a_file_that_the_manifest_does_not_vouch_for_is_no_start(first, bundle, tmp_path, name):
+    plain, _ = first
+    folder = shutil.copytree(bundle[0], tmp_path / "bundle")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["files"][name]
+    manifest["seal"] = seal(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(RecipeError, match=rf"train\.start: got .*lists no {name}"):
+        earlier_student(after(plain, folder))
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm_roberta", "qwen", "modernbert", "gemma_headless"])
+def test_a_student_of_each_family_comes_back(tmp_path, family):
+    model = load_sentence_transformer(FAMILIES[family].build(tmp_path / "student"))
+    ref = ModelRef("toy", dim=model.get_embedding_dimension(), max_seq_length=64, fingerprint="f")
+    quantize(model, tmp_path / "bundle", ref=ref, group_size=32)
+    assert write_rest(tmp_path / "student", tmp_path / "bundle")
+    unpack_student(tmp_path / "bundle", tmp_path / "again")
+    texts = ["en1 de2", "en3"]
+    again = load_sentence_transformer(tmp_path / "again")
+    assert np.sum(model.encode(texts) * again.encode(texts), axis=1).min() > 0.999
+    before, after_ = model.state_dict(), again.state_dict()
+    assert before.keys() == after_.keys()
+
+
+def test_a_graph_that_lacks_much_makes_no_student(bundle, tmp_path, monkeypatch):
+    folder, origin = bundle
+    monkeypatch.setattr(weights, "_marked", lambda graph: [])
+    monkeypatch.setattr(weights, "_MOST_BYTES", 1000)
+    (tmp_path / "bundle").mkdir()
+    for name in ("model.xml", "model.bin"):
+        shutil.copy(folder / name, tmp_path / "bundle")
+    assert not write_rest(origin / "student", tmp_path / "bundle")
+    assert not (tmp_path / "bundle" / REST).exists()

@@ -84,15 +84,13 @@ def test_rows_get_their_tokens_in_units_of_their_own_texts(tmp_path):
     targets = TokenTargets(store, np.array([-1, 1, 0]))
     every, scale = np.array([[3.0, 4.0], [0.0, 20.0], [0.0, 10.0]]), (5 + 15) / 2  # lengths of the texts' means
     assert targets.scale == pytest.approx(scale)
-    assert targets.variance == pytest.approx(((every - every.mean(0)) ** 2).sum(1).mean() / scale**2)
     rows = targets(np.array([0, 2, 0, 1]))
     assert rows.texts.tolist() == [1, 3, 3]
     np.testing.assert_allclose(rows.vectors, every / scale)
     # Whatever else is stored, and in whatever order.
     store.append([b"d" * 16], [np.full((3, 2), 900, np.float16)], [np.array([1, 2, 3])])
     assert TokenTargets(store, np.array([-1, 1, 0])).scale == targets.scale
-    alone = TokenTargets(store, np.array([0, -1]))
-    assert (alone.scale, alone.variance) == (5, 0)
+    assert TokenTargets(store, np.array([0, -1])).scale == 5
 
 
 def test_a_text_without_tokens_has_none_and_texts_without_any_are_refused(tmp_path):
@@ -107,7 +105,7 @@ def test_a_text_without_tokens_has_none_and_texts_without_any_are_refused(tmp_pa
 
 
 def test_texts_of_many_shards_are_read_with_few_open_and_checked_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_store, "OPEN_SHARDS", 2)
+    monkeypatch.setattr(token_store, "OPEN_SHARDS", 4)
     hashed = []
     monkeypatch.setattr(shards, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path))
     store = TokenStore(tmp_path, 1)
@@ -265,52 +263,76 @@ def test_a_model_that_leaves_its_prompt_out_is_refused(tmp_path):
         TokenHead(model)
 
 
+def items(texts, prompt=""):
+    """As a student reads them."""
+    return [(i, 0, prompt + text, len(prompt)) for i, text in enumerate(texts)]
+
+
+def compared(model, targets, some, *, scale=1.0):
+    """The objective of a batch of items, the student's states times a number, and the objective's facts."""
+    objective = TokenObjective(model, targets, some)
+    texts = [text for _, _, text, _ in some]
+    features = model.preprocess(texts)
+    ends = token_ends(model, features["input_ids"], texts, [prompt for *_, prompt in some])
+    with torch.no_grad():
+        states = model(features)["token_embeddings"]
+    return objective(states * scale, ends, np.arange(len(texts))).item(), objective
+
+
 @pytest.mark.parametrize("build", [gemma, gemma_headless, bert])
-def test_the_teacher_as_its_student_is_perfect_and_one_of_any_scale_is_compared(tmp_path, build):
-    teacher, _ = load_teacher(
-        TeacherConfig(model=str(build(tmp_path / "teacher")), precision="fp32"), tmp_path / "cache"
-    )
-    texts = toy_texts(12)
-    rows = [Row(text, "en") for text in texts]
-    targets = TokenTargets(*embed_tokens(teacher, tmp_path / "tokens", rows))
-    model = teacher.torch.model
-
-    def loss(scale=1.0):
-        objective = TokenObjective(model, targets, texts)
-        features = model.preprocess(texts)
-        ends = token_ends(model, features["input_ids"], texts, [0] * len(texts))
-        with torch.no_grad():
-            states = model(features)["token_embeddings"]
-        return objective(states * scale, ends, np.arange(len(texts))).item()
-
-    assert loss() < 0.01  # special tokens are in its mean and not among the text's
-    assert loss(0.0) > 0.5
+@pytest.mark.parametrize("prompted", [True, False])
+def test_the_teacher_as_its_student_is_perfect_and_one_of_any_scale_is_compared(tmp_path, build, prompted):
+    config = TeacherConfig(model=str(build(tmp_path / "teacher")), precision="fp32")
+    teacher, _ = load_teacher(config, tmp_path / "cache")
+    texts, prompts = toy_texts(12), teacher.ref.prompts
+    name = next(iter(prompts)) if prompted and prompts else None
+    targets = TokenTargets(*embed_tokens(teacher, tmp_path / "tokens", [Row(t, "en", prompt_name=name) for t in texts]))
+    model, some = teacher.torch.model, items(texts, prompts.get(name or "", ""))
+    assert compared(model, targets, some)[0] < 1e-4
+    assert compared(model, targets, some, scale=0.0)[0] > 0.5
     last = [module for module in model if hasattr(module, "linear")]
     if last:
         last[-1].linear.weight.data *= 1e3
-        assert loss() < 0.01
+        assert compared(model, targets, some)[0] < 1e-4
+
+
+def test_a_student_that_gives_every_stretch_the_teachers_mean_scores_1(tmp_path):
+    config = TeacherConfig(model=str(gemma(tmp_path / "teacher")), precision="fp32")
+    teacher, _ = load_teacher(config, tmp_path / "cache")
+    texts = toy_texts(40)
+    targets = TokenTargets(*embed_tokens(teacher, tmp_path / "tokens", [Row(text, "en") for text in texts]))
+    _, objective = compared(teacher.torch.model, targets, items(texts))
+    found = targets(np.arange(len(texts)))
+    every = torch.from_numpy(found.vectors)  # each token is a stretch: both have the same
+    assert objective.variance == pytest.approx(((every - every.mean(0)) ** 2).sum(1).mean().item(), rel=1e-4)
+    assert token_distillation(every.mean(0).expand_as(every), every, variance=objective.variance) == pytest.approx(1)
+
+
+def test_texts_without_a_stretch_in_common_are_refused(tmp_path):
+    config = TeacherConfig(model=str(gemma(tmp_path / "teacher")), precision="fp32")
+    teacher, _ = load_teacher(config, tmp_path / "cache")
+    targets = TokenTargets(
+        *embed_tokens(teacher, tmp_path / "tokens", [Row("en1 de2", "en"), Row("x", "en", target=0)])
+    )
+    with pytest.raises(RecipeError, match="no two stretches"):
+        TokenObjective(teacher.torch.model, targets, [(1, 0, "en1", 0)])
 
 
 def test_a_student_of_another_kind_than_its_teacher_is_compared(tmp_path):
     """Padding on the left, other tokens, no head: what it is compared over are still the same characters."""
-    teacher, _ = load_teacher(
-        TeacherConfig(model=str(gemma(tmp_path / "teacher")), precision="fp32"), tmp_path / "cache"
-    )
+    config = TeacherConfig(model=str(gemma(tmp_path / "teacher")), precision="fp32")
+    teacher, _ = load_teacher(config, tmp_path / "cache")
     texts = ["en1 de2 en3", "de1"]
     targets = TokenTargets(*embed_tokens(teacher, tmp_path / "tokens", [Row(text, "en") for text in texts]))
     model = load_sentence_transformer(gemma_headless(tmp_path / "student"))
     losses = []
     for side in ("right", "left"):
         model.tokenizer.padding_side = side
-        features = model.preprocess(texts)
-        ends = token_ends(model, features["input_ids"], texts, [0, 0])
+        ends = token_ends(model, model.preprocess(texts)["input_ids"], texts, [0, 0])
         assert (ends[1] > 0).tolist() != (ends[0] > 0).tolist()
-        with torch.no_grad():
-            states = model(features)["token_embeddings"]
         found = stretches(ends, targets(np.arange(2)))
-        assert found.n > 0
         assert {int(place) // ends.shape[1] for place in found.places} == {0, 1}
-        losses.append(TokenObjective(model, targets, texts)(states, ends, np.arange(2)).item())
+        losses.append(compared(model, targets, items(texts))[0])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert 0 < losses[0] < 100
 

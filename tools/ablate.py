@@ -4,11 +4,13 @@
 
 The list is a TOML file: ``recipe`` (relative to it), ``set`` (the scale, for all runs) and ``[[change]]`` tables of
 ``name`` and ``set``. Nothing is judged or quantised; what counts is the dev score after an equal number of text visits,
-beside that before the first step: training can make a model worse. An interrupted call goes on where it stopped. Writes
-results.json, README.md and plot.png.
+beside that before the first step: training can make a model worse. An interrupted call goes on where it stopped, and
+what results.json already says of the same changes at the same scale is kept, so that a list may grow elsewhere.
+Writes results.json, README.md and plot.png.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -37,12 +39,25 @@ def main() -> None:
     recipe = args.plan.parent / plan["recipe"]
     runs = args.runs or Path("runs") / args.plan.stem
     overrides = [*plan["set"], *args.set]
-    results = []
+    earlier, results = known(args.out, plan), []
     for number, change in enumerate(plan["change"]):
         overrides += change["set"]
         say(f"{number + 1} of {len(plan['change'])}: {change['name']}")
-        results.append({"name": change["name"], "set": change["set"], **train(recipe, runs / f"{number}", overrides)})
+        found = earlier[number] if number < len(earlier) else train(recipe, runs / f"{number}", overrides)
+        results.append({**found, "name": change["name"], "set": change["set"]})
         write(args.out, plan, results)
+
+
+def known(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Results of an earlier call that stand for the first changes of the plan too."""
+    try:
+        before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    if any(before["plan"][key] != plan[key] for key in ("recipe", "set")):
+        return []
+    pairs = zip(before["results"], plan["change"], strict=False)
+    return [result for result, _ in itertools.takewhile(lambda pair: pair[0]["set"] == pair[1]["set"], pairs)]
 
 
 def train(recipe: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -61,6 +76,7 @@ def train(recipe: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
         "steps": facts["steps"],
         "texts": facts["texts"],
         "seconds": facts["seconds"],
+        "machine": machine_facts(),
     }
 
 
@@ -72,7 +88,7 @@ def _scores(entry: dict[str, Any]) -> dict[str, float]:
 def write(folder: Path, plan: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """Write results.json, the table and the plot of what is there so far."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"plan": plan, "machine": machine_facts(), "results": results}
+    data = {"plan": plan, "results": results}
     (folder / "results.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tasks = [name for name in results[0]["dev"] if name != "mean"]
     rows = [

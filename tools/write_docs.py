@@ -69,11 +69,15 @@ def with_changes(page: str) -> str:
             fixed(result["floor"], 3),
         ])  # fmt: skip
     heads = ["no.", "change, on top of those above", "before", "after", "STS", "STS across languages", "static table"]
-    machine = measured["machine"]
+    runs = [f"{result['machine']['cpu']}, {result['machine']['cores']} cores" for result in measured["results"]]
+    machines = [
+        f"no. {runs.index(cpu)} to {len(runs) - 1 - runs[::-1].index(cpu)} on {cpu}"
+        for cpu in sorted({*runs}, key=runs.index)
+    ]
     how = (
         f"Dev scores, the mean of STS in five languages and across them, before training and after "
-        f"{measured['results'][0]['steps']} steps of 96 texts, one seed each; {machine['cpu']}, {machine['cores']} "
-        "cores. The static table is the teacher's token table fitted to its vectors on the same rows."
+        f"{measured['results'][0]['steps']} steps of 96 texts, one seed each; {', '.join(machines)}. "
+        "The static table is the teacher's token table fitted to its vectors on the same rows."
     )
     return _between(page, table(heads, rows, words=2) + "\n\n" + how)
 

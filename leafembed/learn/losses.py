@@ -52,17 +52,17 @@ def alignment(student_BD: Tensor, teacher_BD: Tensor, *, temperature: float) -> 
 def token_distillation(student_SD: Tensor, teacher_SD: Tensor, *, variance: float) -> Tensor:
     """Mean squared distance of the two models' vectors of a stretch of text, as a share of the teacher's variance.
 
-    ``|s - t|² / variance``, range 0 upwards; 0 is perfect, 1 is what a student reaches that gives every stretch the
-    teacher's mean. A text's vector is the direction of the mean of its tokens', so that what is perfect here is nearly
-    perfect in :func:`distillation` (prompts, special tokens and how often a stretch counts aside); but it learns from
-    every word of a text and not from one vector.
+    ``|s - t|² / variance``, range 0 upwards; 0 is perfect, about 1 is what a student reaches that gives every stretch
+    the teacher's mean. A text's vector is the direction of the mean of its tokens', so that what is perfect here is
+    nearly perfect in :func:`distillation` (prompts, special tokens and how often a stretch counts aside); but it learns
+    from every word of a text and not from one vector.
 
     Hidden states as targets after TinyBERT (arXiv 1909.10351, eq. 8), here of the last layer through the head.
 
     Args:
         student_SD: Student vectors of S stretches, not normalised.
         teacher_SD: Teacher vectors of the same.
-        variance: Above 0: mean squared distance of the teacher's vectors to their mean.
+        variance: Above 0: mean squared distance of the teacher's vectors of stretches to their mean.
     """
     distances: Tensor = (student_SD - teacher_SD).square().sum(dim=-1)
     return distances.mean() / variance

@@ -71,7 +71,7 @@ class Shard:
         """One of its arrays as it lies there, to look at its shape."""
         try:
             array: NDArray[Any] = np.load(self._path(suffix), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise self.damaged(error) from error
         return array
 
@@ -115,22 +115,37 @@ def write_shard(
         keys: Of its rows.
         facts: For the marker.
         hashed: As :class:`Shard` has it.
+
+    Raises:
+        CacheError: If the disk does not take it; what was finished before stays good.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{number:06d}-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _written(folder / f"{number:06d}-{uuid.uuid4().hex[:8]}", arrays, keys, facts, hashed)
+    except OSError as error:
+        raise CacheError(
+            f"{folder}: got {error}, expected room for a shard; make some, or set cache_dir: what is there stays good"
+        ) from error
+
+
+def _written(
+    name: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    keys: Sequence[bytes],
+    facts: Mapping[str, Any],
+    hashed: Sequence[str],
+) -> Path:
     for suffix, array in arrays.items():
-        with (folder / f"{name}{suffix}").open("wb") as file:
+        with Path(f"{name}{suffix}").open("wb") as file:
             np.save(file, array, allow_pickle=False)
             os.fsync(file.fileno())
-    with (folder / f"{name}.keys").open("wb") as file:
+    with Path(f"{name}.keys").open("wb") as file:
         file.write(b"".join(map(padded, keys)))
         os.fsync(file.fileno())
-    digest = _digest([folder / f"{name}{suffix}" for suffix in hashed])
-    temporary = folder / f"{name}.tmp"
+    digest = _digest([Path(f"{name}{suffix}") for suffix in hashed])
+    temporary = Path(f"{name}.tmp")
     temporary.write_text(json.dumps({**facts, "sha256": digest}), encoding="utf-8")
-    marker = folder / f"{name}.json"
-    temporary.replace(marker)
-    return marker
+    return temporary.replace(f"{name}.json")
 
 
 def padded(key: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """Compares the tokens of a batch with the teacher's, over the stretches of text that both cut out.
 
-Both models' vectors are taken in units of their own texts: the teacher's of all the rows, the student's as it was
-before the first step, so that a student whose head was not fitted is compared too, and a resumed run has the same unit.
+Both models' vectors are taken in units of their own texts, whose mean over the text's own tokens then has length 1: the
+teacher's over all the rows, the student's as it was before the first step, so that a student whose head was not fitted
+is compared too, and a resumed run has the same unit.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leafembed.errors import NonFiniteError
+from leafembed.errors import NonFiniteError, RecipeError
+from leafembed.learn.feed import Item
 from leafembed.learn.losses import token_distillation
-from leafembed.learn.stretches import mean_by, stretches
-from leafembed.learn.token_store import TokenTargets
-from leafembed.learn.tokens import TokenHead
+from leafembed.learn.stretches import Stretches, mean_by, stretches
+from leafembed.learn.token_store import TokenTargets, TokenVectors
+from leafembed.learn.tokens import TokenHead, token_ends
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["UNIT_TEXTS", "TokenObjective"]
 
 UNIT_TEXTS = 256
-"""Texts on which a student's unit is measured."""
+"""Texts on which a student's unit and the teacher's variance are measured."""
 
 
 class TokenObjective:
@@ -34,20 +36,41 @@ class TokenObjective:
     Args:
         model: The untrained student.
         targets: Teacher vectors of tokens by row number.
-        texts: Some training texts with the student's prompts, for its unit.
+        items: Some training rows as the student reads them.
 
     Attributes:
-        unit: Length of the mean of a text's tokens as the untrained student's head gives them, mean over the texts.
+        unit: Length of the mean of a text's tokens as the untrained student's head gives them, mean over the items.
+        variance: Mean squared distance of the teacher's vector of a stretch to the mean of all, over the items.
 
     Raises:
-        RecipeError: If the student's vector is no mean over its tokens.
+        RecipeError: If the student's vector is no mean over its tokens, or no stretch of the items can be compared.
         NonFiniteError: If the student gives vectors without a length.
     """
 
-    def __init__(self, model: Any, targets: TokenTargets, texts: Sequence[str]) -> None:
+    def __init__(self, model: Any, targets: TokenTargets, items: Sequence[Item]) -> None:
         self.head = TokenHead(model)
         self.targets = targets
-        self.unit = _unit(model, self.head, texts)
+        lengths: list[float] = []
+        theirs: list[Tensor] = []
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            for number, _, text, prompt in items:
+                states_TH, ends = _read(model, text, prompt)
+                if (ends > 0).any():
+                    lengths.append(self.head(states_TH[torch.from_numpy(ends > 0)].mean(dim=0)).norm().item())
+                theirs.append(self._theirs(*self._found(ends[np.newaxis], np.array([number]))))
+        model.train(training)
+        self.unit = float(np.mean(lengths)) if lengths else 0.0
+        if not np.isfinite(self.unit) or self.unit == 0:
+            raise NonFiniteError(f"train.token_distillation: the untrained student's texts have length {self.unit}")
+        every_SD = torch.cat([torch.empty(0, targets.store.dim), *theirs])
+        self.variance = (
+            float((every_SD - every_SD.mean(dim=0)).square().sum(dim=1).mean()) if len(every_SD) > 1 else 0.0
+        )
+        if self.variance == 0:
+            raise RecipeError("train.token_distillation: got no two stretches of text that both models cut out and "
+                              "that differ; set it to 0")  # fmt: skip
 
     def __call__(self, states_BTH: Tensor, ends: NDArray[np.int64], rows: NDArray[np.int64]) -> Tensor | None:
         """The objective of a batch; ``None``: there is nothing to compare.
@@ -57,33 +80,28 @@ class TokenObjective:
             ends: Where its tokens end ``(B, T)`` (:func:`~leafembed.learn.tokens.token_ends`).
             rows: Row numbers ``(B,)``.
         """
-        targets = self.targets(rows)
-        found = stretches(ends, targets)
+        found, targets = self._found(ends, rows)
         if not found.n:
             return None
         places = torch.from_numpy(found.places).to(states_BTH.device)
         own_PD = self.head(states_BTH.flatten(0, 1)[places].float()) / self.unit
+        theirs_SD = self._theirs(found, targets).to(states_BTH.device)
+        return token_distillation(mean_by(own_PD, found.student, found.n), theirs_SD, variance=self.variance)
+
+    def _found(self, ends: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[Stretches, TokenVectors]:
+        targets = self.targets(rows)
+        return stretches(ends, targets), targets
+
+    @staticmethod
+    def _theirs(found: Stretches, targets: TokenVectors) -> Tensor:
+        """The teacher's vector of each stretch ``(S, dim)``."""
         within = found.teacher >= 0
-        theirs_TD = torch.from_numpy(targets.vectors[within]).to(states_BTH.device)
-        return token_distillation(
-            mean_by(own_PD, found.student, found.n),
-            mean_by(theirs_TD, found.teacher[within], found.n),
-            variance=self.targets.variance,
-        )
+        return mean_by(torch.from_numpy(targets.vectors[within]), found.teacher[within], found.n)
 
 
-def _unit(model: Any, head: TokenHead, texts: Sequence[str]) -> float:
-    training = model.training
-    model.eval()
-    lengths: list[float] = []
-    with torch.no_grad():
-        for text in texts:
-            features = model.preprocess([text])
-            features = {name: value.to(model.device) for name, value in features.items() if hasattr(value, "to")}
-            hidden = model(features)["token_embeddings"][0].float()
-            lengths.append(head(hidden.mean(dim=0)).norm().item())
-    model.train(training)
-    unit = float(np.mean(lengths))
-    if not np.isfinite(unit) or unit == 0:
-        raise NonFiniteError(f"train.token_distillation: got text vectors of length {unit} from the untrained student")
-    return unit
+def _read(model: Any, text: str, prompt: int) -> tuple[Tensor, NDArray[np.int64]]:
+    """Hidden states ``(T, hidden)`` of a text with its prompt, and where its tokens end ``(T,)``."""
+    features = model.preprocess([text])
+    ends = token_ends(model, features["input_ids"], [text], [prompt])[0]
+    features = {name: value.to(model.device) for name, value in features.items() if hasattr(value, "to")}
+    return model(features)["token_embeddings"][0].float(), ends

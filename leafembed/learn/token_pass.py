@@ -131,7 +131,7 @@ def _halved(tokens_TD: FloatArray, text: str) -> NDArray[np.float16]:
 
 
 def in_torch(encoder: TorchEncoder) -> Forward:
-    """The teacher itself as what computes a batch.
+    """The teacher itself as what computes a batch, within its :meth:`~leafembed.learn.teacher.TorchEncoder.planned`.
 
     Raises:
         RecipeError: If its vector is no mean over all its tokens.

@@ -62,7 +62,7 @@ class TokenStore:
         self._place: dict[bytes, int] = {}
         self._shards: list[Shard] = []
         self._rows: list[tuple[int, int, int]] = []  # shard, first token, end of its tokens; by place
-        self._mapped = lru_cache(maxsize=OPEN_SHARDS)(self._map)
+        self._mapped = lru_cache(maxsize=OPEN_SHARDS // 2)(self._map)  # of two files each
         for marker in sorted(folder.glob("*.json")):
             self._open(marker)
 
@@ -143,7 +143,6 @@ class TokenTargets:
         places: Place of each row in the store ``(n_rows,)``; -1: it has no tokens of its own.
         scale: Length of a text's mean in the store, measured on rows evenly over these, so that it does not depend on
             what else is stored.
-        variance: Mean squared distance of a token's vector to the mean of all, in these units.
 
     Raises:
         ModelError: If no row has a token.
@@ -152,7 +151,6 @@ class TokenTargets:
     store: TokenStore
     places: NDArray[np.int64]
     scale: float = field(init=False)
-    variance: float = field(init=False)
 
     def __post_init__(self) -> None:
         having = np.flatnonzero(self.places >= 0)
@@ -162,10 +160,7 @@ class TokenTargets:
         starts = np.flatnonzero(np.diff(tokens.texts, prepend=-1))
         counts = np.diff(starts, append=len(tokens.texts))[:, np.newaxis]
         means = np.add.reduceat(tokens.vectors, starts) / counts
-        scale = float(np.linalg.norm(means, axis=1).mean())
-        spread = ((tokens.vectors - tokens.vectors.mean(axis=0)) ** 2).sum(axis=1).mean()
-        object.__setattr__(self, "scale", scale)
-        object.__setattr__(self, "variance", float(spread) / scale**2)
+        object.__setattr__(self, "scale", float(np.linalg.norm(means, axis=1).mean()))
 
     def __call__(self, rows: NDArray[np.int64]) -> TokenVectors:
         """Tokens of the rows ``(n,)`` that have any; ``texts`` counts within ``rows``."""

@@ -166,7 +166,7 @@ def _compares_tokens(model: Any, tokens: TokenTargets | None, texts: Texts) -> T
         return None
     first = len(texts.corpus.train)
     evenly = np.unique(np.linspace(0, first - 1, UNIT_TEXTS).astype(np.int64))
-    return TokenObjective(model, tokens, [texts.text(i) for i in evenly.tolist()])
+    return TokenObjective(model, tokens, texts.__getitems__([(i, 0) for i in evenly.tolist()]))
 
 
 def _say_plan(plan: Plan, config: TrainConfig) -> None:

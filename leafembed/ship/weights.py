@@ -2,8 +2,9 @@
 
 A captured graph has lost the names of its parameters. Matrices are found in it by their values before anything is
 rounded, and the node that reads one is named after it: what that node reads is the matrix, however it is stored.
-Vectors (norms, biases) are folded into other numbers, so they lie in ``student.safetensors`` as they are, under a
-hundred kilobytes; in its header are the small files that say of which modules the student is made.
+Vectors (norms, biases) are folded into other numbers, so they lie in ``student.safetensors`` as they are, and so do
+small matrices that the graph does not use; in its header are the small files that say of which modules the student is
+made.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,9 +42,12 @@ _SHARED = ("tokenizer.json", "tokenizer_config.json", "config.json", PROMPTS)
 _OF_MODULES = ("modules.json", "sentence_bert_config.json")
 """Files beside them that say what the student is made of."""
 
+_MOST_BYTES = 4_000_000
+"""Of matrices that are not in the graph, such as BERT's pooler: with more a student is not worth its place."""
 
-def mark_matrices(graph: Any, model: SentenceTransformer) -> bool:
-    """Name the readers of a model's matrices in its graph, in place; return whether each was found.
+
+def mark_matrices(graph: Any, model: SentenceTransformer) -> None:
+    """Name the readers of a model's matrices in its graph, in place, of those that are found in it.
 
     Args:
         graph: The OpenVINO graph of the model, in fp32.
@@ -57,37 +62,45 @@ def mark_matrices(graph: Any, model: SentenceTransformer) -> bool:
         if parameter.dim() > 1:
             constant = stored.get(_digest(parameter.detach().cpu().numpy()))
             targets = constant.output(0).get_target_inputs() if constant is not None else ()
-            if not targets:
-                return False
-            readers[name] = next(iter(targets)).get_node()
-    if len({id(node) for node in readers.values()}) < len(readers):
-        return False  # matrices of equal values: which is which cannot be said
+            if targets:
+                readers[name] = next(iter(targets)).get_node()
+    times = Counter(node.get_friendly_name() for node in readers.values())
     for name, node in readers.items():
-        node.set_friendly_name(_MARK + name)
-    return True
+        if times[node.get_friendly_name()] == 1:  # of matrices of equal values it cannot be said which is which
+            node.set_friendly_name(_MARK + name)
 
 
-def write_rest(student: Path, folder: Path) -> None:
-    """Write :data:`REST` of a student's sentence-transformers folder into a bundle that is being put together."""
+def write_rest(student: Path, folder: Path) -> bool:
+    """Write :data:`REST` of a student's sentence-transformers folder into a bundle that is being put together.
+
+    Returns:
+        Whether the student can be made of the bundle then; if its graph lacks too much, nothing is written.
+    """
+    import openvino
     from safetensors import safe_open
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    vectors: dict[str, FloatArray] = {}
+    places = _places(json.loads((student / "modules.json").read_text(encoding="utf-8")))
+    marked = {_key(name, places) for name, _ in _marked(openvino.Core().read_model(folder / "model.xml"))}
+    rest: dict[str, FloatArray] = {}
     matrices: list[str] = []
     for file in sorted(student.rglob("*.safetensors")):
         place = file.parent.relative_to(student).as_posix()
         with safe_open(file, "np") as tensors:
             for name in tensors.keys():
-                if len(tensors.get_slice(name).get_shape()) > 1:
+                if f"{place}/{name}" in marked:
                     matrices.append(f"{place}/{name}")
                 else:
-                    vectors[f"{place}/{name}"] = tensors.get_tensor(name)
+                    rest[f"{place}/{name}"] = tensors.get_tensor(name)
+    if sum(values.nbytes for values in rest.values() if values.ndim > 1) > _MOST_BYTES:
+        return False
     files = {
         path.relative_to(student).as_posix(): path.read_text(encoding="utf-8")
         for path in sorted(student.rglob("*.json"))
         if path.parent != student or path.name in _OF_MODULES
     }
-    save_file(vectors, folder / REST, metadata={**files, _MATRICES: json.dumps(matrices)})
+    (folder / REST).write_bytes(save(rest, metadata={**files, _MATRICES: json.dumps(matrices)}))
+    return True
 
 
 def unpack_student(bundle: Path, target: Path) -> None:
@@ -98,38 +111,51 @@ def unpack_student(bundle: Path, target: Path) -> None:
         target: Folder to create.
 
     Raises:
-        BundleError: If the bundle lacks what that needs.
+        BundleError: If the bundle lacks what that needs, or names a file outside its folder.
         ModelError: If its graph cannot be read.
     """
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     if not (bundle / REST).is_file():
         raise BundleError(f"{bundle}: has no {REST}, so no student can be made of it; expected a bundle of a newer run")
-    with safe_open(bundle / REST, "np") as rest:
-        files = dict(rest.metadata())
-        tensors = {name: rest.get_tensor(name) for name in rest.keys()}
-    expected = set(json.loads(files.pop(_MATRICES)))
-    places = {str(entry["idx"]): entry["path"] or "." for entry in json.loads(files["modules.json"])}
+    files, tensors = _read_rest(bundle / REST)
+    try:
+        expected = set(json.loads(files.pop(_MATRICES)))
+        places = _places(json.loads(files["modules.json"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{bundle / REST}: does not say what the student is made of ({error!r})") from error
     matrices = {_key(name, places): values for name, values in _matrices(bundle / "model.xml").items()}
     if matrices.keys() != expected:
         lost = sorted(matrices.keys() ^ expected)
         raise BundleError(f"{bundle}: its graph does not hold each matrix of the student by itself, e.g. {lost[0]}")
-    target.mkdir(parents=True)
-    for name, text in files.items():
-        path = (target / name).resolve()
-        if not path.is_relative_to(target.resolve()) or path.suffix != ".json":
-            raise BundleError(f"{bundle / REST}: names the file {name!r}, expected .json files within the folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    for name in _SHARED:
-        shutil.copyfile(bundle / name, target / name)
     parts: dict[str, dict[str, FloatArray]] = {}
     for key, values in (tensors | matrices).items():
-        place, name = key.split("/", 1)
-        parts.setdefault(place, {})[name] = np.ascontiguousarray(values)
-    for place, part in parts.items():
-        save_file(part, target / place / "model.safetensors", metadata={"format": "pt"})
+        place, _, name = key.rpartition("/")
+        parts.setdefault(f"{place}/model.safetensors", {})[name] = np.ascontiguousarray(values)
+    for name in (*files, *parts):
+        path = (target / name).resolve()
+        if not path.is_relative_to(target.resolve()) or path.suffix not in (".json", ".safetensors"):
+            raise BundleError(f"{bundle / REST}: names the file {name!r}, expected .json files within the folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[name].encode() if name in files else save(parts[name], metadata={"format": "pt"}))
+    for name in _SHARED:
+        shutil.copyfile(bundle / name, target / name)
+
+
+def _read_rest(path: Path) -> tuple[dict[str, str], dict[str, FloatArray]]:
+    """Small files by name, and tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as rest:
+            return dict(rest.metadata() or {}), {name: rest.get_tensor(name) for name in rest.keys()}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path} cannot be read ({error})") from error
+
+
+def _places(modules: Any) -> dict[str, str]:
+    """Folder of each module by its number."""
+    return {str(entry["idx"]): entry["path"] or "." for entry in modules}
 
 
 def _key(parameter: str, places: Mapping[str, str]) -> str:
