@@ -14,6 +14,7 @@ from leafembed.learn.cache import VectorStore
 from leafembed.learn.cached import CachedEncoder, InBatches
 from leafembed.learn.teacher import CachedTeacher, TorchEncoder
 from leafembed.learn.token_pass import Forward, in_torch
+from leafembed.learn.tokens import token_ends
 from leafembed.progress import say
 from leafembed.recipe import QuantizeConfig
 from leafembed.recipe_learn import TeacherConfig
@@ -24,13 +25,16 @@ from leafembed.ship.token_graph import TokenProgram, write_token_graph
 from leafembed.stages import fingerprint, once
 from leafembed.types import FloatArray
 
-__all__ = ["CHECK_TEXTS", "MIN_COSINE", "in_openvino", "tokens_in_openvino"]
+__all__ = ["CHECK_TEXTS", "MIN_COSINE", "MIN_TOKEN_COSINE", "in_openvino", "tokens_in_openvino"]
 
 CHECK_TEXTS = 64
 """Texts on which the engine is compared with torch before it is used."""
 
 MIN_COSINE = 0.998
 """Least mean cosine between both."""
+
+MIN_TOKEN_COSINE = 0.99
+"""The same for the vectors of single tokens, whose errors cancel in a text's mean."""
 
 
 def in_openvino(config: TeacherConfig, teacher: CachedTeacher, cache_dir: Path, texts: Sequence[str]) -> CachedEncoder:
@@ -93,7 +97,7 @@ def tokens_in_openvino(
     if torch is None or teacher.targets is teacher:
         return name, None
     how = _engine_arithmetic(teacher)
-    key = fingerprint(torch.ref.fingerprint, how, MIN_COSINE, versions(("openvino", "nncf")))
+    key = fingerprint(torch.ref.fingerprint, how, MIN_COSINE, MIN_TOKEN_COSINE, versions(("openvino", "nncf")))
     folder = cache_dir / "engines" / f"{teacher.store.folder.name}-tokens-{key}"
 
     def build(target: Path) -> dict[str, Any]:
@@ -131,25 +135,27 @@ def _compared_tokens(
     """Cosines between both vectors of each token, and of each text.
 
     Raises:
-        ModelError: If their mean is below ``MIN_COSINE``.
+        ModelError: If the mean of texts is below ``MIN_COSINE`` or that of tokens below ``MIN_TOKEN_COSINE``.
     """
     prompt, own = encoder.ref.prompts.get(prompt_name or "", ""), in_torch(encoder)
-    cosines = []
+    found: tuple[list[FloatArray], list[FloatArray]] = ([], [])
     for index in encoder.planned(texts, prompt):
-        features = encoder.model.preprocess([prompt + texts[i] for i in index])
-        read = features["attention_mask"].numpy().astype(bool)
-        pairs = zip(own(features), program(features), strict=True)
-        for one, other in (pair if pair[0].ndim == 2 else (pair[0][read], pair[1][read]) for pair in pairs):
-            norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-            cosines.append(np.sum(one * other, axis=1) / norms)
-    return _near(np.concatenate(cosines), len(texts))
+        given = [prompt + texts[i] for i in index]
+        features = encoder.model.preprocess(given)
+        read = token_ends(encoder.model, features["input_ids"], given, [len(prompt)] * len(given)) > 0
+        for (one, other), cosines in zip(zip(own(features), program(features), strict=True), found, strict=True):
+            a, b = (one, other) if one.ndim == 2 else (one[read], other[read])
+            cosines.append(np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+    of_texts, of_tokens = map(np.concatenate, found)
+    _near(of_texts, len(texts))
+    return _near(of_tokens, len(texts), at_least=MIN_TOKEN_COSINE)
 
 
-def _near(cosines: FloatArray, texts: int) -> dict[str, Any]:
+def _near(cosines: FloatArray, texts: int, at_least: float = MIN_COSINE) -> dict[str, Any]:
     mean = float(cosines.mean())
-    if mean < MIN_COSINE:
+    if mean < at_least:
         raise ModelError(
             f"teacher.engine: got a mean cosine of {mean:.4f} between OpenVINO and torch over {texts} texts, "
-            f"expected at least {MIN_COSINE}; set teacher.engine = 'torch'"
+            f"expected at least {at_least}; set teacher.engine = 'torch'"
         )
     return {"mean": mean, "least": float(cosines.min()), "texts": texts}

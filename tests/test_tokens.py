@@ -25,6 +25,7 @@ from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.recipe_learn import StudentConfig, TeacherConfig, TrainConfig
 from leafembed.stages import file_sha256
+from leafembed.teaching import _compared_tokens
 from leafembed.types import Corpus, Row
 
 KEYS = (b"a" * 16, b"b" * 15 + b"\0", b"c" * 16)
@@ -200,6 +201,16 @@ def test_a_token_that_fp16_does_not_hold_names_its_text(teacher, tmp_path, value
     rows = [Row(text, "en", prompt_name="STS") for text in ("de1 de2 de3", "en1 en2")]
     with pytest.raises(NonFiniteError, match=r"token vectors of 'en1 en2': .*65,504"):
         embed_tokens(teacher, tmp_path / "tokens", rows, forward=broken)
+
+
+def test_another_engine_is_compared_by_texts_and_by_tokens(teacher):
+    encoder, texts = teacher.torch, toy_texts(6)
+    own = in_torch(encoder)
+    facts = _compared_tokens(encoder, own, texts, "STS")
+    assert facts == {"mean": pytest.approx(1), "least": pytest.approx(1), "texts": 6}
+    for other in (lambda f: (-own(f)[0], own(f)[1]), lambda f: (own(f)[0], np.roll(own(f)[1], 1, axis=1))):
+        with pytest.raises(ModelError, match="expected at least"):
+            _compared_tokens(encoder, other, texts, "STS")
 
 
 def test_a_killed_pass_goes_on_and_a_shard_holds_no_more_tokens_than_it_may(teacher, tmp_path, monkeypatch):
