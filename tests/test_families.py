@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +57,7 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     student = {"layers": list(family.layers), "exits": exits, "dims": [16]}
     plain = toy_recipe(root, teacher, eval_data, teacher=prompt, student=student, cache_dir=cache)
     recipe = recipe_from_dict(plain)
-    gc.disable()  # tracing makes millions of objects; looking through them takes a fifth of the time
-    try:
-        return Line(family, teacher, root / "run", run(recipe, root / "run"))
-    finally:
-        gc.enable()
+    return Line(family, teacher, root / "run", run(recipe, root / "run"))
 
 
 def test_the_bundle_holds_exactly_these_files_and_loads(line):

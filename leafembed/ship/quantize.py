@@ -9,12 +9,13 @@ of gated MLPs (mean cosine 0.975 instead of 0.9998 on a 6-layer Gemma).
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,11 +159,10 @@ def export_openvino(model: SentenceTransformer, exits: Sequence[int] = (), *, to
     """
     import openvino
 
-    program = capture(model, exits=exits, tokens=tokens)
     try:
-        with warnings.catch_warnings():
+        with _without_collecting(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside OpenVINO's own calls
-            graph = openvino.convert_model(program)
+            graph = openvino.convert_model(capture(model, exits=exits, tokens=tokens))
     except (RuntimeError, ValueError, TypeError) as error:
         raise ModelError(f"the model cannot be converted to OpenVINO: {first_line(error)}") from error
     for port, name in zip(graph.inputs, INPUTS, strict=True):
@@ -171,6 +171,18 @@ def export_openvino(model: SentenceTransformer, exits: Sequence[int] = (), *, to
         port.get_tensor().set_names({name})
     _unmask_empty_rows(graph)
     return graph
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Tracing makes millions of objects that live; looking through them again and again takes a fifth of the time."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _unmask_empty_rows(graph: Any) -> None:
