@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -11,6 +12,8 @@ import pytest
 from leafembed.cli import COMMANDS
 from leafembed.options import build_parser
 from leafembed.recipe_io import load_recipe, reference_page
+from leafembed.ship.bundle import read_manifest
+from leafembed.ship.verdict import read_verdict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -122,3 +125,17 @@ def test_every_recipe_that_is_shipped_loads():
     assert ROOT / "recipes" / "quick.toml" in recipes
     for path in recipes:
         load_recipe(path)
+
+
+PUBLISHED = sorted(
+    path.parent for folder in ("docs/results", "models") for path in (ROOT / folder).rglob("manifest.json")
+)
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
+def test_a_published_manifest_is_whole_and_its_card_is_what_it_says(folder):
+    manifest = read_manifest(folder)
+    verdict, _ = read_verdict(manifest, str(folder))
+    assert verdict.passed
+    card = (folder / "README.md").read_bytes()
+    assert hashlib.sha256(card).hexdigest() == manifest["files"]["README.md"]["sha256"]
