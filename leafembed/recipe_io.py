@@ -122,8 +122,10 @@ def _read(path: Path, what: str) -> dict[str, Any]:
         raise RecipeError(f"{path}: not a TOML file: {error}") from error
 
 
-_PATHS = (("cache_dir",), ("data", "root"), ("data", "mixture"), ("teacher", "api_key_file"), ("train", "start"),
-          ("eval", "data"))  # fmt: skip
+_PATHS = (
+    *(("cache_dir",), ("data", "root"), ("data", "mixture"), ("teacher", "api_key_file"), ("student", "vocab_text")),
+    *(("train", "start"), ("eval", "data")),
+)
 _MODELS = (("teacher", "model"), ("student", "model"))
 
 

@@ -159,7 +159,12 @@ class StudentConfig:
     num_heads: int | None = None
     """Attention heads of a ``random`` student; None: as many as the teacher."""
     vocab_size: int | None = None
-    """Tokens to keep, the most frequent in the corpus besides special, byte and single-character ones; None: all."""
+    """Tokens to keep, the most frequent in the corpus besides special, byte and single-character ones; None: all, or
+    every token that occurs where ``vocab_languages`` or ``vocab_text`` says what is counted."""
+    vocab_languages: tuple[str, ...] = ()
+    """Languages of the corpus whose text is counted to choose the tokens; empty: all."""
+    vocab_text: Path | None = None
+    """A file of texts, one a line or .jsonl with ``text``, counted to choose the tokens; None: the corpus."""
     table_rank: int | None = None
     """Rank of the token table as a product of two matrices, for ``layers``; None: not factorised."""
     exits: tuple[int, ...] = ()
@@ -182,6 +187,8 @@ class StudentConfig:
             require(good, "student.layers", list(self.layers), "layer numbers from 0, ascending")
         require(0 < self.width <= 1, "student.width", self.width, "a share above 0 and at most 1")
         require_at_least("student", self, num_layers=1, num_heads=1, vocab_size=16, table_rank=1)
+        require(not (self.vocab_languages and self.vocab_text), "student.vocab_text", self.vocab_text,
+                "nothing beside student.vocab_languages")  # fmt: skip
         require(self.table_bits in (None, 4), "student.table_bits", self.table_bits, "4, or nothing for INT8")
         ascending = list(self.exits) == sorted(set(self.exits)) and (not self.exits or self.exits[0] >= 1)
         require(ascending, "student.exits", list(self.exits), "numbers of layers from 1, ascending")

@@ -116,7 +116,12 @@ def portable(recipe: Recipe) -> dict[str, Any]:
     """The recipe with paths as one would type them in the current folder, so that a card names no one's machine."""
     plain = recipe.to_dict()
     places = [(plain, "cache_dir"), (plain["data"], "root"), (plain["data"], "mixture"), (plain["eval"], "data")]
-    places += [(plain["student"], "model"), (plain["teacher"], "model"), (plain["teacher"], "api_key_file")]
+    places += [
+        (plain["student"], "model"),
+        (plain["student"], "vocab_text"),
+        (plain["teacher"], "model"),
+        (plain["teacher"], "api_key_file"),
+    ]
     places += [(plain["train"], "start")]
     places += [(source, "path") for source in (*plain["data"]["sources"], *plain["eval"]["teacher_sources"])]
     for section, key in places:

@@ -20,8 +20,8 @@ _CONFIG = "config.json"
 _FREE_OF_TEACHER = {"model", "revision", "engine", "precision", "batch_tokens", "shard_rows", "api_key_file"}
 """Settings of the teacher that may change between parts: places, of which the fingerprint says more, and arithmetic."""
 
-_FREE_OF_STUDENT = {"exits", "dims", "model"}
-"""Settings of the student that may change: what is trained besides, and a place."""
+_FREE_OF_STUDENT = {"exits", "dims", "model", "vocab_languages", "vocab_text"}
+"""Settings of the student that may change: what is trained besides, a place, and what its tokens were chosen by."""
 
 _EARLIER = ("steps", "texts", "tokens", "seconds", "where")
 

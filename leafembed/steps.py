@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leafembed.errors import Error
+from leafembed.errors import Error, require
 from leafembed.judge.evaluate import Candidate, evaluate
 from leafembed.judge.floors import BagOfWords, RandomEncoder
 from leafembed.judge.intervals import RESAMPLES
@@ -35,8 +35,9 @@ from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
-from leafembed.stages import fingerprint, once
-from leafembed.types import Factors, Speed
+from leafembed.stages import file_sha256, fingerprint, once
+from leafembed.text import normalise_lang, stream_texts
+from leafembed.types import Corpus, Factors, Speed
 
 __all__ = [
     "RESOLVED",
@@ -106,7 +107,6 @@ def build_floors(line: Line) -> dict[str, Candidate]:
     rows = learned.corpus.train[:_FIT_TEXTS]
     vectors = learned.targets(np.arange(len(rows)))
     held_out = [(row.text, row.lang) for row in learned.corpus.validation]
-    every = (row.text for row in learned.corpus.train)  # read once at most, and never held
     floors = RandomEncoder(learned.teacher.ref.dim, recipe.seed), BagOfWords()
     encoders: dict[str, Candidate] = {floor.ref.name: floor for floor in floors}
     made = versions(PACKAGES)
@@ -114,19 +114,35 @@ def build_floors(line: Line) -> dict[str, Candidate]:
         folder = line.folder / name.replace(" ", "-")
         body = fingerprint_folder(resolve(config.model, config.revision)) if _has_encoder(config, learned) else ""
         seed = recipe.seed if config.init == "random" else 0
-        key = fingerprint(dataclasses.asdict(config), body, learned.corpus.fingerprint, learned.targets_id, seed, made)
+        about = {**dataclasses.asdict(config), "vocab_text": _content(config.vocab_text)}
+        key = fingerprint(about, body, learned.corpus.fingerprint, learned.targets_id, seed, made)
 
         def build(target: Path, config: StudentConfig = config) -> None:
             teacher = learned.teacher.torch
             source = teacher.model if teacher else stand_in(config, learned.teacher.ref)
             prompts = line.learned.student_prompts(config, recipe.teacher.prompt_name)
             texts = [prompts.get(row.prompt_name or "", "") + row.text for row in rows]
-            sample = Sample(texts, vectors, every, held_out)
+            sample = Sample(texts, vectors, _counted(config, learned.corpus), held_out)
             init_student(config, source, sample, target, seed=recipe.seed, bare=recipe.teacher.prompt_name)
 
         once(folder, key, build)
         encoders[f"floor: {name}"] = _torch_encoder(line, folder, f"floor: {name}", config)
     return encoders
+
+
+def _content(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    require(path.is_file(), "student.vocab_text", str(path), "a file of texts")
+    return file_sha256(path)
+
+
+def _counted(config: StudentConfig, corpus: Corpus) -> Iterator[str]:
+    """Texts that choose the tokens that are kept; read once at most, and never held."""
+    if config.vocab_text is not None:
+        return stream_texts(config.vocab_text)
+    languages = {normalise_lang(lang) for lang in config.vocab_languages}
+    return (row.text for row in corpus.train if not languages or row.lang in languages)
 
 
 def _has_encoder(config: StudentConfig, learned: Material) -> bool:

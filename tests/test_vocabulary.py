@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, gemma, toy_texts
+from conftest import write_rows
+from families import FAMILIES, gemma, toy_recipe, toy_texts
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from leafembed.errors import ModelError, RecipeError
@@ -15,10 +16,12 @@ from leafembed.learn.student import Sample, init_student
 from leafembed.learn.vocabulary import REPORT, compare, count_tokens, prune_student, read_report
 from leafembed.learn.vocabulary_bpe import derivation, merge_pairs, merge_ranks
 from leafembed.learn.vocabulary_tokenizer import fallback_tokens, prune_tokenizer, tokens_of
+from leafembed.recipe_io import recipe_from_dict
 from leafembed.recipe_learn import StudentConfig
 from leafembed.reports_vocabulary import VocabularyReport
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.quantize import quantize
+from leafembed.steps import begin, build_floors
 
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiouäöü"]
 UNKNOWN = "☃ 雪 bada"
@@ -377,6 +380,58 @@ def test_building_it_twice_gives_the_same_files_and_leaves_the_teacher(teacher, 
     folders = [pruned_student(teacher, tmp_path / name) for name in "ab"]
     assert fingerprint_folder(folders[0]) == fingerprint_folder(folders[1])
     assert len(teacher[0].tokenizer) == teacher[0].auto_model.config.vocab_size == before
+
+
+@pytest.mark.parametrize("family", ["gemma", "bert", "xlm_roberta", "qwen"])
+def test_without_a_size_every_token_that_occurs_stays_and_every_character(tmp_path, family):
+    teacher = load_sentence_transformer(FAMILIES[family].build(tmp_path / "teacher"))
+    counted, other = ["en1 en2 en17"] * 3, ["de3 de44 de5"]
+    sample = Sample((), np.zeros((0, 32), dtype=np.float32), counted, [(text, "x") for text in (*counted, *other)])
+    config = StudentConfig(layers=(0,), vocab_languages=("en",), prompts="teacher")
+    student = load_sentence_transformer(init_student(config, teacher, sample, tmp_path / "student"))
+    before, after = teacher[0].tokenizer, student[0].tokenizer
+    assert len(after) < len(before)
+    for text in (*counted, *teacher.prompts.values()):
+        assert after.tokenize(text) == before.tokenize(text)
+    for text in other:  # in smaller pieces, but nothing of it is lost
+        pieces = after.tokenize(text)
+        assert len(pieces) >= len(before.tokenize(text))
+        assert after.unk_token not in pieces
+
+
+def test_tokens_are_counted_in_the_languages_or_the_file_that_the_recipe_names(tmp_path, eval_data):
+    rows = [{"text": f"{lang}{i} {lang}{i + 1}", "lang": lang} for i in range(60) for lang in ("en", "de")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "own.txt").write_text("de1 de2\nde2 de3\n", encoding="utf-8")
+    plain = toy_recipe(tmp_path, gemma(tmp_path / "gemma"), eval_data, student={"layers": [0]})
+    plain["data"]["sources"] = [{"path": "rows.jsonl"}]
+    kept = {}
+    for name, student in {
+        "all": {"vocab_size": 112},
+        "german": {"vocab_size": 112, "vocab_languages": ["de"]},
+        "occurs": {"vocab_languages": ["DE"]},
+        "own": {"vocab_text": str(tmp_path / "own.txt")},
+    }.items():
+        recipe = recipe_from_dict(plain | {"student": plain["student"] | student})
+        line = begin(recipe, tmp_path / name)
+        build_floors(line)
+        folder = tmp_path / name / "untrained-student"
+        kept[name] = set(load_sentence_transformer(folder)[0].tokenizer.get_vocab())
+        counted = json.loads((folder / "vocabulary.json").read_text())["counted_texts"]
+        assert counted == {"all": len(line.learned.corpus.train), "own": 2}.get(
+            name, sum(row.lang == "de" for row in line.learned.corpus.train)
+        )
+    german = {name: sum(token.startswith("▁de") for token in tokens) for name, tokens in kept.items()}
+    assert german["all"] < german["german"] == german["occurs"] == 61
+    assert "▁en7" not in kept["occurs"] | kept["own"]
+    assert {"▁de1", "▁de2", "▁de3"} < kept["own"] < kept["occurs"]
+    for student, message in (({"vocab_languages": ["fr"]}, "no text to count tokens in"),
+                             ({"vocab_text": "nowhere.txt"}, r"student\.vocab_text: got .*nowhere\.txt")):  # fmt: skip
+        recipe = recipe_from_dict(plain | {"student": plain["student"] | student})
+        with pytest.raises(RecipeError, match=message):
+            build_floors(begin(recipe, tmp_path / "refused"))
+    with pytest.raises(RecipeError, match=r"student\.vocab_text: got .*beside student\.vocab_languages"):
+        StudentConfig(vocab_languages=("de",), vocab_text=tmp_path / "own.txt")
 
 
 @pytest.mark.parametrize("init", ["layers", "static"])

@@ -39,7 +39,7 @@ class Sample:
     Attributes:
         texts: Any texts of the corpus, as the student reads them.
         vectors: Their teacher vectors, ``(n_texts, dim)`` float32, unit length.
-        all_texts: All texts of the corpus, whose tokens are counted to prune a vocabulary; empty: ``texts``.
+        all_texts: Texts whose tokens are counted to prune a vocabulary; empty: ``texts``.
         held_out: Further texts, each with its language, on which the pruned tokenizer is compared with the whole one.
     """
 
@@ -84,7 +84,7 @@ def init_student(
     student.prompts = student_prompts(config, teacher.prompts, bare=bare, reserved=reserved)
     if config.init != "static":
         _limit_length(student, config, teacher)
-    if config.vocab_size is not None:
+    if config.vocab_size is not None or config.vocab_languages or config.vocab_text is not None:
         texts = sample.all_texts or sample.texts
         write_report(prune_student(student, texts, config.vocab_size, held_out=sample.held_out), target)
     student.float().cpu()

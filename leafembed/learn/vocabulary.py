@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from leafembed.errors import ModelError
+from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.vocabulary_tokenizer import fallback_tokens, prune_tokenizer, tokens_of
 from leafembed.progress import say
 from leafembed.reports_vocabulary import Retokenised, VocabularyReport
@@ -41,19 +41,19 @@ _T = TypeVar("_T")
 
 
 def prune_student(
-    student: SentenceTransformer, texts: Iterable[str], size: int, *, held_out: Sequence[tuple[str, str]]
+    student: SentenceTransformer, texts: Iterable[str], size: int | None, *, held_out: Sequence[tuple[str, str]]
 ) -> VocabularyReport:
     """Keep at most ``size`` tokens of a student, in place: tokenizer, token table and the ids in its config.
 
     Args:
         student: Starts with a Transformer or a StaticEmbedding. Its prompts' tokens are kept; its length limit stays.
-        texts: What it will be trained on; read once, in pieces.
-        size: Most tokens to keep.
+        texts: What it will be trained on or used for; read once, in pieces.
+        size: Most tokens to keep; ``None``: every token that occurs in the texts, and every character.
         held_out: Texts that are not in ``texts``, each with its language.
 
     Raises:
         ModelError: If the tokenizer or the model is of a kind that cannot be pruned.
-        RecipeError: If what must be kept does not fit into ``size``.
+        RecipeError: If what must be kept does not fit into ``size``, or there are no texts.
         ValueError: If ``held_out`` is empty.
     """
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
@@ -63,9 +63,11 @@ def prune_student(
     before = plain_tokenizer(first.tokenizer if static else first.tokenizer.backend_tokenizer)
     content = json.loads(before.to_str())
     total = len(tokens_of(content))
-    if size >= total:
+    if size is not None and size >= total:
         say(f"student.vocab_size is {size:,} and the tokenizer has {total:,} tokens: nothing to prune")
     counts, counted = count_tokens(before, texts)
+    if not counted:
+        raise RecipeError("student.vocab_languages: got no text to count tokens in, expected languages of the corpus")
     names = [] if static else first.tokenizer.all_special_tokens
     roles = {i for i in map(before.token_to_id, names) if i is not None}
     prompts = {i for encoding in _encoded(before, student.prompts.values()) for i in encoding.ids}

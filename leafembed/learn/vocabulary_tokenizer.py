@@ -49,13 +49,16 @@ class Pruned:
     kept: NDArray[np.int64]
 
 
-def prune_tokenizer(content: _Content, counts: NDArray[np.int64], size: int, *, keep: Collection[int] = ()) -> Pruned:
-    """Keep at most ``size`` tokens, chosen as the module says.
+def prune_tokenizer(
+    content: _Content, counts: NDArray[np.int64], size: int | None, *, keep: Collection[int] = ()
+) -> Pruned:
+    """Keep at most ``size`` tokens, chosen as the module says; or all that occur.
 
     Args:
         content: Of a ``tokenizer.json`` with a BPE, Unigram or WordPiece model.
         counts: How often each id occurs in the corpus, ``(at least n_tokens,)``.
-        size: Most tokens to keep; one that is no smaller than the vocabulary changes nothing.
+        size: Most tokens to keep; one that is no smaller than the vocabulary changes nothing. ``None``: every token
+            that occurs, whatever needs it, and every character of the tokenizer.
         keep: Ids to keep whatever their frequency.
 
     Raises:
@@ -67,7 +70,7 @@ def prune_tokenizer(content: _Content, counts: NDArray[np.int64], size: int, *, 
     tokens = tokens_of(content)
     if len(counts) <= max(tokens.values()):
         raise ValueError(f"got counts of {len(counts)} ids, expected one for each id up to {max(tokens.values())}")
-    if size >= len(tokens):
+    if size is not None and size >= len(tokens):
         return Pruned(dict(content), np.array(sorted(tokens.values()), dtype=np.int64))
     kept = np.array(sorted(_choose(content, tokens, counts, size, set(keep))), dtype=np.int64)
     place = {int(old): new for new, old in enumerate(kept)}
@@ -108,7 +111,7 @@ def _require_supported(model: _Content) -> None:
 
 
 def _choose(
-    content: _Content, tokens: Mapping[str, int], counts: NDArray[np.int64], size: int, keep: set[int]
+    content: _Content, tokens: Mapping[str, int], counts: NDArray[np.int64], size: int | None, keep: set[int]
 ) -> set[int]:
     """Old ids to keep."""
     names = {i: token for token, i in tokens.items()}
@@ -117,7 +120,11 @@ def _choose(
     added = {entry["content"] for entry in content["added_tokens"]}
     seen = {c for token, i in tokens.items() if counts[i] and token not in added for c in token}
     needed = _needed(content, tokens, counts) | keep | {i for i, c in characters.items() if c in seen}
+    if size is None:
+        needed |= {i for i in names if counts[i]} | set(characters)
     chosen = {j for i in needed for j in way(names[i])}
+    if size is None:
+        return chosen
     if len(chosen) > size:
         raise RecipeError(
             f"student.vocab_size: got {size}, this tokenizer needs at least {len(chosen)} for special tokens, bytes "
