@@ -431,7 +431,7 @@ def test_tokens_are_counted_in_the_languages_or_the_file_that_the_recipe_names(t
         with pytest.raises(RecipeError, match=message):
             build_floors(begin(recipe, tmp_path / "refused"))
     with pytest.raises(RecipeError, match=r"student\.vocab_text: got .*beside student\.vocab_languages"):
-        StudentConfig(vocab_languages=("de",), vocab_text=tmp_path / "own.txt")
+        StudentConfig(layers=(0,), vocab_languages=("de",), vocab_text=tmp_path / "own.txt")
 
 
 @pytest.mark.parametrize("init", ["layers", "static"])
