@@ -34,6 +34,7 @@ def plan_data(plan: Plan, memory_gb: float | None) -> dict[str, Any]:
         phases.append({"tokens": phase.tokens, "texts": phase.texts, "gb": gb, "peak_gb": phase.peak / 1e9, **fits})
     return {
         "parts": [dataclasses.asdict(part) for part in plan.parts],
+        "at_most": plan.at_most,
         "total": plan.total,
         "active": plan.active,
         "fp32_mb": sum(part.fp32_mb for part in plan.parts),
@@ -49,6 +50,8 @@ def plan_lines(data: dict[str, Any]) -> Iterator[str]:
     for part in data["parts"]:
         yield f"{part['part']:<14}{part['parameters']:>14,}{part['fp32_mb']:>10.1f}{part['int8_mb']:>10.1f}"
     yield f"{'total':<14}{data['total']:>14,}{data['fp32_mb']:>10.1f}{data['int8_mb']:>10.1f}"
+    if data["at_most"]:
+        yield "the token table at most: it is cut to the tokens that occur"
     yield f"{'active':<14}{data['active']:>14,}   (all but the token table)"
     for item in data["exits"]:
         yield f"{'  exit after ' + str(item['layers']):<14}{item['active']:>13,}   active"

@@ -32,6 +32,7 @@ from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
 from leafembed.stages import fingerprint, once
 from leafembed.teaching import CHECK_TEXTS, in_openvino, tokens_in_openvino
+from leafembed.text import normalise_lang
 from leafembed.types import Corpus, FloatArray, ModelRef
 from leafembed.unpacking import earlier_student
 
@@ -146,6 +147,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
         f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
         f"in {len(corpus.languages)} languages"
     )
+    _require_counted(recipe.student, corpus)
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
     check = [row.text for row in corpus.validation[:CHECK_TEXTS]]
@@ -240,6 +242,14 @@ def _with_negatives(
 
 def _vectors(teacher: CachedTeacher, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> FloatArray:
     return teacher.targets.store.take(positions[rows])
+
+
+def _require_counted(config: StudentConfig, corpus: Corpus) -> None:
+    """What the tokens are chosen by has to be there, before a teacher works for hours."""
+    if config.vocab_text is not None:
+        require(config.vocab_text.is_file(), "student.vocab_text", str(config.vocab_text), "a file of texts")
+    absent = [lang for lang in config.vocab_languages if normalise_lang(lang) not in corpus.languages]
+    require(not absent, "student.vocab_languages", absent, "languages of the corpus")
 
 
 def _require_prompts(recipe: Recipe, teacher: ModelRef) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ _CONFIG = "config.json"
 _FREE_OF_TEACHER = {"model", "revision", "engine", "precision", "batch_tokens", "shard_rows", "api_key_file"}
 """Settings of the teacher that may change between parts: places, of which the fingerprint says more, and arithmetic."""
 
-_FREE_OF_STUDENT = {"exits", "dims", "model", "vocab_languages", "vocab_text"}
-"""Settings of the student that may change: what is trained besides, a place, and what its tokens were chosen by."""
+_FREE_OF_STUDENT = {"exits", "dims", "model", "vocab_text"}
+"""Settings of the student that may change: what is trained besides, and places."""
 
 _EARLIER = ("steps", "texts", "tokens", "seconds", "where")
 
@@ -76,13 +77,17 @@ def _require_same(line: Line, before: Lineage) -> None:
         for key in sorted({*then, *now} - free):
             require(then.get(key) == now.get(key), f"{section}.{key} of train.start", then.get(key),
                     f"{now.get(key)!r}, as the recipe's")  # fmt: skip
-    listed = {_origin(source) for source in learned.corpus.sources}
-    unlisted = sorted(source["path"] for source in before.sources if _origin(source) not in listed)
+    unlisted = _unlisted(before.sources, learned.corpus.sources)
     require(not unlisted, "data.sources", "nothing of " + ", ".join(unlisted), "every source of train.start, by the "
             "same licence and origin")  # fmt: skip
     loose = sorted(task for task, content in learned.kept_out.items() if before.kept_out.get(task) != content)
     require(not loose, "eval", loose, "only tasks, with the same content, that train.start kept out of its text, as "
             f"its eval.dev, eval.test or eval.decontaminate: {sorted(before.kept_out)}")  # fmt: skip
+
+
+def _unlisted(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the sources before that are not among those now."""
+    return sorted(name for name, *_ in (Counter(map(_origin, before)) - Counter(map(_origin, now))).elements())
 
 
 def _origin(source: Mapping[str, Any]) -> tuple[Any, ...]:

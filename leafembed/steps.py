@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from leafembed.errors import Error, require
+from leafembed.errors import Error
 from leafembed.judge.evaluate import Candidate, evaluate
 from leafembed.judge.floors import BagOfWords, RandomEncoder
 from leafembed.judge.intervals import RESAMPLES
@@ -114,7 +114,7 @@ def build_floors(line: Line) -> dict[str, Candidate]:
         folder = line.folder / name.replace(" ", "-")
         body = fingerprint_folder(resolve(config.model, config.revision)) if _has_encoder(config, learned) else ""
         seed = recipe.seed if config.init == "random" else 0
-        about = {**dataclasses.asdict(config), "vocab_text": _content(config.vocab_text)}
+        about = {**dataclasses.asdict(config), "vocab_text": config.vocab_text and file_sha256(config.vocab_text)}
         key = fingerprint(about, body, learned.corpus.fingerprint, learned.targets_id, seed, made)
 
         def build(target: Path, config: StudentConfig = config) -> None:
@@ -130,17 +130,10 @@ def build_floors(line: Line) -> dict[str, Candidate]:
     return encoders
 
 
-def _content(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    require(path.is_file(), "student.vocab_text", str(path), "a file of texts")
-    return file_sha256(path)
-
-
 def _counted(config: StudentConfig, corpus: Corpus) -> Iterator[str]:
     """Texts that choose the tokens that are kept; read once at most, and never held."""
     if config.vocab_text is not None:
-        return stream_texts(config.vocab_text)
+        return (text for text in stream_texts(config.vocab_text) if text.strip())
     languages = {normalise_lang(lang) for lang in config.vocab_languages}
     return (row.text for row in corpus.train if not languages or row.lang in languages)
 

@@ -106,7 +106,11 @@ def tokens_in_openvino(
         return _compared_tokens(torch, TokenProgram(target, **how), texts[:CHECK_TEXTS], config.prompt_name)
 
     facts = once(folder, key, build)
-    say("its tokens: mean cosine to torch {mean:.5f}, least {least:.5f}, over {texts} texts".format(**facts))
+    say(
+        "its tokens: mean cosine to torch {mean:.5f}, least {least:.5f}; of {texts} texts {of_texts:.5f}".format(
+            **facts
+        )
+    )
     return name, TokenProgram(folder, **how)
 
 
@@ -146,14 +150,14 @@ def _compared_tokens(
         for (one, other), cosines in zip(zip(own(features), program(features), strict=True), found, strict=True):
             a, b = (one, other) if one.ndim == 2 else (one[read], other[read])
             cosines.append(np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
-    of_texts, of_tokens = map(np.concatenate, found)
-    _near(of_texts, len(texts))
-    return _near(of_tokens, len(texts), at_least=MIN_TOKEN_COSINE)
+    of_texts, of_tokens = (np.concatenate(cosines) for cosines in found)
+    near = {"of_texts": _near(of_texts, len(texts))["mean"]}
+    return near | _near(of_tokens, len(texts), at_least=MIN_TOKEN_COSINE)
 
 
 def _near(cosines: FloatArray, texts: int, at_least: float = MIN_COSINE) -> dict[str, Any]:
     mean = float(cosines.mean())
-    if mean < at_least:
+    if not mean >= at_least:  # NaN is not
         raise ModelError(
             f"teacher.engine: got a mean cosine of {mean:.4f} between OpenVINO and torch over {texts} texts, "
             f"expected at least {at_least}; set teacher.engine = 'torch'"

@@ -161,6 +161,6 @@ def _settings(recipe: Recipe, teacher: str | None) -> dict[str, Any]:
         f"{section}.{key}": value
         for section in ("student", "train")
         for key, value in plain[section].items()
-        if f"{section}.{key}" not in ("student.model", "train.start")
+        if f"{section}.{key}" not in ("student.model", "student.vocab_text", "train.start")
     }
     return {**found, "teacher": teacher, "licence": recipe.teacher.licence, "seed": recipe.seed}

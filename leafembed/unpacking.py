@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leafembed.errors import BundleError, Error, RecipeError
+from leafembed.learn.factors import read_factors
 from leafembed.learn.vocabulary import REPORT
 from leafembed.lineage import LINEAGE_FILES, carry_lineage
 from leafembed.progress import say
@@ -21,7 +22,8 @@ __all__ = ["earlier_student", "pack_source"]
 def pack_source(student: Path, folder: Path) -> None:
     """Add to a bundle that is being put together what :func:`earlier_student` makes a student of it with."""
     carry_lineage(student, folder)
-    if not write_rest(student, folder):
+    factorised = read_factors(student) is not None  # the graph holds the factors, training wants their product
+    if factorised or not write_rest(student, folder):
         say("training cannot go on from this bundle: its graph does not hold the student's matrices; keep the run")
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 
 from leafembed.errors import CacheError, NonFiniteError
+from leafembed.learn import shards
 from leafembed.learn.cache import VectorStore
 
 DIM = 8
@@ -177,3 +180,20 @@ def test_the_index_is_compact(tmp_path):
     again = VectorStore(tmp_path, 1)
     assert again._keys.nbytes + again._where.nbytes == 24 * 50_000  # 48 MB for 2 million vectors
     assert not again._recent
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_what_was_there(store, monkeypatch):
+    before = sorted(store.folder.iterdir())
+    save = np.save
+
+    def full(file, array, **options):
+        save(file, array, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards.np, "save", full)
+    with pytest.raises(CacheError, match=r"No space left.*expected room for a shard; .*cache_dir"):
+        store.append(keys("x"), unit(1))
+    assert sorted(store.folder.iterdir()) == before
+    monkeypatch.undo()
+    store.append(keys("x"), unit(1))
+    assert len(VectorStore(store.folder, DIM)) == len(store)

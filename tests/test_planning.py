@@ -28,7 +28,8 @@ def output(capsys, *args):
 
 def test_the_plan_for_machines_holds_parts_exits_and_memory(recipe, capsys):
     data = json.loads(output(capsys, "plan", recipe, "--json"))
-    assert list(data) == ["parts", "total", "active", "fp32_mb", "int8_mb", "exits", "training_memory"]
+    assert list(data) == ["parts", "at_most", "total", "active", "fp32_mb", "int8_mb", "exits", "training_memory"]
+    assert not data["at_most"]
     assert data["total"] == sum(part["parameters"] for part in data["parts"])
     assert [item["layers"] for item in data["exits"]] == [1, 2, 3]
     assert data["exits"][-1]["active"] == data["active"]
@@ -75,3 +76,11 @@ def test_layers_are_ranked_on_the_corpus(recipe, capsys):
 def test_more_layers_than_the_teacher_has_are_an_error(recipe, capsys):
     assert main(["plan", recipe, "--layers", "7"]) == 1
     assert "--layers: got 7, the teacher has 6 layers" in capsys.readouterr().err
+
+
+def test_a_table_that_is_cut_to_what_occurs_is_priced_at_most(recipe, capsys):
+    for change in ("student.vocab_languages=['en']", "student.vocab_text=own.txt"):
+        assert "the token table at most: it is cut" in output(capsys, "plan", recipe, "--set", change)
+        assert "at most: it is cut" not in output(
+            capsys, "plan", recipe, "--set", change, "--set", "student.vocab_size=99"
+        )

@@ -25,6 +25,7 @@ from leafembed.ship.bundle import seal
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
 from leafembed.ship.weights import REST, unpack_student, write_rest
+from leafembed.starting import _unlisted
 from leafembed.text import read_rows
 from leafembed.types import ModelRef
 from leafembed.unpacking import earlier_student
@@ -94,6 +95,14 @@ def test_what_the_card_could_not_account_for_is_refused(first, tmp_path, section
     plain, folder = first
     with pytest.raises(RecipeError, match=message):
         train(after(plain, folder, **sections), tmp_path / "run")
+
+
+def test_two_sources_of_one_name_are_two():
+    one, other = ({"path": f"{lang}/train.jsonl", "licence": "CC0", "origin": "x"} for lang in ("en", "de"))
+    assert _unlisted([one, other], [other, one]) == []
+    assert _unlisted([one, other], [one]) == ["train.jsonl"]
+    assert _unlisted([one], [{**one, "path": "/elsewhere/train.jsonl"}]) == []
+    assert _unlisted([one], [{**one, "licence": "MIT"}]) == ["train.jsonl"]
 
 
 def test_a_source_that_the_recipe_does_not_list_is_refused(first, tmp_path):

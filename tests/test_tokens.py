@@ -207,7 +207,7 @@ def test_another_engine_is_compared_by_texts_and_by_tokens(teacher):
     encoder, texts = teacher.torch, toy_texts(6)
     own = in_torch(encoder)
     facts = _compared_tokens(encoder, own, texts, "STS")
-    assert facts == {"mean": pytest.approx(1), "least": pytest.approx(1), "texts": 6}
+    assert facts == {"mean": pytest.approx(1), "least": pytest.approx(1), "of_texts": pytest.approx(1), "texts": 6}
     for other in (lambda f: (-own(f)[0], own(f)[1]), lambda f: (own(f)[0], np.roll(own(f)[1], 1, axis=1))):
         with pytest.raises(ModelError, match="expected at least"):
             _compared_tokens(encoder, other, texts, "STS")

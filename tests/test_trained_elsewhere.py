@@ -15,6 +15,7 @@ from leafembed.pipeline import run, train
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.ship.plots import CURVES
 from leafembed.stages import MARKER
+from leafembed.training import _settings
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,11 @@ def test_negatives_cannot_be_mined_without_the_vectors(plain, trained, tmp_path)
     data = plain["data"] | {"mine_negatives": 1}
     with pytest.raises(RecipeError, match=r"data\.mine_negatives: got 1, expected 0"):
         run(recipe_from_dict(plain | {"data": data}), tmp_path / "run", trained=trained)
+
+
+def test_where_the_text_lies_that_chose_the_tokens_does_not_matter(plain):
+    found = [
+        _settings(recipe_from_dict(plain | {"student": plain["student"] | {"vocab_text": path}}), "f")
+        for path in ("/here/own.txt", "/there/own.txt")
+    ]
+    assert found[0] == found[1]

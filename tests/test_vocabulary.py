@@ -425,7 +425,9 @@ def test_tokens_are_counted_in_the_languages_or_the_file_that_the_recipe_names(t
     assert german["all"] < german["german"] == german["occurs"] == 61
     assert "▁en7" not in kept["occurs"] | kept["own"]
     assert {"▁de1", "▁de2", "▁de3"} < kept["own"] < kept["occurs"]
-    for student, message in (({"vocab_languages": ["fr"]}, "no text to count tokens in"),
+    (tmp_path / "blank.txt").write_text("\n  \n", encoding="utf-8")
+    for student, message in (({"vocab_languages": ["de", "jap"]}, r"student\.vocab_languages: got \['jap'\]"),
+                             ({"vocab_text": str(tmp_path / "blank.txt")}, r"student\.vocab_text: got no text"),
                              ({"vocab_text": "nowhere.txt"}, r"student\.vocab_text: got .*nowhere\.txt")):  # fmt: skip
         recipe = recipe_from_dict(plain | {"student": plain["student"] | student})
         with pytest.raises(RecipeError, match=message):

@@ -5,11 +5,13 @@
 The list is a TOML file: ``recipe`` (relative to it), ``set`` (the scale, for all runs) and ``[[change]]`` tables of
 ``name`` and ``set``. Nothing is judged or quantised; what counts is the dev score after an equal number of text visits,
 beside that before the first step: training can make a model worse. An interrupted call goes on where it stopped, and
-what results.json already says of the same changes at the same scale is kept, so that a list may grow elsewhere.
+what results.json already says of the same changes to the same recipe at the same scale is kept, so that a list may grow
+elsewhere.
 Writes results.json, README.md and plot.png.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import subprocess
@@ -22,6 +24,9 @@ from typing import Any
 from leafembed.progress import say
 from leafembed.ship.machine import machine_facts
 from leafembed.ship.markdown import fixed, table
+
+PLACES = ("teacher.model", "teacher.engine", "teacher.batch_tokens", "data.root", "eval.data", "cache_dir")
+"""Keys of a recipe that say where and by what arithmetic, and do not change what is measured."""
 
 _NAME_WIDTH = 42
 """Characters of a line of a change's name in the plot."""
@@ -39,13 +44,17 @@ def main() -> None:
     recipe = args.plan.parent / plan["recipe"]
     runs = args.runs or Path("runs") / args.plan.stem
     overrides = [*plan["set"], *args.set]
-    earlier, results = known(args.out, plan), []
+    plan["besides"] = [setting for setting in args.set if setting.partition("=")[0] not in PLACES]
+    plan["sha256"] = hashlib.sha256(recipe.read_bytes()).hexdigest()
+    results = known(args.out, plan)
     for number, change in enumerate(plan["change"]):
         overrides += change["set"]
-        say(f"{number + 1} of {len(plan['change'])}: {change['name']}")
-        found = earlier[number] if number < len(earlier) else train(recipe, runs / f"{number}", overrides)
-        results.append({**found, "name": change["name"], "set": change["set"]})
-        write(args.out, plan, results)
+        if number >= len(results):
+            say(f"{number + 1} of {len(plan['change'])}: {change['name']}")
+            found = train(recipe, runs / f"{number}", overrides)
+            results.append({**found, "name": change["name"], "set": change["set"]})
+            write(args.out, plan, results)
+    write(args.out, plan, results)
 
 
 def known(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -54,10 +63,11 @@ def known(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
         before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    if any(before["plan"][key] != plan[key] for key in ("recipe", "set")):
+    if any(before["plan"].get(key) != plan[key] for key in ("recipe", "sha256", "set", "besides")):
         return []
     pairs = zip(before["results"], plan["change"], strict=False)
-    return [result for result, _ in itertools.takewhile(lambda pair: pair[0]["set"] == pair[1]["set"], pairs)]
+    same = itertools.takewhile(lambda pair: pair[0]["set"] == pair[1]["set"], pairs)
+    return [{**result, "name": change["name"]} for result, change in same]
 
 
 def train(recipe: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -89,7 +99,9 @@ def write(folder: Path, plan: dict[str, Any], results: list[dict[str, Any]]) -> 
     """Write results.json, the table and the plot of what is there so far."""
     folder.mkdir(parents=True, exist_ok=True)
     data = {"plan": plan, "results": results}
-    (folder / "results.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial = folder / ".results.json.partial"
+    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(folder / "results.json")
     tasks = [name for name in results[0]["dev"] if name != "mean"]
     rows = [
         [

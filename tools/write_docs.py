@@ -70,10 +70,8 @@ def with_changes(page: str) -> str:
         ])  # fmt: skip
     heads = ["no.", "change, on top of those above", "before", "after", "STS", "STS across languages", "static table"]
     runs = [f"{result['machine']['cpu']}, {result['machine']['cores']} cores" for result in measured["results"]]
-    machines = [
-        f"no. {runs.index(cpu)} to {len(runs) - 1 - runs[::-1].index(cpu)} on {cpu}"
-        for cpu in sorted({*runs}, key=runs.index)
-    ]
+    places = {cpu: [str(i) for i, other in enumerate(runs) if other == cpu] for cpu in runs}
+    machines = [f"no. {', '.join(numbers)} on {cpu}" for cpu, numbers in places.items()]
     how = (
         f"Dev scores, the mean of STS in five languages and across them, before training and after "
         f"{measured['results'][0]['steps']} steps of 96 texts, one seed each; {', '.join(machines)}. "

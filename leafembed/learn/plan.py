@@ -67,11 +67,13 @@ class Plan:
         parts: By part, in order.
         exits: The student's early exits and, last, all of its layers; empty without exits.
         memory: What training takes, by phase of the length curriculum.
+        at_most: Whether the token table is an upper bound: it is cut to what occurs in a text.
     """
 
     parts: tuple[Part, ...]
     exits: tuple[Exit, ...]
     memory: tuple[Memory, ...]
+    at_most: bool = False
 
     @property
     def total(self) -> int:
@@ -119,7 +121,9 @@ def plan(recipe: Recipe) -> Plan:
         exits=len(recipe.student.exits),
     )
     parts = _price(_factored(shapes, recipe.student.table_rank), recipe.student.table_bits)
-    return Plan(tuple(parts), _exits(recipe.student, config, body, parts), tuple(memory))
+    counted = bool(recipe.student.vocab_languages or recipe.student.vocab_text)
+    at_most = counted and recipe.student.vocab_size is None
+    return Plan(tuple(parts), _exits(recipe.student, config, body, parts), tuple(memory), at_most)
 
 
 def _teacher(teacher: TeacherConfig) -> tuple[Any | None, list[_Head], int]:

@@ -119,10 +119,13 @@ def write_shard(
     Raises:
         CacheError: If the disk does not take it; what was finished before stays good.
     """
+    name = f"{number:06d}-{uuid.uuid4().hex[:8]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _written(folder / f"{number:06d}-{uuid.uuid4().hex[:8]}", arrays, keys, facts, hashed)
+        return _written(folder / name, arrays, keys, facts, hashed)
     except OSError as error:
+        for part in folder.glob(f"{name}.*"):
+            part.unlink(missing_ok=True)
         raise CacheError(
             f"{folder}: got {error}, expected room for a shard; make some, or set cache_dir: what is there stays good"
         ) from error

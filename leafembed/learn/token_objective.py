@@ -51,7 +51,7 @@ class TokenObjective:
         self.head = TokenHead(model)
         self.targets = targets
         lengths: list[float] = []
-        theirs: list[Tensor] = []
+        n, total_D, squares = 0, torch.zeros(targets.store.dim, dtype=torch.float64), 0.0
         training = model.training
         model.eval()
         with torch.no_grad():
@@ -59,16 +59,15 @@ class TokenObjective:
                 states_TH, ends = _read(model, text, prompt)
                 if (ends > 0).any():
                     lengths.append(self.head(states_TH[torch.from_numpy(ends > 0)].mean(dim=0)).norm().item())
-                theirs.append(self._theirs(*self._found(ends[np.newaxis], np.array([number]))))
+                theirs_SD = self._theirs(*self._found(ends[np.newaxis], np.array([number]))).double()
+                n, total_D = n + len(theirs_SD), total_D + theirs_SD.sum(dim=0)
+                squares += theirs_SD.square().sum().item()
         model.train(training)
         self.unit = float(np.mean(lengths)) if lengths else 0.0
         if not np.isfinite(self.unit) or self.unit == 0:
             raise NonFiniteError(f"train.token_distillation: the untrained student's texts have length {self.unit}")
-        every_SD = torch.cat([torch.empty(0, targets.store.dim), *theirs])
-        self.variance = (
-            float((every_SD - every_SD.mean(dim=0)).square().sum(dim=1).mean()) if len(every_SD) > 1 else 0.0
-        )
-        if self.variance == 0:
+        self.variance = squares / n - (total_D / n).square().sum().item() if n > 1 else 0.0
+        if self.variance < 1e-9:
             raise RecipeError("train.token_distillation: got no two stretches of text that both models cut out and "
                               "that differ; set it to 0")  # fmt: skip
 

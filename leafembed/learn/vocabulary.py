@@ -67,7 +67,7 @@ def prune_student(
         say(f"student.vocab_size is {size:,} and the tokenizer has {total:,} tokens: nothing to prune")
     counts, counted = count_tokens(before, texts)
     if not counted:
-        raise RecipeError("student.vocab_languages: got no text to count tokens in, expected languages of the corpus")
+        raise RecipeError("student.vocab_text: got no text in it to count tokens of, expected some")
     names = [] if static else first.tokenizer.all_special_tokens
     roles = {i for i in map(before.token_to_id, names) if i is not None}
     prompts = {i for encoding in _encoded(before, student.prompts.values()) for i in encoding.ids}

@@ -42,8 +42,8 @@ _SHARED = ("tokenizer.json", "tokenizer_config.json", "config.json", PROMPTS)
 _OF_MODULES = ("modules.json", "sentence_bert_config.json")
 """Files beside them that say what the student is made of."""
 
-_MOST_BYTES = 4_000_000
-"""Of matrices that are not in the graph, such as BERT's pooler: with more a student is not worth its place."""
+_MOST_BYTES = 8_000_000
+"""Of matrices that are not in the graph: room for a BERT's pooler, and not for a token table."""
 
 
 def mark_matrices(graph: Any, model: SentenceTransformer) -> None:
