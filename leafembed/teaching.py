@@ -130,7 +130,7 @@ def _compared(torch: TorchEncoder, engine: BundleEncoder, texts: Sequence[str], 
         ModelError: If their mean is below ``MIN_COSINE``.
     """
     cosines = np.sum(torch.encode(texts, prompt_name=prompt) * engine.encode(texts, prompt_name=prompt), axis=1)
-    return _near(cosines, len(texts))
+    return _near(cosines, len(texts), MIN_COSINE)
 
 
 def _compared_tokens(
@@ -151,11 +151,11 @@ def _compared_tokens(
             a, b = (one, other) if one.ndim == 2 else (one[read], other[read])
             cosines.append(np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
     of_texts, of_tokens = (np.concatenate(cosines) for cosines in found)
-    near = {"of_texts": _near(of_texts, len(texts))["mean"]}
-    return near | _near(of_tokens, len(texts), at_least=MIN_TOKEN_COSINE)
+    near = {"of_texts": _near(of_texts, len(texts), MIN_COSINE)["mean"]}
+    return near | _near(of_tokens, len(texts), MIN_TOKEN_COSINE)
 
 
-def _near(cosines: FloatArray, texts: int, at_least: float = MIN_COSINE) -> dict[str, Any]:
+def _near(cosines: FloatArray, texts: int, at_least: float) -> dict[str, Any]:
     mean = float(cosines.mean())
     if not mean >= at_least:  # NaN is not
         raise ModelError(
