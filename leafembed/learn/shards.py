@@ -119,36 +119,28 @@ def write_shard(
     Raises:
         CacheError: If the disk does not take it; what was finished before stays good.
     """
-    name = f"{number:06d}-{uuid.uuid4().hex[:8]}"
+    name = folder / f"{number:06d}-{uuid.uuid4().hex[:8]}"
+    marker = Path(f"{name}.json")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _written(folder / name, arrays, keys, facts, hashed)
+        for suffix, array in arrays.items():
+            with Path(f"{name}{suffix}").open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                os.fsync(file.fileno())
+        with Path(f"{name}.keys").open("wb") as file:
+            file.write(b"".join(map(padded, keys)))
+            os.fsync(file.fileno())
+        digest = _digest([Path(f"{name}{suffix}") for suffix in hashed])
+        temporary = Path(f"{name}.tmp")
+        temporary.write_text(json.dumps({**facts, "sha256": digest}), encoding="utf-8")
+        temporary.replace(marker)
     except OSError as error:
-        for part in folder.glob(f"{name}.*"):
+        for part in folder.glob(f"{name.name}.*"):
             part.unlink(missing_ok=True)
         raise CacheError(
             f"{folder}: got {error}, expected room for a shard; make some, or set cache_dir: what is there stays good"
         ) from error
-
-
-def _written(
-    name: Path,
-    arrays: Mapping[str, NDArray[Any]],
-    keys: Sequence[bytes],
-    facts: Mapping[str, Any],
-    hashed: Sequence[str],
-) -> Path:
-    for suffix, array in arrays.items():
-        with Path(f"{name}{suffix}").open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            os.fsync(file.fileno())
-    with Path(f"{name}.keys").open("wb") as file:
-        file.write(b"".join(map(padded, keys)))
-        os.fsync(file.fileno())
-    digest = _digest([Path(f"{name}{suffix}") for suffix in hashed])
-    temporary = Path(f"{name}.tmp")
-    temporary.write_text(json.dumps({**facts, "sha256": digest}), encoding="utf-8")
-    return temporary.replace(f"{name}.json")
+    return marker
 
 
 def padded(key: bytes) -> bytes:

@@ -7,7 +7,7 @@ once and the time left is never underestimated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Arithmetic", "CachedTeacher", "TorchEncoder", "load_teacher"]
+__all__ = ["Arithmetic", "CachedTeacher", "TorchEncoder", "by_prompt", "load_teacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +206,8 @@ class CachedTeacher(CachedEncoder):
         if len(todo):
             with progress("teacher vectors", len(needed), "texts", done=len(needed) - len(todo)) as advance:
                 for chunk in np.split(todo, range(_CHUNK_ROWS, len(todo), _CHUNK_ROWS)):
-                    which = np.searchsorted(starts, chunk, side="right") - 1
-                    places = zip(which.tolist(), (chunk - starts[which]).tolist(), strict=True)
-                    self._embed_chunk([parts[part][i] for part, i in places], advance)
+                    for name, rows in by_prompt(parts, chunk).items():
+                        self.targets.compute([row.text for row in rows], [*map(self.key, rows)], name, advance)
         return store.positions(keys[learned])
 
     def _copy(self, keys: NDArray[np.bytes_]) -> None:
@@ -221,17 +220,20 @@ class CachedTeacher(CachedEncoder):
                 found = self.store.take(places[start : start + self.shard_rows][there])
                 self.targets.store.append(chosen, found)
 
-    def _embed_chunk(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
-        groups: dict[str | None, list[Row]] = {}
-        for row in rows:
-            groups.setdefault(row.prompt_name, []).append(row)
-        for prompt_name, group in groups.items():
-            keys = [self.key(row) for row in group]
-            self.targets.compute([row.text for row in group], keys, prompt_name, advance)
-
     def key(self, row: Row) -> bytes:
         """Where the store finds the vector of a row's own text."""
         return VectorStore.key(row.text, self.ref.prompts.get(row.prompt_name or "", ""))
+
+
+def by_prompt(parts: Sequence[Sequence[Row]], numbers: NDArray[np.int64]) -> dict[str | None, list[Row]]:
+    """Rows of the given numbers, which run over all parts, by the prompt that they are embedded with."""
+    starts = np.cumsum([0, *map(len, parts)])
+    which = np.searchsorted(starts, numbers, side="right") - 1
+    groups: dict[str | None, list[Row]] = {}
+    for part, i in zip(which.tolist(), (numbers - starts[which]).tolist(), strict=True):
+        row = parts[part][i]
+        groups.setdefault(row.prompt_name, []).append(row)
+    return groups
 
 
 def load_teacher(config: TeacherConfig, cache_dir: Path) -> tuple[CachedTeacher, Path | None]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from leafembed.errors import NonFiniteError, RecipeError
 from leafembed.learn.shards import KEY
-from leafembed.learn.teacher import CachedTeacher, TorchEncoder
+from leafembed.learn.teacher import CachedTeacher, TorchEncoder, by_prompt
 from leafembed.learn.token_store import TokenStore
 from leafembed.learn.tokens import TokenHead, token_ends
 from leafembed.progress import progress
@@ -64,20 +64,10 @@ def embed_tokens(
     if len(todo):
         with progress("token vectors of the teacher", len(needed), "texts", done=len(needed) - len(todo)) as advance:
             for chunk in np.split(todo, range(_CHUNK_ROWS, len(todo), _CHUNK_ROWS)):
-                which = np.searchsorted(starts, chunk, side="right") - 1
-                places = zip(which.tolist(), (chunk - starts[which]).tolist(), strict=True)
-                rows_of = [parts[part][i] for part, i in places]
-                for name, group in _by_prompt(rows_of).items():
+                for name, group in by_prompt(parts, chunk).items():
                     names = [teacher.key(row) for row in group]
                     _keep(teacher, store, names, _batches(torch, compute, [row.text for row in group], name), advance)
     return store, np.where(own, store.find(keys.tolist()), -1)
-
-
-def _by_prompt(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
-    groups: dict[str | None, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.prompt_name, []).append(row)
-    return groups
 
 
 def _keep(
