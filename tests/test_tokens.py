@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,150 +8,23 @@ import torch
 from families import bert, gemma, gemma_headless, toy_recipe, toy_texts
 from test_train import go
 
-from leafembed.errors import CacheError, ModelError, NonFiniteError, RecipeError
-from leafembed.learn import shards, token_pass, token_store
+from leafembed.errors import ModelError, NonFiniteError, RecipeError
+from leafembed.learn import token_pass
 from leafembed.learn.losses import token_distillation
 from leafembed.learn.models import load_sentence_transformer
-from leafembed.learn.stretches import mean_by, stretches
+from leafembed.learn.stretches import stretches
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.teacher import load_teacher
 from leafembed.learn.token_objective import TokenObjective
 from leafembed.learn.token_pass import embed_tokens, in_torch
-from leafembed.learn.token_store import TokenStore, TokenTargets, TokenVectors
+from leafembed.learn.token_store import TokenStore, TokenTargets
 from leafembed.learn.tokens import TokenHead, token_ends
 from leafembed.pipeline import run
 from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.recipe_learn import StudentConfig, TeacherConfig, TrainConfig
-from leafembed.stages import file_sha256
 from leafembed.teaching import _compared_tokens
 from leafembed.types import Corpus, Row
-
-KEYS = (b"a" * 16, b"b" * 15 + b"\0", b"c" * 16)
-
-
-def tokens(ends, texts, dim=2):
-    return TokenVectors(np.zeros((len(ends), dim), np.float32), np.array(ends), np.array(texts))
-
-
-def test_a_word_that_one_side_cuts_is_one_stretch():
-    # "harps go": the student reads har|ps| go, the teacher harps| g|o, and both have padding or special tokens.
-    found = stretches(np.array([[0, 3, 5, 8, 0]]), tokens([5, 7, 8], [0, 0, 0]))
-    assert found.n == 2
-    assert found.places.tolist() == [1, 2, 3]
-    assert found.student.tolist() == [0, 0, 1]
-    assert found.teacher.tolist() == [0, 1, 1]
-
-
-def test_texts_do_not_mix_and_what_follows_the_last_common_cut_belongs_to_none():
-    # The first text is cut shorter for the student, the second is not compared, the third ends alike.
-    found = stretches(np.array([[2, 4], [3, 6], [1, 9]]), tokens([2, 4, 7, 1, 5, 9], [0, 0, 0, 2, 2, 2]))
-    assert found.n == 4
-    assert found.places.tolist() == [0, 1, 4, 5]
-    assert found.teacher.tolist() == [0, 1, -1, 2, 3, 3]
-    assert stretches(np.array([[0, 3]]), tokens([4], [0])).n == 0
-    assert stretches(np.array([[0, 3]]), tokens([], [])).n == 0
-
-
-def test_means_and_distance_by_hand():
-    means = mean_by(torch.tensor([[1.0, 0.0], [3.0, 2.0], [0.0, 5.0]]), np.array([0, 0, 1]), 2)
-    assert means.tolist() == [[2.0, 1.0], [0.0, 5.0]]
-    teacher = torch.tensor([[2.0, 3.0], [0.0, 5.0]])
-    assert token_distillation(means, teacher, variance=4.0).item() == pytest.approx((4 + 0) / 2 / 4)
-    assert token_distillation(teacher, teacher, variance=4.0).item() == 0
-
-
-def filled(folder: Path) -> TokenStore:
-    store = TokenStore(folder, 2)
-    vectors = [np.array([[3, 4]], np.float16), np.array([[0, 20], [0, 10]], np.float16)]
-    store.append(KEYS[:2], vectors, [np.array([4]), np.array([2, 6])])
-    return store
-
-
-def test_the_store_keeps_tokens_across_processes(tmp_path):
-    filled(tmp_path)
-    store = TokenStore(tmp_path, 2)
-    assert store.find(KEYS).tolist() == [0, 1, -1]
-    found = store.take(np.array([1, 0]))
-    np.testing.assert_array_equal(found.vectors, np.array([[0, 20], [0, 10], [3, 4]]))
-    assert found.vectors.dtype == np.float32
-    assert found.ends.tolist() == [2, 6, 4]
-    assert found.texts.tolist() == [0, 0, 1]
-
-
-def test_rows_get_their_tokens_in_units_of_their_own_texts(tmp_path):
-    store = filled(tmp_path)
-    targets = TokenTargets(store, np.array([-1, 1, 0]))
-    every, scale = np.array([[3.0, 4.0], [0.0, 20.0], [0.0, 10.0]]), (5 + 15) / 2  # lengths of the texts' means
-    assert targets.scale == pytest.approx(scale)
-    rows = targets(np.array([0, 2, 0, 1]))
-    assert rows.texts.tolist() == [1, 3, 3]
-    np.testing.assert_allclose(rows.vectors, every / scale)
-    # Whatever else is stored, and in whatever order.
-    store.append([b"d" * 16], [np.full((3, 2), 900, np.float16)], [np.array([1, 2, 3])])
-    assert TokenTargets(store, np.array([-1, 1, 0])).scale == targets.scale
-    assert TokenTargets(store, np.array([0, -1])).scale == 5
-
-
-def test_a_text_without_tokens_has_none_and_texts_without_any_are_refused(tmp_path):
-    store = filled(tmp_path)
-    store.append([KEYS[2]], [np.empty((0, 2), np.float16)], [np.empty(0, np.int64)])
-    targets = TokenTargets(store, np.array([2, 0]))
-    assert targets.scale == 5
-    assert targets(np.array([0, 1])).texts.tolist() == [1]
-    for places in ([2], [-1], []):
-        with pytest.raises(ModelError, match="no text with tokens"):
-            TokenTargets(store, np.array(places, dtype=np.int64))
-
-
-def test_texts_of_many_shards_are_read_with_few_open_and_checked_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_store, "OPEN_SHARDS", 4)
-    hashed = []
-    monkeypatch.setattr(shards, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path))
-    store = TokenStore(tmp_path, 1)
-    for i in range(5):
-        store.append([bytes([i]) * 16], [np.full((i + 1, 1), i, np.float16)], [np.arange(1, i + 2)])
-    written = len(hashed)
-    for _ in range(3):
-        found = store.take(np.array([4, 0, 3, 0, 1]))
-        assert found.texts.tolist() == [0] * 5 + [1] + [2] * 4 + [3] + [4] * 2
-        assert found.vectors[:, 0].tolist() == [4] * 5 + [0] + [3] * 4 + [0] + [1] * 2
-    assert store._mapped.cache_info().currsize == 2
-    assert len(hashed) == written + 4 * 4  # files of the four shards that were read
-
-
-def test_a_shard_without_its_marker_never_happened(tmp_path):
-    filled(tmp_path)
-    next(tmp_path.glob("*.json")).unlink()
-    assert len(TokenStore(tmp_path, 2)) == 0
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".ends.npy", ".counts.npy", ".keys"])
-def test_altered_bytes_are_refused(tmp_path, suffix):
-    store = filled(tmp_path)
-    path = next(path for path in tmp_path.iterdir() if path.name.split(".", 1)[1] == suffix.removeprefix("."))
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(CacheError, match=r"(changed since they were written|damaged shard of token vectors).*; delete"):
-        TokenStore(tmp_path, 2).take(np.array([0]))
-    with pytest.raises(CacheError, match="delete"):  # damaged while it was open
-        store.take(np.array([0]))
-
-
-def test_shards_of_another_size_are_refused(tmp_path):
-    filled(tmp_path)
-    with pytest.raises(CacheError, match="expected"):
-        TokenStore(tmp_path, 3)
-    marker = next(tmp_path.glob("*.json"))
-    marker.write_text(json.dumps({"texts": 2}))
-    with pytest.raises(CacheError, match="damaged"):
-        TokenStore(tmp_path, 2)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_not_stored(tmp_path, value):
-    with pytest.raises(NonFiniteError, match="expected finite"):
-        TokenStore(tmp_path, 1).append(KEYS[:1], [np.array([[value]], np.float16)], [np.array([1])])
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
