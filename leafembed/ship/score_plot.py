@@ -73,7 +73,8 @@ def plot_scores(series: Sequence[Series], report: EvalReport, path: Path) -> Non
     for axes, kind in zip(panels, kinds, strict=True):
         for place, one in enumerate(series):
             _draw(axes, one, place, len(series), rows[kind], kind)
-        _style(axes, kind, rows[kind], most)
+        langs, drawn = len({result.lang for result in report.results if result.type == kind}), len(rows[kind]) - 1
+        _style(axes, kind if drawn < 1 or drawn == langs else f"{kind}, {drawn} of {langs} languages", rows[kind], most)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(3, len(series)), frameon=False, fontsize=9)
     figure.savefig(path, metadata={"Software": None})
