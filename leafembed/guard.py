@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leafembed.errors import Error, StoppedError
-from leafembed.learn.alarms import BELOW_FLOOR, check_languages
-from leafembed.prepare import Material
+from leafembed.learn.alarms import BELOW_FLOOR
+from leafembed.prepare import Material, language_alarms
 from leafembed.progress import say
 from leafembed.recipe import Recipe
 from leafembed.record import manifest
 from leafembed.reports import Check, EvalReport, GateResult
 from leafembed.ship.bundle import write_refusal
-from leafembed.text import normalise_lang
 
 if TYPE_CHECKING:
     from leafembed.learn.watch import Watched
@@ -46,15 +45,15 @@ def watched(recipe: Recipe, learned: Material, floor: float) -> Watched:
     for task in learned.dev:  # they may score languages that the text lacks
         for part in task.parts:
             by_language.setdefault(part.lang, []).extend(part.texts)
-    known = check_languages(corpus.languages, declared=_declared(recipe, learned),
-                            dev={part.lang for task in learned.dev for part in task.parts})  # fmt: skip
+    numbers = len(corpus.train) + np.array([rows[text] for text in chosen])
     return Watched(
         texts=chosen,
-        vectors=learned.targets(len(corpus.train) + np.array([rows[text] for text in chosen])),
+        rows=numbers.tolist(),
+        vectors=learned.targets(numbers),
         by_language={lang: some[:LANGUAGE_TEXTS] for lang, some in by_language.items() if lang != "all"},
         floor=floor,
         init=recipe.student.init,
-        known=known,
+        known=language_alarms(recipe, corpus, learned.dev, learned.test),
     )
 
 
@@ -86,11 +85,6 @@ def set_aside(bundle: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         bundle.rename(aside)
         say(f"{bundle} was made from an earlier recipe: moved to {aside}")
-
-
-def _declared(recipe: Recipe, learned: Material) -> set[str]:
-    named = {normalise_lang(lang) for lang in (*recipe.gate.languages, *recipe.eval.languages)}
-    return named | {part.lang for task in (*learned.dev, *learned.test) for part in task.parts}
 
 
 def remove_run(run_dir: Path, recipe: Path) -> None:

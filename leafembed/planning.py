@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from leafembed.errors import RecipeError
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["CAVEAT", "RANKING_TEXTS", "plan_data", "plan_lines", "rank", "ranking_lines"]
 
 RANKING_TEXTS = 256
-"""Texts of the corpus that layers are ranked on."""
+"""Texts that layers are ranked on."""
+
+_LOOKED_AT = 4_096
+"""Texts of all sources together that they are taken from, evenly by length."""
 
 CAVEAT = (
     "This is what stays near the teacher untrained, not what trains best: in docs/method.md the first layers unbroken "
@@ -41,6 +46,7 @@ def plan_data(plan: Plan, memory_gb: float | None) -> dict[str, Any]:
         "int8_mb": sum(part.int8_mb for part in plan.parts),
         "exits": [dataclasses.asdict(item) for item in plan.exits],
         "training_memory": phases,
+        "token_bytes": plan.token_bytes,
     }
 
 
@@ -63,25 +69,24 @@ def plan_lines(data: dict[str, Any]) -> Iterator[str]:
         cells = "".join(f"{phase['gb'][name]:>13.2f}" for name in names)
         verdict = {True: "   fits", False: "   DOES NOT FIT"}.get(phase.get("fits"), "")
         yield f"{phase['tokens']:>6} x {phase['texts']:<7}{cells}{phase['peak_gb']:>13.2f}{verdict}"
+    if data["token_bytes"]:
+        yield ""
+        yield f"the teacher's vectors of tokens: {data['token_bytes'] / 1e3:.2f} GB on the disk for a million tokens"
 
 
 def rank(recipe: Recipe, keep: int | None) -> Ranking:
-    """Rank the layers of the recipe's teacher on texts of its corpus and suggest ``keep`` of them.
+    """Rank the layers of the recipe's teacher on texts of its sources and suggest ``keep`` of them.
 
     Args:
         recipe: Names teacher, corpus and prompt.
         keep: Layers to suggest; ``None``: as many as the recipe keeps, or 6.
     """
-    from leafembed.learn.data import prepare_corpus
     from leafembed.learn.layers import rank_layers
     from leafembed.learn.observe import evenly
     from leafembed.learn.teacher import load_teacher
     from leafembed.progress import progress
 
-    folder = recipe.cache_dir / "corpora"
-    corpus = prepare_corpus(recipe.data, folder, seed=recipe.seed, prompt_name=recipe.teacher.prompt_name)
-    step = max(1, len(corpus.train) // RANKING_TEXTS)
-    texts = evenly([row.text for row in corpus.train[::step]], RANKING_TEXTS)
+    texts = evenly(_first_texts(recipe), RANKING_TEXTS)
     teacher, _ = load_teacher(recipe.teacher, recipe.cache_dir)
     encoder = teacher.torch
     if encoder is None:
@@ -90,6 +95,27 @@ def rank(recipe: Recipe, keep: int | None) -> Ranking:
     total = int(encoder.model[0].auto_model.config.num_hidden_layers)
     with progress("ranking layers", max(total, 2 * total - number), "layers") as advance:
         return rank_layers(encoder, texts, keep=number, prompt_name=recipe.teacher.prompt_name, advance=advance)
+
+
+def _first_texts(recipe: Recipe) -> list[str]:
+    """Texts from the beginning of each source, as many of each: enough to rank by, without a corpus of its own."""
+    from leafembed.learn.named import expand
+    from leafembed.learn.overlap import EvaluationTexts
+    from leafembed.learn.sources import read_source, source_files
+
+    sources = [one for source in recipe.data.sources if source.weight > 0 for one in expand(source)]
+    texts: list[str] = []
+    for source in sources:
+        records = read_source(
+            source,
+            source_files(source, recipe.data.root),
+            recipe.data,
+            prompt_name=None,
+            evaluation=EvaluationTexts({}),
+            counts=Counter(),
+        )
+        texts += (record.texts[0] for record in islice(records, max(1, _LOOKED_AT // len(sources))))
+    return texts
 
 
 def ranking_lines(ranking: Ranking) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from leafembed.evidence import Contamination
 from leafembed.judge.agreement import agreement_task
 from leafembed.judge.gate import require_known
 from leafembed.judge.tasks import AGREEMENT, Task, check_disjoint, load_tasks, scored_items
+from leafembed.learn.alarms import MIXED, Alarm, check_languages
 from leafembed.learn.data import prepare_corpus
 from leafembed.learn.exposure import teacher_overlap
 from leafembed.learn.models import resolve
@@ -39,7 +40,7 @@ from leafembed.unpacking import earlier_student
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Material", "embed"]
+__all__ = ["Material", "embed", "language_alarms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +123,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     whole = fit_rows is None
     require(whole or not recipe.data.mine_negatives, "data.mine_negatives", recipe.data.mine_negatives,
             "0 with a student that was trained elsewhere")  # fmt: skip
-    load = partial(load_tasks, recipe.eval.data, languages=recipe.eval.languages, seed=recipe.seed)
-    test = load(recipe.eval.test, min_rows=recipe.eval.min_rows)
-    require_known(recipe.gate, test)
-    excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
-    most = recipe.eval.max_dev_rows
-    dev = load(recipe.eval.dev, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
-    check_disjoint(dev, test)
-    known = {task.id for task in (*dev, *test)}
-    later = load_tasks(recipe.eval.data, recipe.eval.decontaminate) if recipe.eval.decontaminate else ()
-    kept_out = (*dev, *test, *(task for task in later if task.id not in known))
-    judged = {task.id: JudgedSet(task.scored, task.texts) for task in kept_out}
+    dev, test, judged = _read_tasks(recipe)
     sets = {task: sets_fingerprint({task: judged[task]}) for task in judged}
     exposure = teacher_overlap(recipe.eval.teacher_sources, recipe.data, recipe.cache_dir / "exposure", judged=judged)
     corpus = prepare_corpus(
@@ -147,6 +138,8 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
         f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
         f"in {len(corpus.languages)} languages"
     )
+    for alarm in language_alarms(recipe, corpus, dev, test):
+        say(f"ALARM: {alarm}")  # before the teacher works for hours
     _require_counted(recipe.student, corpus)
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
@@ -168,6 +161,32 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     if recipe.data.mine_negatives:
         corpus = _with_negatives(recipe, corpus, teacher, parts)
     return Material(teacher, folder, corpus, positions, dev, test, sets, exposure, tokens)
+
+
+def _read_tasks(recipe: Recipe) -> tuple[tuple[Task, ...], tuple[Task, ...], dict[str, JudgedSet]]:
+    """Dev tasks but agreement, test tasks, and every set that training text must not overlap with, by task id."""
+    load = partial(load_tasks, recipe.eval.data, languages=recipe.eval.languages, seed=recipe.seed)
+    test = load(recipe.eval.test, min_rows=recipe.eval.min_rows)
+    require_known(recipe.gate, test)
+    excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
+    most = recipe.eval.max_dev_rows
+    dev = load(recipe.eval.dev, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
+    check_disjoint(dev, test)
+    known = {task.id for task in (*dev, *test)}
+    later = load_tasks(recipe.eval.data, recipe.eval.decontaminate) if recipe.eval.decontaminate else ()
+    kept_out = (*dev, *test, *(task for task in later if task.id not in known))
+    judged = {task.id: JudgedSet(task.scored, task.texts) for task in kept_out}
+    return dev, test, judged
+
+
+def language_alarms(recipe: Recipe, corpus: Corpus, dev: Sequence[Task], test: Sequence[Task]) -> list[Alarm]:
+    """What is wrong with the languages of the text and of the tasks, known before the teacher has done anything."""
+    dev_parts = [part.lang for task in dev for part in task.parts]
+    named = {normalise_lang(lang) for lang in (*recipe.gate.languages, *recipe.eval.languages)}
+    declared = {*named, *dev_parts, *(part.lang for task in test for part in task.parts)}
+    if AGREEMENT in recipe.eval.dev:
+        dev_parts.append(MIXED)
+    return check_languages(corpus.languages, declared=declared, dev=set(dev_parts))
 
 
 def _learned(recipe: Recipe) -> NDArray[np.uint64] | None:

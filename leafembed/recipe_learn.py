@@ -271,14 +271,14 @@ class TrainConfig:
     eval_steps: int = 500
     """Steps between evaluations on dev tasks and validation text, each followed by a checkpoint."""
     best_metric: str = "dev"
-    """What chooses the checkpoint: ``dev`` (mean over dev tasks), a dev task type, or ``validation_alignment`` and the
-    like, where less is better."""
-    stop_metric: str = "validation_alignment"
+    """What chooses the checkpoint: ``dev`` (mean over dev tasks), a dev task type, or a validation loss such as
+    ``validation_alignment``, where less is better; ``validation_near_alignment`` is alignment at temperature 0.05."""
+    stop_metric: str = "validation_near_alignment"
     """What early stopping watches; named as in ``best_metric``."""
     stop_patience: int | None = None
     """Evaluations without improvement of ``stop_metric`` after which training ends; None: never."""
     targets: Mapping[str, float] = field(default_factory=dict)
-    """Largest final value of a validation loss, e.g. { validation_alignment = 1.0 }; the card says whether reached."""
+    """Largest final value of a validation loss, e.g. { validation_near_alignment = 1.0 }; the card says if reached."""
     average_checkpoints: int = 0
     """Last checkpoints whose mean is tried at the end and kept if it scores best; 0: none."""
     report_to: tuple[Literal["wandb", "tensorboard"], ...] = ()
@@ -292,11 +292,15 @@ class TrainConfig:
         require_at_least("train", self, alignment_temperature=1e-3, contrastive_temperature=1e-3, triplet_margin=0)
         require_at_least("train", self, batch_size=2, learning_rate=1e-9, epochs=1e-6, max_steps=1, eval_steps=1)
         require_at_least("train", self, max_seq_length=8, batch_tokens=8, gradient_accumulation=1, stop_patience=1)
+        require(self.average_checkpoints != 1, "train.average_checkpoints", 1, "0 for none, or 2 and more")
         shares = sum(phase.share for phase in self.curriculum)
         require(not self.curriculum or abs(shares - 1) < 1e-6, "train.curriculum", shares, "shares that add up to 1")
         wrong = [name for name in self.targets if not name.startswith("validation_")]
         require(
-            not wrong, "train.targets", wrong, "validation losses, such as validation_alignment, where less is better"
+            not wrong,
+            "train.targets",
+            wrong,
+            "validation losses, such as validation_near_alignment, where less is better",
         )
         lengths = [phase.tokens for phase in self.curriculum]
         require(lengths == sorted(lengths), "train.curriculum", lengths, "phases of growing text length")

@@ -89,7 +89,8 @@ ALLOWED = {
     "learn.vocabulary": {"learn.vocabulary_tokenizer"},  # a student's tokenizer and table are pruned together
     "learn.vocabulary_tokenizer": {"learn.prompts", "learn.vocabulary_bpe"},  # reserved tokens; merges
     # Prices the config that the student would get, and the memory of its training; asks a server for its dim.
-    "learn.plan": {"learn.memory", "learn.models", "learn.remote", "learn.shapes"},
+    # Bytes of a token on the disk, which a plan states.
+    "learn.plan": {"learn.memory", "learn.models", "learn.remote", "learn.shapes", "learn.token_store"},
     "learn.watch": {"learn.alarms", "learn.token_rows"},  # rings alarms on what it measures
     "learn.fused": {"learn.halves", "learn.kernels"},  # swaps a layer for its two halves
     "learn.halves": {"learn.kernels"},  # runs kernels between its matrix products
@@ -107,13 +108,16 @@ ALLOWED = {
     "learn.objectives": {"learn.exits", "learn.links", "learn.losses", "learn.token_objective"},
     "learn.feed": {"learn.tokens", "learn.batches", "learn.rows"},  # reads a batch of rows at once
     "learn.history": {"learn.objectives"},
-    "learn.evaluation": {"learn.batches", "learn.feed", "learn.history", "learn.links", "learn.objectives"},
+    "learn.nonfinite": {"learn.feed"},  # texts of the rows
+    "learn.evaluation": {
+        *("learn.batches", "learn.feed", "learn.history", "learn.links", "learn.nonfinite", "learn.objectives"),
+    },
     "learn.checkpoints": {"learn.models"},
     "learn.callbacks": {"learn.checkpoints", "learn.history"},
     "learn.live": {"learn.batches", "learn.history"},
     "learn.trainer": {
         *("learn.batches", "learn.checkpoints", "learn.feed", "learn.history", "learn.models", "learn.objectives"),
-        "learn.trackers",
+        *("learn.nonfinite", "learn.trackers"),
     },
     "learn.train": {
         *("learn.batches", "learn.callbacks", "learn.checkpoints", "learn.evaluation", "learn.feed", "learn.fused"),

@@ -4,6 +4,7 @@ import errno
 
 import numpy as np
 import pytest
+import torch
 from families import bert
 
 from leafembed.errors import CheckpointError
@@ -82,6 +83,9 @@ def test_other_errors_pass(tmp_path):
         raise PermissionError(errno.EACCES, "no")
     with pytest.raises(RuntimeError, match="mine"), writing(tmp_path, "x"):
         raise RuntimeError("mine")
+    # A GPU without memory is not a full disk, whatever is being written.
+    with pytest.raises(torch.OutOfMemoryError), writing(tmp_path, "x", anything=True):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_the_average_is_the_mean_of_the_weights(tmp_path):

@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import write_rows
 
@@ -21,7 +22,7 @@ from leafembed.learn.data import prepare_corpus
 from leafembed.learn.overlap import JudgedSet
 from leafembed.learn.sources import Record
 from leafembed.recipe_learn import DataConfig, Source
-from leafembed.text import clean_text, normalise_text
+from leafembed.text import clean_text, normalise_text, text_hash
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -443,3 +444,14 @@ def test_a_record_more_or_a_larger_draw_leaves_the_others_as_they_were(tmp_path)
     assert set(texts(base.train)) < set(texts(more.train)) | set(texts(more.validation))
     assert not set(texts(base.train)) & set(texts(more.validation))  # what was learned from is never held out later
     assert len(set(texts(base.train)) & set(texts(moved.train))) >= 98
+
+
+def test_text_that_is_known_already_is_not_enough_to_hold_out(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(lines(200)), encoding="utf-8")
+    source = Source(path="a.txt", lang="en")
+    config = DataConfig(root=tmp_path, sources=(source,), validation_rows=40)
+    known = np.array([text_hash(normalise_text(line)) for line in lines(200)[:190]], dtype=np.uint64)
+    with pytest.raises(DataError, match="got 10 texts to hold out that the student has not learned from before"):
+        prepare_corpus(config, tmp_path / "corpora", seed=0, prompt_name=None, learned=known)
+    enough = prepare_corpus(config, tmp_path / "corpora", seed=0, prompt_name=None, learned=known[:150])
+    assert len(enough.validation) == 40

@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from families import bert, toy_recipe
+from families import bert, toy_recipe, toy_texts
 
 from leafembed.cli import main
-from leafembed.errors import StoppedError
+from leafembed.errors import DataError, StoppedError
 from leafembed.guard import watched
-from leafembed.learn import student
+from leafembed.learn import student, watch
 from leafembed.pipeline import run
 from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
@@ -101,3 +101,69 @@ def test_what_a_student_is_watched_by(plain):
     assert set(seen.by_language) == {"en", "de"}
     assert [alarm.name for alarm in seen.known] == ["missing languages"]
     assert set(seen.known[0].facts) == {"de", "en"}  # 96 English rows are too few as well
+
+
+@pytest.fixture
+def whole_line(tmp_path, eval_data):
+    """A toy run on English text, judged in German too, whose floor the test sets: a toy table is no good floor."""
+
+    def recipe(**sections):
+        plain = toy_recipe(tmp_path, bert(tmp_path / "teacher"), eval_data, alarms={"stop": True}, **sections)
+        english = [text for text in toy_texts(240) if text.startswith("en")]
+        (tmp_path / "corpus.txt").write_text("\n".join(english), encoding="utf-8")
+        return plain | {"eval": plain["eval"] | {"dev": ["sts/toy.dev"]}}
+
+    return recipe
+
+
+def _stopped(plain, tmp_path, monkeypatch):
+    """Run until it stops itself, with a floor that nothing reaches; the facts of its training."""
+    as_it_is = watch.Watched
+    monkeypatch.setattr(watch, "Watched", lambda **given: as_it_is(**given | {"floor": 1.5}))
+    with pytest.raises(StoppedError):
+        run(recipe_from_dict(plain), tmp_path / "run")
+    return json.loads((tmp_path / "run" / "refused" / "manifest.json").read_text())["training"]
+
+
+def test_the_first_attempt_in_small_names_random_start_starved_rows_and_missing_languages(
+    whole_line, tmp_path, monkeypatch, capsys
+):
+    plain = whole_line(
+        student={"init": "random", "num_layers": 1}, train={"max_steps": 30, "eval_steps": 2, "learning_rate": 1e-4}
+    )
+    training = _stopped(plain, tmp_path, monkeypatch)
+    diagnosis = training["diagnosis"]
+    assert "the student starts from random weights" in diagnosis
+    assert re.search(r"token rows never got a gradient; least trained: de \d+%", diagnosis)
+    assert "got training rows de 0" in diagnosis
+    said = capsys.readouterr().err
+    # Known from the text alone, so said before the teacher works, which may take hours.
+    assert said.index("ALARM: missing languages") < said.index("teacher")
+    log = [json.loads(line) for path in (tmp_path / "run").glob("checkpoints-*/history.jsonl")
+           for line in path.read_text().splitlines()]  # fmt: skip
+    assert any("below floor" in entry.get("alarm", "") for entry in log)
+
+
+def test_a_run_that_collapses_says_so(whole_line, tmp_path, monkeypatch):
+    plain = whole_line(
+        student={"layers": [0]}, train={"max_steps": 30, "eval_steps": 2, "learning_rate": 1.0, "warmup_steps": 0}
+    )
+    training = _stopped(plain, tmp_path, monkeypatch)
+    assert "collapse" in [alarm["name"] for alarm in training["alarms"]]
+    assert "vectors collapse: got" in training["diagnosis"]
+
+
+def test_dev_tasks_that_hold_nothing_else_than_test_end_a_run_before_the_teacher_works(
+    whole_line, eval_data, tmp_path, capsys
+):
+    rows = (eval_data / "sts" / "toy.test.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "data" / "sts").mkdir(parents=True)
+    for split in ("dev", "test"):
+        (tmp_path / "data" / "sts" / f"same.{split}.jsonl").write_text(rows, encoding="utf-8")
+    plain = whole_line()
+    plain["eval"] |= {"data": str(tmp_path / "data"), "dev": ["sts/same.dev"], "test": ["sts/same.test"]}
+    plain["eval"]["drop_shared"] = True
+    with pytest.raises(DataError, match=r"sts/same\.dev"):
+        run(recipe_from_dict(plain), tmp_path / "run")
+    assert "teacher" not in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("vectors*"))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leafembed.learn.losses import alignment, contrastive, cut, distillation, triplet
+from leafembed.learn.losses import alignment, contrastive, cut, distillation, token_distillation, triplet
 
 
 def unit(*rows):
@@ -96,6 +96,17 @@ def test_triplet_wants_the_margin_and_no_more():
     anchor, positive, negative = unit([1, 0]), unit([1, 0]), unit([1, 0])
     assert triplet(anchor, positive, negative, margin=0.3).item() == pytest.approx(0.3, abs=1e-6)
     assert triplet(anchor, positive, unit([0.7, math.sqrt(0.51)]), margin=0.3).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_token_distillation_by_hand():
+    # Two stretches. Squared distances 1 and 4; the teacher's vectors are (0, 0) and (2, 0), their mean (1, 0), so that
+    # the mean squared distance to it is 1.
+    student, teacher = torch.tensor([[0.0, 1.0], [2.0, 2.0]]), torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    assert token_distillation(student, teacher, variance=1.0).item() == pytest.approx((1 + 4) / 2, abs=1e-6)
+    assert token_distillation(student, teacher, variance=5.0).item() == pytest.approx((1 + 4) / 2 / 5, abs=1e-6)
+    mean = teacher.mean(dim=0).expand(2, 2)
+    assert token_distillation(mean, teacher, variance=1.0).item() == pytest.approx(1, abs=1e-6)
+    assert token_distillation(teacher, teacher, variance=1.0).item() == 0
 
 
 def test_cut_vectors_are_unit_again():

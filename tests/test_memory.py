@@ -94,12 +94,12 @@ def test_checkpointing_keeps_the_input_of_each_layer():
 def test_a_frozen_table_costs_four_bytes_a_weight_and_the_rest_sixteen():
     config = gemma(2).config
     train = TrainConfig(batch_size=8, max_seq_length=32)
-    (all_learn,) = training_memory(config, Weights(1000, 600, 1000), train, limit=256, dim=64, bf16=False)
-    (frozen,) = training_memory(config, Weights(1000, 600, 400), train, limit=256, dim=64, bf16=False)
+    (all_learn,) = training_memory(config, Weights(1000, 600, 1000), train, limit=256, dims=(64,), bf16=False)
+    (frozen,) = training_memory(config, Weights(1000, 600, 400), train, limit=256, dims=(64,), bf16=False)
     assert all_learn.weights == frozen.weights == 4000
     assert (frozen.gradients, frozen.optimizer) == (1600, 3200)
     assert all_learn.peak - frozen.peak == 600 * 12
-    (beside,) = training_memory(config, Weights(1000, 600, 400, teacher=5000), train, limit=256, dim=64, bf16=False)
+    (beside,) = training_memory(config, Weights(1000, 600, 400, teacher=5000), train, limit=256, dims=(64,), bf16=False)
     assert beside.peak - frozen.peak == 20_000
 
 
@@ -107,14 +107,27 @@ def test_each_phase_has_its_longest_batch():
     config = gemma(2).config
     phases = (Phase(tokens=16, share=0.5), Phase(tokens=64, share=0.3), Phase(tokens=512, share=0.2))
     train = TrainConfig(batch_size=8, batch_tokens=256, curriculum=phases)
-    found = training_memory(config, Weights(1000, 600, 400), train, limit=128, dim=64, bf16=False)
+    found = training_memory(config, Weights(1000, 600, 400), train, limit=128, dims=(64,), bf16=False)
     assert [(one.tokens, one.texts) for one in found] == [(16, 8), (64, 4), (128, 2)]
     assert found[1].activations == activation_bytes(config, texts=4, tokens=64, bf16=False, train=train)
 
 
 def test_the_loss_grows_with_the_batch_and_its_exits():
     train = TrainConfig(batch_size=10, max_seq_length=16)
-    (plain,) = training_memory(None, Weights(100, 100, 100), train, limit=16, dim=6, bf16=False)
-    (exits,) = training_memory(None, Weights(100, 100, 100), train, limit=16, dim=6, bf16=False, exits=2)
+    (plain,) = training_memory(None, Weights(100, 100, 100), train, limit=16, dims=(6,), bf16=False)
+    (exits,) = training_memory(None, Weights(100, 100, 100), train, limit=16, dims=(6,), bf16=False, exits=2)
     assert plain.loss == 4 * (8 * 10 * 6 + 8 * 10 * 10)
     assert exits.loss == 3 * plain.loss
+    (shorter,) = training_memory(None, Weights(100, 100, 100), train, limit=16, dims=(6, 3), bf16=False)
+    assert shorter.loss == 4 * (8 * 10 * (6 + 3) + 2 * 8 * 10 * 10)
+
+
+def test_tokens_that_are_compared_cost_their_vectors():
+    config, weights = gemma(2).config, Weights(1000, 600, 400)
+    plain, compared = (
+        training_memory(config, weights, TrainConfig(batch_size=4, max_seq_length=16, token_distillation=weight),
+                        limit=256, dims=(64,), bf16=False, head=80)[0]
+        for weight in (0.0, 1.0)
+    )  # fmt: skip
+    assert compared.loss - plain.loss == 4 * (4 * 16) * (config.hidden_size + 80 + 4 * 64)
+    assert compared.activations == plain.activations

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.plan import Part, parts_of, plan
 from leafembed.learn.student import Sample, init_student
 from leafembed.recipe import EvalConfig, Recipe
+from leafembed.recipe_io import load_recipe
 from leafembed.recipe_learn import DataConfig, Phase, Source, StudentConfig, TeacherConfig, TrainConfig
 
 BUILDERS = {
@@ -154,3 +157,39 @@ def test_a_folder_without_a_config_is_an_error(folders, tmp_path, name):
     (folder / name).unlink()
     with pytest.raises(ModelError, match=name):
         plan(recipe(folder, StudentConfig(layers=(0,))))
+
+
+def _embeddinggemma(folder):
+    """The shape of google/embeddinggemma-300m, as its config files state it, without weights."""
+    from transformers import Gemma3TextConfig
+
+    Gemma3TextConfig(
+        hidden_size=768,
+        intermediate_size=1152,
+        num_hidden_layers=24,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=256,
+        vocab_size=262_144,
+        max_position_embeddings=2048,
+        layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 4,
+    ).save_pretrained(folder)
+    parts = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
+    names = ["", *(f"{i}_{part}" for i, part in enumerate(parts[1:], 1))]
+    modules = [{"idx": i, "name": str(i), "path": name, "type": f"sentence_transformers.models.{part}"}
+               for i, (name, part) in enumerate(zip(names, parts, strict=True))]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    for name, (inputs, outputs) in {"2_Dense": (768, 3072), "3_Dense": (3072, 768)}.items():
+        (folder / name).mkdir()
+        config = {"in_features": inputs, "out_features": outputs, "bias": False,
+                  "activation_function": "torch.nn.modules.linear.Identity"}  # fmt: skip
+        (folder / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_the_second_attempt_has_the_size_of_its_plan_and_fits_a_card_of_6_gb(tmp_path):
+    path = Path(__file__).parents[1] / "recipes" / "seed_v2.toml"
+    found = plan(load_recipe(path, [f"teacher.model={_embeddinggemma(tmp_path)}", "train.precision=bf16"]))
+    assert 110e6 < found.total < 120e6
+    assert [(phase.tokens, phase.texts) for phase in found.memory] == [(512, 32), (1024, 16), (2048, 8)]
+    assert all(phase.peak < 6e9 for phase in found.memory)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from families import gemma, toy_recipe
@@ -28,7 +29,17 @@ def output(capsys, *args):
 
 def test_the_plan_for_machines_holds_parts_exits_and_memory(recipe, capsys):
     data = json.loads(output(capsys, "plan", recipe, "--json"))
-    assert list(data) == ["parts", "at_most", "total", "active", "fp32_mb", "int8_mb", "exits", "training_memory"]
+    assert list(data) == [
+        "parts",
+        "at_most",
+        "total",
+        "active",
+        "fp32_mb",
+        "int8_mb",
+        "exits",
+        "training_memory",
+        "token_bytes",
+    ]
     assert not data["at_most"]
     assert data["total"] == sum(part["parameters"] for part in data["parts"])
     assert [item["layers"] for item in data["exits"]] == [1, 2, 3]
@@ -64,7 +75,8 @@ def test_layers_are_ranked_on_the_corpus(recipe, capsys):
     data = json.loads(output(capsys, "plan", recipe, "--layers", "--json"))
     assert [item["layer"] for item in data["layers"]] == list(range(6))
     assert len(data["suggestion"]) == 3  # as many as the recipe keeps
-    assert data["texts"] == 96  # what the corpus has
+    assert data["texts"] == 120  # all of the source
+    assert not (Path(recipe).parent / "cache" / "corpora").exists()  # a ranking leaves no corpus behind
     lines = output(capsys, "plan", recipe, "--layers", "2").splitlines()
     assert lines[0].split()[:4] == ["layer", "type", "influence", "damage"]
     assert lines[6].split()[:2] == ["5", "full_attention"]
@@ -84,3 +96,10 @@ def test_a_table_that_is_cut_to_what_occurs_is_priced_at_most(recipe, capsys):
         assert "at most: it is cut" not in output(
             capsys, "plan", recipe, "--set", change, "--set", "student.vocab_size=99"
         )
+
+
+def test_the_disk_that_token_vectors_take_is_said(recipe, capsys):
+    assert "on the disk" not in output(capsys, "plan", recipe)
+    assert "0.07 GB on the disk for a million tokens" in output(
+        capsys, "plan", recipe, "--set", "train.token_distillation=1.0"
+    )

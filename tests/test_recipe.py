@@ -182,8 +182,14 @@ def test_every_key_is_explained():
     "override",
     [
         *("benchmark.repeats=0", "benchmark.threads=0", "quantize.check_texts=0", "train.alignment_temperature=0.0"),
+        "train.average_checkpoints=1",
         *("train.learning_rate=0.0", "train.learning_rate=-1.0", "train.epochs=0.0", "train.max_seq_length=0"),
-        *("eval.max_dev_rows=0", "data.max_chars=0", "train.distillation=-1.0", "teacher.shard_rows=0"),
+        *(
+            "eval.max_dev_rows=0",
+            "data.max_chars=0",
+            "train.distillation=-1.0",
+            "teacher.shard_rows=0",
+        ),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_name(path, override):

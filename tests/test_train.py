@@ -4,7 +4,9 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from families import bert, toy_texts
 from transformers import TrainerCallback
 
-from leafembed.errors import MissingExtraError, NonFiniteError, RecipeError
+from leafembed.errors import MissingExtraError, NonFiniteError, RecipeError, StoppedError
 from leafembed.learn.checkpoints import MARKER, newest_checkpoint
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
@@ -97,7 +99,8 @@ def test_history_names_the_parts_of_the_loss_and_the_dev_tasks(whole):
     assert (first["step"], first["dev_tasks"]) == (0, {"STS": 0.5})
     assert {"step", "loss", "distillation", "alignment", "learning_rate", "dev", "dev_tasks"} <= last.keys()
     assert last["loss"] == pytest.approx(last["distillation"] + 0.1 * last["alignment"], rel=1e-5)
-    assert {"loss", "distillation", "alignment"} == first["validation"].keys() == last["validation"].keys()
+    measured = {"loss", "distillation", "alignment", "near_alignment"}
+    assert measured == first["validation"].keys() == last["validation"].keys()
     assert last["validation"]["alignment"] < first["validation"]["alignment"]
     assert json.loads(json.dumps(history)) == history
 
@@ -199,6 +202,26 @@ def test_the_offending_batch_is_kept(start, tmp_path):
     with np.load(folder / "batch.npz", allow_pickle=False) as arrays:
         assert np.array_equal(arrays["teacher"], bad[facts["rows"]], equal_nan=True)
         assert arrays["input_ids_0"].shape[0] == len(facts["rows"])
+
+
+def test_held_out_text_that_gives_nan_is_named_and_kept(start, tmp_path):
+    bad = start[2].copy()
+    bad[TRAIN + 5, 3] = np.nan
+    with pytest.raises(NonFiniteError, match=r"validation distillation loss is nan at step 0 on validation rows \["):
+        go(start, tmp_path, vectors=bad)
+    facts = json.loads((tmp_path / "work" / "non-finite" / "batch.json").read_text(encoding="utf-8"))
+    assert TRAIN + 5 in facts["rows"]
+    assert facts["texts"][facts["rows"].index(TRAIN + 5)] == start[1].validation[5].text
+
+
+def test_a_second_failure_in_the_same_folder_keeps_its_own_batch(start, tmp_path):
+    for row in (17, 40):
+        bad = start[2].copy()
+        bad[row, 3] = np.nan
+        with pytest.raises(NonFiniteError):
+            go(start, tmp_path, vectors=bad)
+        facts = json.loads((tmp_path / "work" / "non-finite" / "batch.json").read_text(encoding="utf-8"))
+        assert row in facts["rows"]
 
 
 def test_an_infinite_learning_rate_is_refused_with_the_batch(start, tmp_path):
@@ -332,6 +355,20 @@ def test_the_mean_of_the_last_checkpoints_is_kept_if_it_is_better(start, tmp_pat
         assert np.allclose(value, expected, atol=1e-6), name
 
 
+def test_a_checkpoint_of_a_run_that_was_told_to_terminate_takes_no_part_in_the_mean(start, tmp_path):
+    class Terminate(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 9:  # the tenth step begins: no evaluation follows it
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    config = changed(average_checkpoints=3)
+    with pytest.raises(SystemExit):
+        scored(start, tmp_path, [0.1, 0.2, 0.9, 0.3], config=config, callbacks=[Terminate()])
+    assert newest_checkpoint(tmp_path / "work").name == "checkpoint-10"
+    facts = scored(start, tmp_path, [0.4, 0.6], config=config)
+    assert facts["averaged"]["steps"] == [6, 9, 12]
+
+
 def test_without_averaging_two_checkpoints_and_the_best_are_kept(start, tmp_path):
     facts = scored(start, tmp_path, [0.1, 0.9, 0.2, 0.3, 0.4])
     assert facts["averaged"] is None
@@ -353,6 +390,20 @@ class Watch(TrainerCallback):
         assert model.get_embedding_dimension() == 32
         if state.global_step == 3:
             state.log_history.append({"step": 3, "alarm": "all vectors are alike"})
+
+
+def test_the_alarm_that_ends_a_run_is_in_its_log_and_drawn(start, tmp_path):
+    class Enough(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            state.log_history.append({"step": state.global_step, "alarm": f"too low at {state.global_step}"})
+            if state.global_step == 3:
+                raise StoppedError("enough", alarms=(), training={})
+
+    drawn = []
+    with pytest.raises(StoppedError):
+        go(start, tmp_path, callbacks=[Enough()], on_history=lambda history, best: drawn.append(history))
+    assert "too low at 3" in (tmp_path / "work" / "history.jsonl").read_text(encoding="utf-8")
+    assert drawn[-1][-1]["alarms"] == ["too low at 3"]
 
 
 def test_callbacks_get_every_metric_and_their_alarms_are_kept(start, tmp_path):
@@ -390,13 +441,14 @@ def test_a_tracker_that_is_not_installed_is_an_error_before_training(start, tmp_
 def test_tensorboard_gets_every_number(start, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    go(start, tmp_path, config=changed(report_to=("tensorboard",)))
+    go(start, tmp_path, config=changed(report_to=("tensorboard",)), callbacks=[Watch()])
     (events,) = (tmp_path / "work" / "runs").rglob("events.*")
     found = EventAccumulator(str(events)).Reload()
     assert {"train/loss", "train/distillation", "train/alignment", "eval/dev_mean", "eval/validation_loss"} <= set(
         found.Tags()["scalars"]
     )
     assert [event.step for event in found.Scalars("eval/dev_mean")] == [0, 3, 6, 9, 12]
+    assert [(event.step, event.value) for event in found.Scalars("eval/alarms")] == [(3, 1)]
 
 
 def test_weights_and_biases_gets_every_number_without_a_network(start, tmp_path, monkeypatch):
@@ -442,3 +494,14 @@ def test_a_damaged_best_checkpoint_does_not_become_the_student(start, tmp_path, 
                   target=tmp_path / "student")  # fmt: skip
     assert facts["best_step"] != 6
     assert "checkpoint-6 is damaged" in capsys.readouterr().err
+
+
+def test_batches_of_few_texts_are_said(start, tmp_path, capsys):
+    with pytest.raises(Stop):
+        go(start, tmp_path / "a", stop_at=0)
+    assert "of the batches hold" not in capsys.readouterr().err
+    with pytest.raises(Stop):
+        go(start, tmp_path / "b", stop_at=0, config=changed(batch_tokens=40))
+    said = capsys.readouterr().err
+    assert "of the batches hold fewer than 4 texts" in said
+    assert "raise train.batch_tokens, which is 40" in said

@@ -50,7 +50,8 @@ class Run:
     def go(self, work, *, floor=-1.0, config=CONFIG, alarms=None, known=(), dev=None, stop_at=None):
         work.mkdir(exist_ok=True)
         languages = {lang: [text for text in self.held_out if text.startswith(lang)] for lang in ("en", "de")}
-        seen = Watched(self.held_out, self.vectors[len(self.texts) :], languages, floor, self.init, known)
+        rows = range(len(self.texts), len(self.texts) + len(self.held_out))
+        seen = Watched(self.held_out, rows, self.vectors[len(self.texts) :], languages, floor, self.init, known)
         watch = Watch(alarms or AlarmConfig(), seen, work)
         evaluations = []
 
@@ -213,7 +214,8 @@ def test_what_is_noted_survives_a_kill(whole, healthy, tmp_path):
 def test_collapsed_and_non_finite_vectors_are_seen(healthy, tmp_path):
     model = load_sentence_transformer(healthy.root / "student")
     table = model[0].auto_model.get_input_embeddings().weight
-    watch = Watch(AlarmConfig(), Watched(healthy.held_out, healthy.vectors[TRAIN:], {}, None, "layers"), tmp_path)
+    rows = range(TRAIN, TRAIN + len(healthy.held_out))
+    watch = Watch(AlarmConfig(), Watched(healthy.held_out, rows, healthy.vectors[TRAIN:], {}, None, "layers"), tmp_path)
     args, state = SimpleNamespace(bf16=False), TrainerState(global_step=3, max_steps=12)
     watch.on_train_begin(args, state, None, model=model.train())
     watch.on_evaluate(args, state, None, metrics={}, model=model)
@@ -227,10 +229,10 @@ def test_collapsed_and_non_finite_vectors_are_seen(healthy, tmp_path):
     assert alarm.facts["mean_cosine"] > 0.99 > alarm.facts["teacher_mean_cosine"]
     with torch.no_grad():
         table[:] = torch.nan
-    with pytest.raises(NonFiniteError, match="validation vectors at step 3: row 0"):
+    with pytest.raises(NonFiniteError, match=rf"validation vectors at step 3: rows \[{TRAIN}, .* hold NaN"):
         watch.on_evaluate(args, state, None, metrics={}, model=model)
 
 
 def test_as_many_vectors_as_texts():
-    with pytest.raises(ValueError, match="got 2 texts and 3 vectors"):
-        Watched(["a", "b"], np.eye(3, dtype=np.float32), {}, None, "layers")
+    with pytest.raises(ValueError, match="got 2 texts, 2 rows and 3 vectors"):
+        Watched(["a", "b"], [0, 1], np.eye(3, dtype=np.float32), {}, None, "layers")

@@ -42,8 +42,9 @@ def model_meta(encoder: Candidate) -> Any:
     """Return what mteb keeps of a model, its ``ModelMeta``.
 
     Its name is the hub id, or ``leafembed/NAME`` for what has none; its revision the hub commit or the hash of its
-    files. A part of a model has the name of the whole and says which part in ``experiment_kwargs``, as mteb's own
-    models of several dimensions do, so that mteb puts it into a folder of its own.
+    files. A part of a model (a :class:`View`, or a bundle opened at an exit or with fewer dimensions) has the name of
+    the whole and says which part in ``experiment_kwargs``, as mteb's own models of several dimensions do, so that mteb
+    puts it into a folder of its own.
     """
     import_mteb()
     from mteb.models.model_meta import ModelMeta, ScoringFunction
@@ -61,7 +62,7 @@ def model_meta(encoder: Candidate) -> Any:
             "license": licence if licence in get_args(Licenses) else None,
             "similarity_fn_name": ScoringFunction.COSINE,
             "use_instructions": bool(ref.prompts),
-            "experiment_kwargs": dict(encoder.part) if isinstance(encoder, View) and encoder.part else None,
+            "experiment_kwargs": dict(getattr(encoder, "part", {})) or None,
         }
     )
 

@@ -21,7 +21,8 @@ class View:
         ref: What it is; its name says which part, as ``quick (exit 3, dim 128)``.
         encoder: The whole.
         whole: What it is.
-        part: The part in mteb's words: ``embed_dim`` and ``exit``, those that are not the whole.
+        part: The part in mteb's words: ``embed_dim`` and ``exit``, those that are not the whole; with what a bundle
+            itself was opened as.
     """
 
     def __init__(self, encoder: Encoder, *, dim: int | None = None, exit: int | None = None) -> None:
@@ -46,9 +47,8 @@ class View:
         name = encoder.ref.name + (f" ({', '.join(words)})" if words else "")
         self.encoder = encoder
         self.whole = encoder.ref
-        self.part: dict[str, Any] = {
-            "embed_dim" if key == "dim" else key: value for key, value in taken.items() if value is not None
-        }
+        own = {"embed_dim" if key == "dim" else key: value for key, value in taken.items() if value is not None}
+        self.part: dict[str, Any] = {**getattr(encoder, "part", {}), **own}
         self.ref: ModelRef = replace(encoder.ref, name=name, dim=dim or encoder.ref.dim)
         # Only an encoder that names exits knows the argument.
         self._options: dict[str, Any] = {} if exit is None else {"exit": exit}

@@ -20,6 +20,7 @@ from leafembed.types import FloatArray
 __all__ = [
     "BELOW_FLOOR",
     "MIN_LANGUAGE_ROWS",
+    "MIXED",
     "STALL_FALL",
     "Alarm",
     "Spread",
@@ -35,6 +36,9 @@ __all__ = [
 BELOW_FLOOR = "below floor"
 """Name of the alarm that ends a run."""
 
+MIXED = "all"
+"""Language tag of a task over text of every language."""
+
 MIN_LANGUAGE_ROWS = 100
 """Training rows below which a language counts as missing."""
 
@@ -42,7 +46,7 @@ STALL_FALL = 0.02
 """Least fall of the training loss, as a share, that should have moved the dev score."""
 
 _LEFT = 0.25
-_UNKNOWN, _MIXED = "und", "all"
+_UNKNOWN = "und"
 _WORST = 4
 
 _CAUSES = {
@@ -259,7 +263,7 @@ def check_languages(trained: Mapping[str, int], *, declared: Collection[str], de
         )
         alarms.append(Alarm("missing languages", 0, message, facts=lacking))
     taught = {lang for lang, n in rows.items() if n >= MIN_LANGUAGE_ROWS} - {_UNKNOWN}
-    blind = {} if _MIXED in dev else {lang: rows.get(lang, 0) for lang in sorted(taught | wanted) if lang not in scored}
+    blind = {} if MIXED in dev else {lang: rows.get(lang, 0) for lang in sorted(taught | wanted) if lang not in scored}
     if blind:
         message = (
             f"got no dev task in {', '.join(blind)}, expected one for each language that is trained or judged; add a "
@@ -282,4 +286,4 @@ def diagnosis(alarms: Sequence[Alarm]) -> str:
 
 def _tags(languages: Collection[str]) -> set[str]:
     """Short tags of languages and pairs of languages, without those that name none."""
-    return {normalise_lang(side) for lang in languages for side in lang.split("-")} - {_UNKNOWN, _MIXED, "mul"}
+    return {normalise_lang(side) for lang in languages for side in lang.split("-")} - {_UNKNOWN, MIXED, "mul"}

@@ -16,11 +16,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from leafembed.learn.checkpoints import complete, rotate, seal, step_of, writing
-from leafembed.learn.history import best_evaluation, evaluations_without_gain, history
+from leafembed.learn.history import best_evaluation, evaluated_steps, evaluations_without_gain, history
 from leafembed.progress import say
 from leafembed.recipe_learn import TrainConfig
 
 __all__ = ["TRIM_STEPS", "Checkpoints", "EarlyStop", "History", "OnHistory", "Termination", "Trim", "give_back_memory"]
+
+_NEWEST = 2
 
 TRIM_STEPS = 25
 """Steps between two times that freed memory is given back."""
@@ -57,6 +59,10 @@ class History(TrainerCallback):
         """Say the scores, append what other callbacks found, and hand the history on."""
         dev, loss = metrics["eval_dev_mean"], metrics["eval_validation_loss"]
         say(f"step {state.global_step}: dev {dev:.4f}, validation loss {loss:.4f}")
+        self.flush(state)
+
+    def flush(self, state: Any) -> None:
+        """Append what is new and hand the history on; also called where an alarm ended the run."""
         self._write(state.log_history, "a")
         if self.on_history is not None:
             best = best_evaluation(state.log_history, self.best_metric)
@@ -122,14 +128,14 @@ class Checkpoints(TrainerCallback):
 
     Args:
         before: Seconds of training in earlier sittings.
-        keep: Newest checkpoints to keep.
+        keep: Newest checkpoints with an evaluation to keep, for the average.
         termination: Tells a run that is over from one that was told to terminate,
         early: unless both came at the same step.
     """
 
     def __init__(self, before: float, keep: int, termination: Termination, early: EarlyStop) -> None:
         self.start = time.perf_counter() - before
-        self.keep = max(2, keep)
+        self.keep = max(1, keep)
         self.termination = termination
         self.early = early
 
@@ -155,8 +161,10 @@ class Checkpoints(TrainerCallback):
         over = bool(control.should_training_stop) and (self.early.over or not self.termination.received)
         with writing(work_dir, f"the seal of the checkpoint of step {state.global_step}"):
             seal(work_dir / f"checkpoint-{state.global_step}", {"seconds": self.seconds, "over": over})
-        newest = [step_of(checkpoint) for checkpoint in complete(work_dir)][-self.keep :]
-        rotate(work_dir, {*newest, int(state.best_global_step or 0)})
+        there = [step_of(checkpoint) for checkpoint in complete(work_dir)]
+        evaluated = evaluated_steps(state.log_history)
+        averaged = [step for step in there if step in evaluated][-self.keep :]
+        rotate(work_dir, {*there[-_NEWEST:], *averaged, int(state.best_global_step or 0)})
 
 
 class Trim(TrainerCallback):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 
 from leafembed.errors import CheckpointError
@@ -123,6 +124,8 @@ def writing(work_dir: Path, what: str, *, anything: bool = False) -> Iterator[No
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):  # of a GPU, not of the disk
+            raise
         if not anything and not (isinstance(error, OSError) and error.errno in _FULL):
             raise
         last = complete(work_dir)

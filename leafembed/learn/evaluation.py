@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from leafembed.learn.batches import plan_pass
 from leafembed.learn.feed import Collator, Texts
 from leafembed.learn.history import metric_key
 from leafembed.learn.links import Links
+from leafembed.learn.nonfinite import refuse_batch
 from leafembed.learn.objectives import Objectives
 from leafembed.recipe_learn import TrainConfig
 
@@ -35,16 +37,26 @@ class Evaluation(BaseEvaluator):
         links: Pairs and hard negatives of the validation rows, counted from the first of these.
         lengths: Tokens of each row, validation rows last.
         limit: Tokens that validation texts are cut to: the longest phase's, so that losses compare over the run.
+        work_dir: Folder of the checkpoints, for what is not finite.
     """
 
     def __init__(
-        self, score: Score, objectives: Objectives, texts: Texts, *, links: Links, lengths: Any, limit: int
+        self,
+        score: Score,
+        objectives: Objectives,
+        texts: Texts,
+        *,
+        links: Links,
+        lengths: Any,
+        limit: int,
+        work_dir: Path,
     ) -> None:
         super().__init__()
         self.score = score
         self.objectives = objectives
         self.config: TrainConfig = objectives.config
         self.texts = texts
+        self.work_dir = work_dir
         first = len(texts.corpus.train)
         planned = plan_pass(lengths[first:], limit, self.config, links)
         self.batches = [[(first + i, limit) for i in batch] for batch in planned]
@@ -56,16 +68,17 @@ class Evaluation(BaseEvaluator):
         """Metrics ``dev_...`` and ``validation_...``; the trainer puts ``eval_`` before their names.
 
         Raises:
-            NonFiniteError: If one, or a vector behind it, is NaN or infinite; names the step.
+            NonFiniteError: If one, or a vector behind it, is NaN or infinite; names the step, and of a loss the rows.
             RecipeError: If the recipe watches a metric that is not among them.
         """
         training = model.training
         model.eval()
+        losses = self.losses(steps)  # first: a text that gives NaN is named and kept, whatever dev tasks make of it
         try:
             metrics = {f"dev_{name}": float(value) for name, value in self.score(model).items()}
         except NonFiniteError as error:
             raise NonFiniteError(f"dev evaluation at step {steps}: {error}; lower train.learning_rate") from error
-        metrics |= {f"validation_{name}": value for name, value in self.losses().items()}
+        metrics |= {f"validation_{name}": value for name, value in losses.items()}
         model.train(training)
         for name, value in metrics.items():
             if not math.isfinite(value):
@@ -73,10 +86,13 @@ class Evaluation(BaseEvaluator):
         self._check_names(metrics)
         return metrics
 
-    def losses(self) -> dict[str, float]:
+    def losses(self, step: int) -> dict[str, float]:
         """Unweighted objectives, means over the validation rows, and ``loss``, their weighted sum.
 
         Contrastive and triplet losses are means over the batches that have pairs or triplets.
+
+        Raises:
+            NonFiniteError: If one is NaN or infinite in a batch, which is kept.
         """
         device = self.objectives.model.device
         totals: dict[str, float] = {}
@@ -90,10 +106,17 @@ class Evaluation(BaseEvaluator):
             with torch.no_grad():
                 _, parts = self.objectives([features], features.pop("label"))
             for name, value in parts.items():
+                if not math.isfinite(value.item()):
+                    self._refuse(f"the validation {name} loss is {value.item()}", batch, features, step)
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch)
                 counts[name] = counts.get(name, 0) + len(batch)
         means = {name: total / counts[name] for name, total in totals.items()}
         return {"loss": float(np.sum([self.objectives.weights[n] * v for n, v in means.items()])), **means}
+
+    def _refuse(self, what: str, batch: list[tuple[int, int]], features: Mapping[str, Any], step: int) -> None:
+        rows = np.array([row for row, _ in batch])
+        arrays = {"input_ids_0": features["input_ids"].cpu().numpy(), "teacher": self.objectives.targets(rows)}
+        refuse_batch(what, rows, step=step, work_dir=self.work_dir, texts=self.texts, arrays=arrays)
 
     def _check_names(self, metrics: Mapping[str, float]) -> None:
         config = self.config

@@ -10,7 +10,7 @@ from typing import Any
 
 from leafembed.learn.objectives import OBJECTIVES
 
-__all__ = ["best_evaluation", "evaluations_without_gain", "history", "less_is_better", "metric_key"]
+__all__ = ["best_evaluation", "evaluated_steps", "evaluations_without_gain", "history", "less_is_better", "metric_key"]
 
 _OF_TRAINING = ("loss", *OBJECTIVES, "learning_rate", "grad_norm")
 _DEV, _VALIDATION = "eval_dev_", "eval_validation_"
@@ -35,6 +35,11 @@ def best_evaluation(log: _Log, name: str) -> Mapping[str, Any] | None:
     key, sign = metric_key(name), -1 if less_is_better(name) else 1
     found = [entry for entry in log if key in entry and entry["step"] > 0]
     return max(found, key=lambda entry: sign * entry[key], default=None)
+
+
+def evaluated_steps(log: _Log) -> list[int]:
+    """Steps that were evaluated, in order. A run that was told to terminate left a checkpoint without an evaluation."""
+    return sorted({int(entry["step"]) for entry in log if f"{_DEV}mean" in entry})
 
 
 def evaluations_without_gain(log: _Log, name: str) -> int:

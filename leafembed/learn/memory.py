@@ -30,6 +30,9 @@ _LOSS_VECTORS, _LOSS_SIMILARITIES = 8, 8
 """Copies that the loss keeps of a batch's vectors (both models', raw and of unit length, with their gradients), and of
 its similarities (both models', softmax, logarithm, gradients)."""
 
+_TOKEN_VECTORS = 4
+"""Copies of a token's vector where tokens are compared: both models' means, the difference, a gradient."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
@@ -117,7 +120,15 @@ class Memory:
 
 
 def training_memory(
-    config: Any, weights: Weights, train: TrainConfig, *, limit: int, dim: int, bf16: bool, exits: int = 0
+    config: Any,
+    weights: Weights,
+    train: TrainConfig,
+    *,
+    limit: int,
+    dims: Sequence[int],
+    bf16: bool,
+    exits: int = 0,
+    head: int = 0,
 ) -> list[Memory]:
     """The memory of each phase, in order.
 
@@ -126,9 +137,10 @@ def training_memory(
         weights: What is held.
         train: The recipe's ``[train]``.
         limit: Tokens that the student can read.
-        dim: Length of an embedding.
+        dims: Length of an embedding, then the leading dimensions that are trained to stand alone.
         bf16: Whether training runs under bf16 autocast.
         exits: Early exits that are trained.
+        head: Values that the head makes of one token, where tokens are compared.
     """
     phases: Sequence[Phase] = train.curriculum or (Phase(tokens=train.max_seq_length),)
     result = []
@@ -137,12 +149,15 @@ def training_memory(
         texts = train.batch_size
         if train.batch_tokens is not None:
             texts = max(1, min(texts, train.batch_tokens // tokens))
-        kept = 8 * texts * dim
+        kept = 8 * texts * dims[0]
         if config is not None:
             kept = activation_bytes(config, texts=texts, tokens=tokens, bf16=bf16, train=train)
             kept += exits * 16 * texts * tokens * int(config.hidden_size)  # its norm and pooling
             kept += 2 * (weights.student - weights.table) if bf16 else 0  # autocast's copies of the matrices
-        loss = 4 * (1 + exits) * (_LOSS_VECTORS * texts * dim + _LOSS_SIMILARITIES * texts * texts)
+        loss = sum(_LOSS_VECTORS * texts * one + _LOSS_SIMILARITIES * texts * texts for one in dims)
+        loss *= 4 * (1 + exits)
+        if train.token_distillation and config is not None:  # states, what the head makes of them, both models' means
+            loss += 4 * texts * tokens * (int(config.hidden_size) + head + _TOKEN_VECTORS * dims[0])
         held = 4 * (weights.student + weights.teacher)
         result.append(Memory(tokens, texts, held, 4 * weights.trainable, 8 * weights.trainable, kept, loss))
     return result

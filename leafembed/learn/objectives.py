@@ -26,10 +26,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["OBJECTIVES", "Objectives", "Targets"]
+__all__ = ["NEAR", "NEAR_TEMPERATURE", "OBJECTIVES", "Objectives", "Targets"]
 
 OBJECTIVES = ("distillation", "alignment", "token_distillation", "exit_alignment", "contrastive", "triplet")
 """Every objective, by the key of its weight in the recipe's ``[train]``."""
+
+NEAR = "near_alignment"
+"""Alignment at :data:`NEAR_TEMPERATURE`, for validation only: it compares recipes, whatever each learns with."""
+
+NEAR_TEMPERATURE = 0.05
+"""Sharp enough to look at nearest neighbours: at .5 the alignment of a collapsing student fell (``docs/log.md``)."""
 
 Targets = Callable[["NDArray[np.int64]"], "NDArray[np.float32]"]
 """Teacher vectors ``(n, D)`` of row numbers ``(n,)``; validation rows follow the training rows."""
@@ -48,7 +54,7 @@ class Objectives(nn.Module):
         links: Pairs and hard negatives; ``None``: there are none.
         exits: Layers after which a vector is trained too.
         dims: Leading dimensions that are trained to stand alone.
-        every: Whether objectives of weight 0 are computed too, where they need nothing that is not there.
+        every: Whether objectives of weight 0 are computed too, where they need nothing that is not there, and ``NEAR``.
         tokens: Compares tokens; ``None``: only whole texts are compared.
 
     Raises:
@@ -80,6 +86,9 @@ class Objectives(nn.Module):
         self.tokens = tokens
         self.weights = {name: float(getattr(config, name)) for name in OBJECTIVES}
         self.names = {name for name, weight in self.weights.items() if weight or every}
+        if every:
+            self.names.add(NEAR)
+            self.weights[NEAR] = 0.0
         self.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -134,6 +143,8 @@ class Objectives(nn.Module):
             parts["distillation"] = distillation(student_BD, teacher_BD, kind=kind)
         if "alignment" in self.names:
             parts["alignment"] = alignment(student_BD, teacher_BD, temperature=config.alignment_temperature)
+        if NEAR in self.names:
+            parts[NEAR] = alignment(student_BD, teacher_BD, temperature=NEAR_TEMPERATURE)
         if exits_EBD:
             distances = [distillation(exit_BD, teacher_BD, kind=kind) for exit_BD in exits_EBD]
             parts["exit_alignment"] = torch.stack(distances).mean()

@@ -19,6 +19,7 @@ from leafembed.learn.memory import Memory, Weights, training_memory
 from leafembed.learn.models import has_bf16, pick_device, resolve
 from leafembed.learn.remote import connect
 from leafembed.learn.shapes import LAYER_NAME, cut_vocabulary, student_config
+from leafembed.learn.token_store import bytes_per_token
 from leafembed.recipe import Recipe, is_url
 from leafembed.recipe_learn import StudentConfig, TeacherConfig
 from leafembed.types import TABLE_GROUP, Factors
@@ -68,12 +69,14 @@ class Plan:
         exits: The student's early exits and, last, all of its layers; empty without exits.
         memory: What training takes, by phase of the length curriculum.
         at_most: Whether the token table is an upper bound: it is cut to what occurs in a text.
+        token_bytes: What the teacher's vector of one token takes on the disk; 0: it is not kept.
     """
 
     parts: tuple[Part, ...]
     exits: tuple[Exit, ...]
     memory: tuple[Memory, ...]
     at_most: bool = False
+    token_bytes: int = 0
 
     @property
     def total(self) -> int:
@@ -116,14 +119,16 @@ def plan(recipe: Recipe) -> Plan:
         held,
         recipe.train,
         limit=_limit(recipe.student, config),
-        dim=dim,
+        dims=(dim, *recipe.student.dims),
         bf16=has_bf16(recipe.train.precision, pick_device()),
         exits=len(recipe.student.exits),
+        head=sum(head.outputs for head in heads),
     )
     parts = _price(_factored(shapes, recipe.student.table_rank), recipe.student.table_bits)
     counted = bool(recipe.student.vocab_languages or recipe.student.vocab_text)
     at_most = counted and recipe.student.vocab_size is None
-    return Plan(tuple(parts), _exits(recipe.student, config, body, parts), tuple(memory), at_most)
+    stored = bytes_per_token(dim) if recipe.train.token_distillation else 0
+    return Plan(tuple(parts), _exits(recipe.student, config, body, parts), tuple(memory), at_most, stored)
 
 
 def _teacher(teacher: TeacherConfig) -> tuple[Any | None, list[_Head], int]:

@@ -23,11 +23,16 @@ from leafembed.errors import ModelError, NonFiniteError
 from leafembed.learn.shards import OPEN_SHARDS, Shard, padded, write_shard
 from leafembed.types import FloatArray
 
-__all__ = ["TokenStore", "TokenTargets", "TokenVectors"]
+__all__ = ["TokenStore", "TokenTargets", "TokenVectors", "bytes_per_token"]
 
 _FILES = (".npy", ".ends.npy", ".counts.npy", ".keys")
 _SAMPLE = 1_000
 """Texts that the scale is measured on."""
+
+
+def bytes_per_token(dim: int) -> int:
+    """What a token takes on the disk: its vector in fp16 and where it ends."""
+    return 2 * dim + 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,14 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from leafembed.errors import CheckpointError, RecipeError, require
+from leafembed.errors import CheckpointError, RecipeError, StoppedError, require
 from leafembed.learn.batches import Plan, plan_batches
 from leafembed.learn.callbacks import Checkpoints, EarlyStop, History, OnHistory, Termination, Trim
 from leafembed.learn.checkpoints import average, newest_checkpoint, read_seal, step_of, verified, writing
 from leafembed.learn.evaluation import Evaluation, Score
 from leafembed.learn.feed import Texts, count_tokens
 from leafembed.learn.fused import fused
-from leafembed.learn.history import best_evaluation, history, less_is_better, metric_key
+from leafembed.learn.history import best_evaluation, evaluated_steps, history, less_is_better, metric_key
 from leafembed.learn.links import Links
 from leafembed.learn.live import LiveView
 from leafembed.learn.models import load_sentence_transformer, pick_device
@@ -41,6 +41,10 @@ __all__ = ["TERMINATED", "train"]
 
 TERMINATED = 143
 """Exit status of a run that was told to terminate: 128 + SIGTERM."""
+
+
+_FEW_TEXTS, _MANY_BATCHES = 4, 0.05
+"""Texts in a batch below which there is little to compare, and the share of such batches that is worth a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,9 @@ def train(  # noqa: PLR0913 - the one door into training
     try:
         with termination.installed(), fused(setup.model, config.fused, tokens=int(setup.plan.tokens[-1])) as route:
             state = _train_from(checkpoint, trainer)
+    except StoppedError:
+        log.flush(trainer.state)  # the alarm that ended it came before the log had its turn
+        raise
     finally:
         view.close()
     if termination.received:
@@ -157,7 +164,8 @@ def _prepare(
     objectives = Objectives(model, targets, config, links=links, **learns)
     held_out = Links.of(corpus.validation)
     watched = Objectives(model, targets, config, links=held_out.after(len(corpus.train)), every=True, **learns)
-    evaluation = Evaluation(score, watched, texts, links=held_out, lengths=lengths, limit=int(plan.limits.max()))
+    longest = int(plan.limits.max())
+    evaluation = Evaluation(score, watched, texts, links=held_out, lengths=lengths, limit=longest, work_dir=work_dir)
     return _Setup(model, texts, plan, objectives, evaluation, arguments)
 
 
@@ -173,6 +181,12 @@ def _say_plan(plan: Plan, config: TrainConfig) -> None:
     phases = ", ".join(f"{phase.share:.0%} up to {phase.tokens} tokens" for phase in config.curriculum)
     texts, tokens = plan.texts_until(plan.steps), plan.tokens_until(plan.steps)
     say(f"plan: {plan.steps:,} steps, {texts:,} texts, {tokens:,} tokens" + (f"; {phases}" if phases else ""))
+    few = float(np.mean(np.diff(plan.ends, prepend=0) < _FEW_TEXTS))
+    if few > _MANY_BATCHES and (config.alignment or config.contrastive or config.triplet):
+        say(
+            f"{few:.0%} of the batches hold fewer than {_FEW_TEXTS} texts: alignment compares a text with those beside "
+            f"it, and a text may not meet its positive; raise train.batch_tokens, which is {config.batch_tokens}"
+        )
 
 
 def _trainer(setup: _Setup, callbacks: Sequence[TrainerCallback]) -> StudentTrainer:
@@ -215,7 +229,8 @@ def _choose(
     averaged: dict[str, Any] | None = None
     if config.average_checkpoints > 1:
         key, sign = metric_key(config.best_metric), -1 if less_is_better(config.best_metric) else 1
-        steps = sorted(kept)[-config.average_checkpoints :]
+        evaluated = [step for step in evaluated_steps(state.log_history) if step in kept]
+        steps = evaluated[-config.average_checkpoints :]
         average(setup.model, [kept[step] for step in steps])
         metrics = {f"eval_{name}": value for name, value in setup.evaluation(setup.model, steps=steps[-1]).items()}
         better = sign * metrics[key] > sign * best[key]

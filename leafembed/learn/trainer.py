@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,20 +13,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from leafembed.errors import NonFiniteError
 from leafembed.learn.batches import Plan
 from leafembed.learn.checkpoints import writing
 from leafembed.learn.feed import Collator, PlannedBatches, Texts
 from leafembed.learn.history import less_is_better, metric_key
 from leafembed.learn.models import has_bf16
+from leafembed.learn.nonfinite import refuse_batch
 from leafembed.learn.objectives import OBJECTIVES, Objectives
 from leafembed.learn.trackers import require_trackers
 from leafembed.recipe_learn import TrainConfig
 
-__all__ = ["EVIDENCE", "StudentTrainer", "training_arguments"]
-
-EVIDENCE = "non-finite"
-"""Folder below the checkpoints with the first batch that gave NaN or infinity."""
+__all__ = ["StudentTrainer", "training_arguments"]
 
 _MOST_WORKERS = 12
 """Processes that tokenise for a GPU."""
@@ -99,26 +94,34 @@ class StudentTrainer(SentenceTransformerTrainer):
             logs = {**logs, **means}
         super().log(logs, start_time)
 
-    def refuse(self, what: str, batches: list[tuple[Tensor, Tensor]]) -> None:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; trackers get the number of alarms so far when one has rung."""
+        rung = self._alarms()
+        try:
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        finally:
+            if self._alarms() > rung or (rung and not self.state.global_step):
+                self.log({"eval_alarms": float(self._alarms())})
+        return metrics
+
+    def _alarms(self) -> int:
+        return sum("alarm" in entry for entry in self.state.log_history)
+
+    def refuse(self, what: str, batches: list[tuple[Tensor, Tensor]]) -> NoReturn:
         """Keep the offending batches and raise.
 
         Raises:
             NonFiniteError: Always; names step, rows and where the batches lie.
         """
-        step = int(self.state.global_step) + 1
         rows = np.concatenate([labels.cpu().numpy() for labels, _ in batches])
-        folder = Path(self.args.output_dir) / EVIDENCE
-        facts = {
-            "step": step,
-            "what": what,
-            "rows": rows.tolist(),
-            "texts": [self.texts.text(i) for i in rows.tolist()],
-        }
         ids = {f"input_ids_{i}": ids.cpu().numpy() for i, (_, ids) in enumerate(batches)}
-        _keep(folder, facts, {**ids, "teacher": self.loss.targets(rows)})
-        raise NonFiniteError(
-            f"{what} at step {step} on rows {rows[:8].tolist()} (batch of {len(rows)}), kept in {folder}: look at its "
-            "teacher vectors, or lower train.learning_rate"
+        refuse_batch(
+            what,
+            rows,
+            step=int(self.state.global_step) + 1,
+            work_dir=Path(self.args.output_dir),
+            texts=self.texts,
+            arrays={**ids, "teacher": self.loss.targets(rows)},
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -159,18 +162,12 @@ class _Gradients(TrainerCallback):
         self.trainer.seen.clear()
 
 
-def _keep(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write the evidence; the first of a run stays."""
-    if (folder / "batch.json").is_file():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "batch.npz", **arrays)  # numbers only: nothing is pickled
-    (folder / "batch.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-
-
 def training_arguments(config: TrainConfig, *, seed: int, work_dir: Path, device: str) -> Any:
-    """What the stock trainer takes from the recipe's ``[train]``."""
-    return SentenceTransformerTrainingArguments(
+    """What the stock trainer takes from the recipe's ``[train]``; of several GPUs one is used.
+
+    The stock trainer would copy the student to each (``nn.DataParallel``), and hooks on its layers stay with the first.
+    """
+    arguments = SentenceTransformerTrainingArguments(
         output_dir=str(work_dir),
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
@@ -196,3 +193,6 @@ def training_arguments(config: TrainConfig, *, seed: int, work_dir: Path, device
         report_to=require_trackers(config.report_to) or "none",
         disable_tqdm=True,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

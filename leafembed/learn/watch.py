@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from leafembed.errors import StoppedError
+from leafembed.errors import NonFiniteError, StoppedError
 from leafembed.learn.alarms import Alarm, Spread, below_floor, collapse, diagnosis, spread, stall, starved_rows
 from leafembed.learn.token_rows import TrainedRows
 from leafembed.progress import say
@@ -39,6 +39,7 @@ class Watched:
 
     Attributes:
         texts: Different validation texts as the student reads them, its prompts included; at least two.
+        rows: Their numbers in the corpus, where validation rows follow the training rows.
         vectors: The teacher's vectors of them, ``(n_texts, dim)``, unit length.
         by_language: Texts by language, which tell what token rows it uses; may hold languages that ``texts`` lack.
         floor: Dev score of the static token table; ``None``: there is none.
@@ -47,6 +48,7 @@ class Watched:
     """
 
     texts: Sequence[str]
+    rows: Sequence[int]
     vectors: FloatArray
     by_language: Mapping[str, Sequence[str]]
     floor: float | None
@@ -54,8 +56,10 @@ class Watched:
     known: Sequence[Alarm] = ()
 
     def __post_init__(self) -> None:
-        if len(self.texts) != len(self.vectors):
-            raise ValueError(f"got {len(self.texts)} texts and {len(self.vectors)} vectors, expected as many")
+        if not len(self.texts) == len(self.rows) == len(self.vectors):
+            raise ValueError(
+                f"got {len(self.texts)} texts, {len(self.rows)} rows and {len(self.vectors)} vectors, expected as many"
+            )
 
 
 class Watch(TrainerCallback):
@@ -113,6 +117,7 @@ class Watch(TrainerCallback):
         """Measure, ring, and stop if the run cannot succeed."""
         step, model = int(state.global_step), kwargs["model"]
         vectors = _encode(model, self.watched.texts, bf16=args.bf16)
+        self._require_finite(vectors, step)
         now = spread(vectors, what=f"validation vectors at step {step}")
         self._note(step, now, state.log_history, metrics or {})
         found = self._found(step, now)
@@ -129,6 +134,15 @@ class Watch(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let go of the model."""
         self._rows.detach()
+
+    def _require_finite(self, vectors: FloatArray, step: int) -> None:
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+        if bad:
+            rows, text = [self.watched.rows[i] for i in bad[:8]], self.watched.texts[bad[0]]
+            raise NonFiniteError(
+                f"validation vectors at step {step}: rows {rows} hold NaN or infinity ({len(bad)} do), the first of "
+                f"{text[:60]!r}; lower train.learning_rate"
+            )
 
     def _note(self, step: int, now: Spread, log: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
         """Keep an evaluation; a resumed run evaluates once more where it starts, which counts once."""
@@ -169,7 +183,7 @@ class Watch(TrainerCallback):
 
     def _ring(self, alarm: Alarm, state: Any) -> None:
         self.alarms.append(alarm)
-        state.log_history.append({"step": alarm.step, "alarm": str(alarm)})  # for the view, the log and trackers
+        state.log_history.append({"step": alarm.step, "alarm": str(alarm)})  # for the view and the log
         say(f"ALARM: {alarm}")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(alarm.to_dict()) + "\n")

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from leafembed.errors import ModelError, NonFiniteError
+from leafembed.errors import ModelError
 from leafembed.ship.engine import arithmetic_here, compile_graph
 from leafembed.ship.folder import EncoderConfig, read_prompts, require_files
 from leafembed.ship.machine import cpu_flags, usable_cores
 from leafembed.ship.reader import Reader
-from leafembed.ship.stream import Encoded, ahead, pooled
+from leafembed.ship.stream import Encoded, ahead, pooled, unit
 from leafembed.ship.texts import Ids, batches_by_length, check_texts, open_tokenizer, padded
 from leafembed.types import FloatArray, ModelRef, check_vectors
 
@@ -130,6 +130,12 @@ class BundleEncoder:
         return self._config.exits
 
     @property
+    def part(self) -> dict[str, int]:
+        """What of the model it was opened as, in mteb's words: ``exit`` and ``embed_dim``; empty: the whole."""
+        dim = {"embed_dim": self._dim} if self._dim != self._config.dim else {}
+        return dim | ({"exit": self.exit} if self.exit is not None else {})
+
+    @property
     def max_seq_length(self) -> int:
         """Tokens read of one text, special tokens included."""
         return self._config.max_seq_length
@@ -221,7 +227,7 @@ class BundleEncoder:
             full = check_vectors(full, n=len(window.ids), what=self.ref.name)
             part = np.ascontiguousarray(pooled(full, window)[:, :width])
             if normalize and width < self._config.dim:
-                part = _unit(part, self.ref.name)
+                part = unit(part, self.ref.name)
             yield Encoded(part, window.cut)
 
     def _prompt(self, name: str | None) -> str:
@@ -281,17 +287,6 @@ class BundleEncoder:
             if exit not in self._models:
                 self._models[exit] = compile_graph(self._path, self._config, self.threads, self.streams, exit)
             return self._models[exit]
-
-
-def _unit(vectors: FloatArray, what: str) -> FloatArray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not norms.all():
-        row = int((norms == 0).argmax())
-        raise NonFiniteError(
-            f"{what}: the first {vectors.shape[1]} values of row {row} are all 0 and have no direction"
-        )
-    unit: FloatArray = vectors / norms
-    return unit
 
 
 def _positive(value: int, name: str) -> int:

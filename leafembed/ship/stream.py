@@ -16,10 +16,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from leafembed.errors import NonFiniteError
 from leafembed.ship.texts import Ids
 from leafembed.types import FloatArray
 
-__all__ = ["WINDOW_CHARACTERS", "WINDOW_TEXTS", "Encoded", "Window", "ahead", "pooled", "windows"]
+__all__ = ["WINDOW_CHARACTERS", "WINDOW_TEXTS", "Encoded", "Window", "ahead", "pooled", "unit", "windows"]
 
 WINDOW_TEXTS = 4_096
 """Most texts of a window; token ids are kept, the tokenizer's larger bookkeeping is not."""
@@ -135,3 +136,19 @@ def _ahead(items: Iterator[_T]) -> Iterator[_T]:
     finally:
         ended.set()
         thread.join()
+
+
+def unit(vectors: FloatArray, what: str) -> FloatArray:
+    """The vectors ``(n, dim)`` scaled to unit length.
+
+    Raises:
+        NonFiniteError: If one is 0 and has no direction; says ``what`` they are.
+    """
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not norms.all():
+        row = int((norms == 0).argmax())
+        raise NonFiniteError(
+            f"{what}: the first {vectors.shape[1]} values of row {row} are all 0 and have no direction"
+        )
+    unit: FloatArray = vectors / norms
+    return unit

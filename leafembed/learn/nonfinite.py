@@ -1,0 +1,51 @@
+"""Refuses a batch that gave NaN or infinity, and keeps what it takes to find out why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from leafembed.errors import NonFiniteError
+from leafembed.learn.feed import Texts
+
+__all__ = ["EVIDENCE", "refuse_batch"]
+
+EVIDENCE = "non-finite"
+"""Folder below the checkpoints with the batch that gave NaN or infinity."""
+
+
+def refuse_batch(
+    what: str, rows: Any, *, step: int, work_dir: Path, texts: Texts, arrays: Mapping[str, Any]
+) -> NoReturn:
+    """Keep the offending rows in ``work_dir/non-finite`` (``batch.json``, ``batch.npz``) and raise.
+
+    What an earlier failure left there is replaced: a run ends with its first.
+
+    Args:
+        what: What was not finite, as the error begins.
+        rows: Row numbers ``(n,)``; validation rows follow the training rows.
+        step: Optimiser step.
+        work_dir: Folder of the checkpoints.
+        texts: Where the rows are read.
+        arrays: Token ids, teacher vectors, by name.
+
+    Raises:
+        NonFiniteError: Always; names step, rows and where they lie.
+    """
+    numbers = np.asarray(rows).tolist()
+    folder = work_dir / EVIDENCE
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "batch.json").unlink(missing_ok=True)
+    np.savez(folder / "batch.npz", **arrays)  # numbers only: nothing is pickled
+    facts = {"step": step, "what": what, "rows": numbers, "texts": [texts.text(i) for i in numbers]}
+    (folder / "batch.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    first = len(texts.corpus.train)
+    kind = "rows" if min(numbers) < first else "validation rows"
+    raise NonFiniteError(
+        f"{what} at step {step} on {kind} {numbers[:8]} (batch of {len(numbers)}), kept in {folder}: look at its "
+        "teacher vectors, or lower train.learning_rate"
+    )
