@@ -227,7 +227,7 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
     overlap.add_argument("--cache-dir", type=Path, help="folder for vectors (default: as runs)")
     overlap.add_argument("--allow-failed", **failed)
     unless = "all, unless --mteb or --suite is given"
-    for sub, tasks, default in ((evaluate, None, unless), (compare, ["*"], "all")):
+    for sub, tasks, default in ((evaluate, None, unless), (compare, ["*"], "all but dev sets")):
         sub.add_argument("--reference", metavar="MODEL", help="model to score too, and to say how much each retains of")
         sub.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
         sub.add_argument("--tasks", nargs="+", default=tasks, help=f"local task ids or globs (default: {default})")

@@ -173,7 +173,7 @@ def _read_tasks(recipe: Recipe) -> tuple[tuple[Task, ...], tuple[Task, ...], dic
     dev = load(recipe.eval.dev, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
     check_disjoint(dev, test)
     known = {task.id for task in (*dev, *test)}
-    later = load_tasks(recipe.eval.data, recipe.eval.decontaminate) if recipe.eval.decontaminate else ()
+    later = load_tasks(recipe.eval.data, recipe.eval.decontaminate, dev=True) if recipe.eval.decontaminate else ()
     kept_out = (*dev, *test, *(task for task in later if task.id not in known))
     judged = {task.id: JudgedSet(task.scored, task.texts) for task in kept_out}
     return dev, test, judged

@@ -86,8 +86,8 @@ class GateConfig:
     min_score: Mapping[str, float] = field(default_factory=dict)
     """Least main score by task id, in every language or in one, e.g. { "sts/x.test" = 0.6, "sts/x.test@en" = 0.7 }."""
     beat_floors: bool = True
-    """Whether the student must score above every floor in every task type and every judged language, and above the bag
-    of words in the mean over types."""
+    """Whether the student must score above every floor in every task type and every judged language; above the bag of
+    words in the mean over types, and in each type and language in which the teacher itself is above it."""
     max_int8_drop: float = 0.01
     """Most that the INT8 model may lose against its own fp32 student in any task type."""
     min_int8_cosine: float = 0.999
@@ -101,6 +101,15 @@ class GateConfig:
     """Least cosine between the vector of a held-out text alone and in a batch with longer ones."""
     min_tail_response: float = 0.1
     """Least change of vectors, of the teacher's, when the last third of a held-out text is replaced."""
+
+    def softer(self) -> list[str]:
+        """The rules that ask for less than the defaults, as ``min_mean_retention = 0.8, by default 0.9``."""
+        usual, found = GateConfig(), []
+        for item in dataclasses.fields(self):
+            mine, theirs = getattr(self, item.name), getattr(usual, item.name)
+            if isinstance(theirs, bool | float) and (mine > theirs if item.name.startswith("max_") else mine < theirs):
+                found.append(f"{item.name} = {str(mine).lower()}, by default {str(theirs).lower()}")
+        return found
 
     def __post_init__(self) -> None:
         shares = ("min_mean_retention", "max_int8_drop", "max_contamination", "min_tail_response")

@@ -17,10 +17,24 @@ from numpy.typing import NDArray
 from leafembed.errors import DataError, NonFiniteError
 from leafembed.types import ModelRef
 
-__all__ = ["FLOOR", "SHIPPED", "Check", "EvalReport", "GateResult", "Interval", "TaskResult", "TooFew", "mean_by_type"]
+__all__ = [
+    "FLOOR",
+    "FLOORS",
+    "SHIPPED",
+    "Check",
+    "EvalReport",
+    "GateResult",
+    "Interval",
+    "TaskResult",
+    "TooFew",
+    "mean_by_type",
+]
 
 FLOOR = "floor: "
 """How the names of reports begin that a student must beat."""
+
+FLOORS = tuple(f"{FLOOR}{name}" for name in ("random", "bag of words", "untrained student", "static table"))
+"""Reports that a verdict without them is none."""
 
 SHIPPED = {"int8": "INT8", "student": "student"}
 """Names of the reports that retention may be of, the last of the line first, to what a card calls them."""

@@ -10,6 +10,7 @@ from leafembed.comparison_page import difference_cells, score_cells, task_rows
 from leafembed.errors import MissingExtraError
 from leafembed.judge.compare import Judged, pairs
 from leafembed.progress import say
+from leafembed.recipe_io import load_gate
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.markdown import with_interval
 from leafembed.ship.point_table import exit_name
@@ -160,6 +161,7 @@ def print_info(manifest: Mapping[str, Any], verdict: GateResult) -> None:
     facts = {
         "name": manifest["name"],
         "verdict": "passed the gate" if verdict.passed else f"REFUSED: {'; '.join(map(str, verdict.failed))}",
+        "rules": "; ".join(load_gate(manifest["recipe"].get("gate", {})).softer()) or "none softer than usual",
         "teacher": manifest["teacher"]["name"],
         "licence": student["licence"] or "not stated by the teacher",
         "dim": student["dim"],

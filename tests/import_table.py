@@ -19,7 +19,7 @@ ALLOWED = {
     "ship.plots": {"ship.curves", "ship.score_plot", "ship.scores"},  # drawn from the manifest
     "ship.point_table": {"ship.markdown"},
     "ship.engine_table": {"ship.markdown"},
-    "ship.purpose": {"ship.markdown"},
+    "ship.purpose": {"recipe_io", "ship.markdown"},  # rules, as recipes have them
     "ship.scores": {"ship.markdown"},
     "ship.templates": {"ship.markdown"},  # what templates may do with a value
     # Everything that is shipped is made from one captured program.

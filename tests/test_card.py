@@ -129,7 +129,7 @@ def test_the_card_of_a_run_that_stopped_opens_with_the_diagnosis():
     assert "Training ended before a student could be scored." in body
     results = body.partition("## Results")[2].partition("### Gate")[0]
     assert "retention" not in results.lower()
-    assert next(row for row in results.splitlines() if row.startswith("| STS |")).count("|") == 6  # teacher and floors
+    assert next(row for row in results.splitlines() if row.startswith("| STS |")).count("|") == 7  # teacher and floors
     assert "best step, by dev score: n/a" in body
 
 
@@ -207,8 +207,11 @@ def test_a_refused_model_shows_no_scores_to_a_hub(refused):
 
 
 def test_front_matter_is_what_a_hub_reads(manifest):
+    for report in manifest["reports"].values():
+        report["results"][1]["lang"] = "no"
     front = _front(render_card(manifest))
-    assert front["language"] == ["de", "en", "no"]  # "no" as text, and no "und"
+    # What was measured, of "deu-eng" both; "no" as text. Norwegian, undetermined and more was trained.
+    assert front["language"] == ["de", "en", "no"]
     assert front["base_model"] == "google/embeddinggemma-300m"
     assert front["pipeline_tag"] == "feature-extraction"
     manifest["teacher"]["name"] = "./models/teacher"
@@ -308,7 +311,7 @@ def test_scores_carry_their_intervals(manifest):
     row = next(row for row in card.splitlines() if row.startswith("| sts/stsb_multi_mt.test | en |"))
     assert "| 500 | 0.8213 [0.809, 0.841] |" in row
     for kind in ("STS", "mean"):
-        assert next(row for row in card.splitlines() if row.startswith(f"| {kind} |")).count(" [0.100, 0.200] |") == 6
+        assert next(row for row in card.splitlines() if row.startswith(f"| {kind} |")).count(" [0.100, 0.200] |") == 7
 
 
 def test_a_language_with_too_few_rows_says_so(manifest):
@@ -317,5 +320,5 @@ def test_a_language_with_too_few_rows_says_so(manifest):
         report["too_few"] = [few]
     card = render_card(manifest)
     row = next(row for row in card.splitlines() if row.startswith("| sts/stsb_multi_mt.test | sw |"))
-    assert row.count("| too few rows (12) ") == 6
+    assert row.count("| too few rows (12) ") == 7
     assert "A language with too few rows has no score" in card

@@ -221,11 +221,22 @@ def test_a_required_language_with_only_too_few_rows_is_missing() -> None:
         check(mine, mine, GateConfig(min_score={"STS/a@ja": 0.1}, beat_floors=False), floors={})
 
 
-def test_the_bag_of_words_is_a_floor_of_the_mean_alone() -> None:
-    mine = report({("STS/a", "de"): 0.8, ("Retrieval/b", "de"): 0.9})
+def test_the_bag_of_words_is_a_floor_of_the_mean_and_wherever_the_teacher_is_above_it() -> None:
     bag = "floor: bag of words"
-    beats_one = report({("STS/a", "de"): 0.6, ("Retrieval/b", "de"): 0.95})
-    assert check(mine, mine, GateConfig(), floors={bag: beats_one}).passed
-    assert not check(mine, mine, GateConfig(), floors={"floor: random": beats_one}).passed
-    equal = report({("STS/a", "de"): 0.9, ("Retrieval/b", "de"): 0.8})
-    assert failed(check(mine, mine, GateConfig(), floors={bag: equal})) == [f"mean above {bag}"]
+    teacher = report({("STS/a", "de"): 0.85, ("STS/a", "en"): 0.9, ("Retrieval/b", "de"): 0.9})
+    mine = report({("STS/a", "de"): 0.7, ("STS/a", "en"): 0.8, ("Retrieval/b", "de"): 0.85})
+
+    def against(*scores: float) -> list[str]:
+        keys = [("STS/a", "de"), ("STS/a", "en"), ("Retrieval/b", "de")]
+        floor = report(dict(zip(keys, scores, strict=True)))
+        return failed(check(mine, teacher, GateConfig(min_mean_retention=0), floors={bag: floor}))
+
+    assert against(0.6, 0.7, 0.84) == []
+    assert against(0.6, 0.7, 0.95) == [f"mean above {bag}"] * 0  # the teacher is below it too, in Retrieval alone
+    assert against(0.75, 0.7, 0.84) == [f"STS in de above {bag}"]
+    assert against(0.8, 0.7, 0.84) == [f"STS above {bag}", f"STS in de above {bag}"]
+    assert against(0.86, 0.1, 0.84) == []  # in German it beats the teacher; in the type the student is above
+    assert against(0.7, 0.8, 0.85) == [
+        f"mean above {bag}", f"STS above {bag}", f"Retrieval above {bag}",
+        *(f"{what} above {bag}" for what in ("STS in de", "STS in en", "Retrieval in de")),
+    ]  # fmt: skip

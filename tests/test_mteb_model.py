@@ -60,6 +60,26 @@ def test_a_bundle_and_a_part_of_it_are_models_of_mteb(tmp_path: Path) -> None:
         assert run_mteb(View(encoder, dim=dim), [mock_tasks.MockSTSTask()]).results
 
 
+def test_a_bundle_that_was_opened_as_a_part_does_not_get_the_scores_of_the_whole(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "model", vocab=WORDS, dim=8)
+    bundle = write_bundle(tmp_path / "bundle", folder, sample_manifest())
+    whole, part = leafembed.load(bundle), leafembed.load(bundle, dim=2)
+    assert model_meta(whole).experiment_kwargs is None
+    assert model_meta(part).experiment_kwargs == {"embed_dim": 2} == model_meta(View(whole, dim=2)).experiment_kwargs
+    cache = mteb.ResultCache(tmp_path / "cache")  # which keeps what it knows: only missing results are computed
+    scores = [
+        mteb.evaluate(MtebModel(encoder), mock_tasks.MockRetrievalTask(), cache=cache).task_results[0].get_score()
+        for encoder in (whole, part)
+    ]
+    assert len(list((tmp_path / "cache").rglob("MockRetrievalTask.json"))) == 2
+    assert (
+        scores[1]
+        == mteb.evaluate(MtebModel(part), mock_tasks.MockRetrievalTask(), cache=None, overwrite_strategy="always")
+        .task_results[0]
+        .get_score()
+    )
+
+
 def test_a_student_folder_is_a_model_of_mteb(tmp_path: Path) -> None:
     opened = open_model(locate(str(bert(tmp_path / "student"))), cache_dir=tmp_path / "cache")
     run = run_mteb(opened.encoder, [mock_tasks.MockSTSTask(), mock_tasks.MockRerankingTask()])

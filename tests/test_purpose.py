@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny import refused_before_int8, sample_manifest, verdict
+from tiny import judge, refused_before_int8, sample_manifest, verdict
 
 from leafembed.reports import EvalReport
 from leafembed.ship.card import render_card
@@ -64,4 +64,27 @@ def test_the_length_limit_is_said_where_there_is_one(manifest):
 def test_a_run_that_stopped_has_neither():
     manifest = refused_before_int8()
     del manifest["reports"]["student"]
-    assert purpose_section(manifest) == {"uses": [], "limits": []}
+    assert purpose_section(manifest) == {"uses": [], "limits": [], "softer": []}
+
+
+def test_what_a_floor_does_better_is_said_beside_the_use():
+    manifest = sample_manifest()
+    uses = purpose_section(manifest)["uses"]
+    assert not any("alone scores" in use for use in uses)
+    for result in manifest["reports"]["floor: bag of words"]["results"]:
+        if result["type"] == "Retrieval":
+            result["main_score"] = result["scores"]["ndcg_at_10"] = 0.6
+    (retrieval,) = [use for use in purpose_section(manifest)["uses"] if use.startswith("Retrieval")]
+    assert retrieval.endswith(". Bag of words alone scores 0.600")
+
+
+def test_rules_that_ask_for_less_than_usual_are_on_the_card():
+    manifest = sample_manifest()
+    assert "whose rules ask for less" not in render_card(manifest)
+    manifest["recipe"]["gate"] |= {"min_mean_retention": 0.8, "beat_floors": False, "max_int8_drop": 0.005}
+    judge(manifest)
+    card = render_card(manifest)
+    assert (
+        "Measured, and passed by the gate, whose rules ask for less than usual: min_mean_retention = 0.8, by default "
+        "0.9; beat_floors = false, by default true. What was not measured" in card
+    )

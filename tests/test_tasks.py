@@ -34,13 +34,12 @@ def test_globs_find_every_format_once_in_the_order_named(eval_data: Path) -> Non
         "retrieval/toy_de",
         "retrieval/toy_en",
         "sts/toy.test",
-        "sts/toy.dev",
         "bitext/toy",
         "classification/toy",
     ]
     assert {task.type: (task.metric, [(part.lang, part.n) for part in task.parts]) for task in tasks[1:]} == {
         "Retrieval": ("ndcg_at_10", [("en", 30)]),
-        "STS": ("cosine_spearman", [("de", 40), ("en", 40)]),
+        "STS": ("cosine_spearman", [("de", 60), ("en", 60)]),
         "BitextMining": ("f1", [("de-en", 40)]),
         "Classification": ("accuracy", [("en", 60)]),
     }
@@ -297,3 +296,14 @@ def test_damaged_rows_of_the_newer_types_name_file_and_line(tmp_path: Path) -> N
         write_rows(tmp_path / str(number) / name, rows)
         with pytest.raises(DataError, match=message):
             load_tasks(tmp_path / str(number), ["*"])
+
+
+def test_a_glob_leaves_out_what_models_are_chosen_on_unless_it_says_so(eval_data, capsys):
+    assert [task.id for task in load_tasks(eval_data, ["sts/*"])] == ["sts/toy.test"]
+    assert "leaves out sts/toy.dev: models are chosen on these" in capsys.readouterr().err
+    assert [task.id for task in load_tasks(eval_data, ["sts/*.dev"])] == ["sts/toy.dev"]
+    assert [task.id for task in load_tasks(eval_data, ["sts/toy.dev", "sts/*"])] == ["sts/toy.dev", "sts/toy.test"]
+    assert capsys.readouterr().err.count("leaves out") == 1
+    # What text must not contain are all of them.
+    assert len(load_tasks(eval_data, ["sts/*"], dev=True)) == 2
+    assert "leaves out" not in capsys.readouterr().err

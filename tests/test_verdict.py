@@ -45,6 +45,18 @@ def _check(manifest, name):
     return next(check for check in manifest["verdict"]["checks"] if check["name"] == name)
 
 
+def _without_floor(manifest, name):
+    """Take a floor out with every check against it, as someone would who is below it."""
+    del manifest["reports"][name]
+    manifest["verdict"]["checks"] = [one for one in manifest["verdict"]["checks"] if name not in one["name"]]
+
+
+def _as_if_judged(manifest, fingerprint):
+    """The scores of another model, beside this one's files."""
+    for model in (manifest["student"], *(manifest["reports"][name]["model"] for name in ("student", "int8"))):
+        model["fingerprint"] = fingerprint
+
+
 SAYS = "the verdict says .*, the scores and the recipe give"
 UNREADABLE = "what the verdict follows from is not readable"
 
@@ -73,7 +85,11 @@ UNREADABLE = "what the verdict follows from is not readable"
         (lambda m: _score(m, "teacher", 0.1, everywhere=True), SAYS),
         (lambda m: _score(m, "floor: static table", 0.01, everywhere=True), SAYS),
         (lambda m: _score(m, "int8", math.nan, everywhere=True), UNREADABLE),
-        (lambda m: m["reports"].pop("floor: static table"), SAYS),
+        (lambda m: m["reports"].pop("floor: static table"), UNREADABLE),
+        (lambda m: _without_floor(m, "floor: bag of words"), r"no scores of floor: bag of words"),
+        (lambda m: m["reports"]["int8"]["model"].update(fingerprint="9" * 16), "is of a model with fingerprint 9999"),
+        (lambda m: m["teacher"].update(fingerprint="9" * 16), "report 'teacher' is of a model with fingerprint aaaa"),
+        (lambda m: _as_if_judged(m, "9" * 16), "holds the model cccccccccccccccc, the manifest judges 9999"),
         (lambda m: m["reports"].pop("student"), UNREADABLE),
         (lambda m: m["reports"]["int8"]["results"].pop(), UNREADABLE),
         (lambda m: [report["results"].pop() for report in m["reports"].values()], SAYS),

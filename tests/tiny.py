@@ -42,7 +42,7 @@ def make_model_folder(
         "add_special_tokens": True,
         "group_size": 0,
         "licence": "MIT",
-        "fingerprint": "f" * 16,
+        "fingerprint": "c" * 16,
     }
     _dump(path / "encoder.json", settings | changes)
     _dump(path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
@@ -124,7 +124,12 @@ def sample_manifest(*, drop: Sequence[str] = (), kept: float = 0.953, **changes:
         "google/embeddinggemma-300m", 768, "a" * 16, "b" * 40, "gemma", 2048, {"query": "task: search | query: "}
     )
     student = ModelRef("leaf-small", 768, "c" * 16, None, "gemma", 512, {})
-    refs = {"floor: random": 0.02, "floor: untrained student": 0.41, "floor: static table": 0.7}
+    refs = {
+        "floor: random": 0.02,
+        "floor: bag of words": 0.3,
+        "floor: untrained student": 0.41,
+        "floor: static table": 0.7,
+    }
     floors = {name: report(ModelRef(name, 768), factor).to_dict() for name, factor in refs.items()}
     manifest = {
         "format": 2,

@@ -8,7 +8,9 @@ manifest in ``docs/results/quick``, and the table in ``docs/why-v1-failed.md`` f
 import argparse
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from leafembed.options import build_parser
 from leafembed.recipe_io import reference_page
@@ -105,10 +107,17 @@ def model_section() -> str:
         f"Spearman on {tasks}, zero-shot, on whose dev split the checkpoint was chosen. {training['texts']:,} texts in "
         f"{training['steps']:,} steps, {training['seconds'] / 60:.0f} minutes of {machine['cores']} cores, besides "
         f"the teacher's pass. {manifest['sizes']['total_bytes'] / 1e6:.1f} MB with its tokenizer. Speed on "
-        f"{machine['cpu']}, {first['threads']} threads, batch {first['batch_size']}, {first['tokens_per_text']:.1f} "
-        "tokens a text."
+        f"{machine['cpu']}, {first['threads']} threads, batch {first['batch_size']}, {_tokens(manifest['speed'])}."
     )
     return table(["model", *langs, "mean", "retention", "texts/s"], rows) + "\n\n" + how
+
+
+def _tokens(speeds: Sequence[Mapping[str, Any]]) -> str:
+    """Tokens of the texts that were timed; teacher and student read prompts of different length."""
+    of = {entry["name"].partition(",")[0]: entry["tokens_per_text"] for entry in speeds}
+    if len(set(of.values())) == 1:
+        return f"{of['student']:.1f} tokens a text"
+    return f"{of['teacher']:.1f} tokens a text with the teacher's prompt, {of['student']:.1f} as the student reads it"
 
 
 def results_section() -> str:
@@ -130,7 +139,7 @@ def results_section() -> str:
     machine, first = manifest["machine"], manifest["speed"][0]
     how = (
         f"Speed on {machine['cpu']}, {first['threads']} threads, batch {first['batch_size']}, "
-        f"{first['tokens_per_text']:.1f} tokens a text. INT8 against fp32: mean cosine "
+        f"{_tokens(manifest['speed'])}. INT8 against fp32: mean cosine "
         f"{manifest['int8']['cosine_mean']:.4f}. From one `make run`; its card is in "
         "[docs/results/quick](docs/results/quick/README.md)."
     )

@@ -30,6 +30,7 @@ from leafembed.judge import formats
 from leafembed.judge.formats import Groups, Options
 from leafembed.judge.intervals import Scored
 from leafembed.judge.kinds import KINDS, Encode, Kind
+from leafembed.progress import say
 from leafembed.text import normalise_lang, normalise_text
 
 __all__ = ["AGREEMENT", "Part", "Task", "build_task", "check_disjoint", "contents_of", "find_tasks", "load_tasks",
@@ -40,6 +41,9 @@ AGREEMENT = "agreement"
 
 _WITH_SPLITS = ("classification/", "clustering/", "pair/", "reranking/")
 """What has splits within a file; the others have a file for each."""
+
+_NOT_TEST = (".dev", ".train", ".valid", ".validation")
+"""Ends of names of sets that a glob means only where it says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def load_tasks(
     min_rows: int = 1,
     seed: int = 0,
     excluded: frozenset[tuple[str, ...]] = frozenset(),
+    dev: bool = False,
 ) -> tuple[Task, ...]:
     """Read the named tasks below ``data``, in the order named, each once.
 
@@ -107,6 +112,7 @@ def load_tasks(
         min_rows: Fewest items that a language is scored with; those with fewer go to ``Task.too_few``.
         seed: Seed of the draw.
         excluded: Scored items to leave out, as :func:`scored_items` gives them.
+        dev: Whether a glob means dev and training sets too, which it otherwise does only if it ends in ``.dev`` or so.
 
     Raises:
         DataError: If a name matches nothing, a row is malformed, or no language is left that has enough rows.
@@ -116,7 +122,7 @@ def load_tasks(
     options = Options(frozenset(map(normalise_lang, languages)), max_rows, seed, excluded, min_rows)
     tasks: dict[str, Task] = {}
     for name in wanted:
-        found = [tasks.get(id) or _load(id, path, options) for id, path in _match(name, paths, data).items()]
+        found = [tasks.get(id) or _load(id, path, options) for id, path in _match(name, paths, data, dev=dev).items()]
         found = [task for task in found if task.parts]
         if not found:
             raise DataError(f"{name}: holds no row to score in the languages {sorted(options.languages)}")
@@ -217,7 +223,7 @@ def _discover(data: Path) -> dict[str, Path]:
     return paths
 
 
-def _match(name: str, paths: Mapping[str, Path], data: Path) -> dict[str, Path]:
+def _match(name: str, paths: Mapping[str, Path], data: Path, *, dev: bool) -> dict[str, Path]:
     pattern, _, split = name.partition("@")
     crossed = pattern.startswith("sts/") and split == formats.CROSS
     if split and not (crossed or pattern.startswith(_WITH_SPLITS)):
@@ -226,6 +232,10 @@ def _match(name: str, paths: Mapping[str, Path], data: Path) -> dict[str, Path]:
             f"those in sts/ have {formats.CROSS!r}"
         )
     matched = {id: path for id, path in paths.items() if fnmatchcase(id, pattern)}
+    left = [] if dev or pattern.endswith(_NOT_TEST) else [id for id in matched if id.endswith(_NOT_TEST)]
+    if left:
+        matched = {id: path for id, path in matched.items() if id not in left}
+        say(f"{name} leaves out {', '.join(left)}: models are chosen on these; name them to score them")
     if not matched:
         near = difflib.get_close_matches(pattern, paths, n=4, cutoff=0.5) or sorted(paths)
         raise DataError(f"no task {name!r} in {data}: expected an id or glob of those there, such as {near}")

@@ -21,7 +21,7 @@ from typing import Any
 from leafembed.errors import BundleError, GateFailedError
 from leafembed.ship.card import CARD, MANIFEST, gemma_notice, render_card
 from leafembed.ship.encoder import BundleEncoder
-from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES
+from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES, EncoderConfig
 from leafembed.ship.plots import PLOTS, draw_plots
 from leafembed.ship.verdict import read_verdict
 from leafembed.stages import file_sha256
@@ -226,6 +226,9 @@ def _verified(path: Path, *, skip: frozenset[str]) -> dict[str, Any]:
         if got["sha256"] != expected["sha256"]:
             hashes = f"got sha256 {got['sha256'][:12]}, the manifest says {expected['sha256'][:12]}"
             raise BundleError(f"{file} was altered: {hashes}; {remedy}")
+    mine, theirs = EncoderConfig.read(path).fingerprint, manifest["student"].get("fingerprint")
+    if mine != theirs:
+        raise BundleError(f"{path}: holds the model {mine}, the manifest judges {theirs}; {_GET_ANOTHER}")
     return manifest
 
 

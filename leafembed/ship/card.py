@@ -23,6 +23,7 @@ from leafembed.ship.purpose import purpose_section
 from leafembed.ship.scores import score_tables
 from leafembed.ship.templates import fill_markdown
 from leafembed.ship.vocabulary import vocabulary_section
+from leafembed.text import normalise_lang
 
 __all__ = ["CARD", "MANIFEST", "gemma_notice", "render_card"]
 
@@ -30,7 +31,7 @@ CARD, MANIFEST = "README.md", "manifest.json"
 """Files of a bundle that are not the model's; its plots are named in ``plots.py``."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_UNKNOWN = "und"
+_UNKNOWN, _MIXED = "und", "all"
 _TOP_LANGUAGES = 20
 
 _Manifest = Mapping[str, Any]
@@ -90,8 +91,12 @@ def _head(manifest: _Manifest) -> dict[str, Any]:
 
 
 def _front_matter(manifest: _Manifest) -> str:
-    tags = (re.match(r"[a-z]{2,3}(?![a-z])", tag.lower()) for tag in manifest["corpus"]["languages"])
-    languages = sorted({tag[0] for tag in tags if tag} - {_UNKNOWN, "mul"})
+    # Of a pair such as de-en both; languages that were trained and not measured are no claim for a hub to show.
+    measured = {
+        part for report in manifest["reports"].values() for r in report["results"] for part in r["lang"].split("-")
+    }
+    tags = (re.match(r"[a-z]{2,3}(?![a-z])", tag.lower()) for tag in measured - {"all"})
+    languages = sorted({normalise_lang(tag[0]) for tag in tags if tag} - {_UNKNOWN, "mul"})
     int8 = "int8" in manifest["reports"]
     licence = "gemma" if gemma_notice(manifest) else manifest["student"]["licence"] or "other"
     is_id = re.fullmatch(r"[A-Za-z0-9.-]+", licence)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from leafembed.reports import SHIPPED, EvalReport, GateResult
+from leafembed.recipe_io import load_gate
+from leafembed.reports import FLOOR, SHIPPED, EvalReport, GateResult
 from leafembed.ship.markdown import count, fixed
 
 __all__ = ["purpose_section"]
@@ -28,30 +29,35 @@ _MOST = 12
 
 
 def purpose_section(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``uses`` and ``limits``, lines for the card's lists; no uses where the gate refused.
+    """Return ``uses`` and ``limits``, lines for the card's lists, and ``softer``, rules that ask for less than usual.
 
-    A language counts as measured where a task scored it; a pair of languages such as ``deu-eng`` is no language.
+    There are no uses where the gate refused. A language counts as measured where a task scored it; a pair of languages
+    such as ``deu-eng`` is no language.
     """
     reports = {name: EvalReport.from_dict(report) for name, report in manifest["reports"].items()}
     shipped = next((reports[name] for name in SHIPPED if name in reports), None)
     if shipped is None:  # training stopped itself: there is no model
-        return {"uses": [], "limits": []}
+        return {"uses": [], "limits": [], "softer": []}
     passed = GateResult.from_dict(manifest["verdict"]).passed
+    floors = {name: report for name, report in reports.items() if name.startswith(FLOOR)}
     return {
-        "uses": _uses(shipped, reports["teacher"]) if passed else [],
+        "uses": _uses(shipped, reports["teacher"], floors) if passed else [],
+        "softer": load_gate(manifest["recipe"].get("gate", {})).softer(),
         "limits": list(_limits(manifest, shipped, reports["teacher"])),
     }
 
 
-def _uses(shipped: EvalReport, teacher: EvalReport) -> list[str]:
+def _uses(shipped: EvalReport, teacher: EvalReport, floors: Mapping[str, EvalReport]) -> list[str]:
     lines = []
     for kind, score in shipped.by_type().items():
         langs = sorted({result.lang for result in shipped.results if result.type == kind})
         where = _listed(langs, "languages")
         use = _USES.get(kind, kind)
-        lines.append(
-            f"{kind}, {use}: {fixed(score, 3)} of the teacher's {fixed(teacher.by_type()[kind], 3)}; in {where}"
-        )
+        line = f"{kind}, {use}: {fixed(score, 3)} of the teacher's {fixed(teacher.by_type()[kind], 3)}; in {where}"
+        for name, floor in floors.items():
+            if (theirs := floor.by_type()[kind]) >= score:
+                line += f". {name.removeprefix(FLOOR).capitalize()} alone scores {fixed(theirs, 3)}"
+        lines.append(line)
     return lines
 
 

@@ -56,7 +56,6 @@ def reading_order(reports: Mapping[str, EvalReport]) -> list[str]:
 def _results(reports: Mapping[str, EvalReport]) -> str:
     names = reading_order(reports)
     types = {name: reports[name].by_type() for name in names}
-    teacher = types["teacher"]
     types = {name: {**types[name], "mean": reports[name].mean} for name in names}
     rows = [
         [kind, *(with_interval(types[name].get(kind), reports[name].intervals.get(kind)) for name in names)]
@@ -65,9 +64,8 @@ def _results(reports: Mapping[str, EvalReport]) -> str:
     last = names[-1]
     if last not in SHIPPED:  # training stopped: nothing to compare with the teacher
         return table(["task type", *names], rows)
-    ratios = [types[last][kind] / teacher[kind] for kind in teacher if kind in types[last] and teacher[kind]]
-    retention = [ratio(types[last].get(kind), teacher[kind]) for kind in teacher]
-    retention.append(fixed(sum(ratios) / len(ratios) if ratios else None, 3))
+    retention = [ratio(types[last].get(kind), score) for kind, score in types["teacher"].items() if kind != "mean"]
+    retention.append(fixed(reports[last].mean_retention(reports["teacher"]), 3))
     rows = [[*row, kept] for row, kept in zip(rows, retention, strict=True)]
     return table(["task type", *names, "retention"], rows)
 

@@ -18,7 +18,7 @@ from leafembed.evidence import Behaviour, Contamination
 from leafembed.judge.gate import check
 from leafembed.recipe import GateConfig
 from leafembed.recipe_io import load_gate
-from leafembed.reports import FLOOR, Check, EvalReport, GateResult
+from leafembed.reports import FLOOR, FLOORS, Check, EvalReport, GateResult
 
 __all__ = ["INT8", "judge_again", "read_verdict"]
 
@@ -89,6 +89,7 @@ def _given(manifest: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"stage {stage!r} of a bundle, expected {INT8!r}")
     reports = {name: _consistent(EvalReport.from_dict(report)) for name, report in manifest["reports"].items()}
     judged = _STAGES[stage]
+    _require_models(manifest, reports)
     given = {
         "report": reports[judged],
         "reference": reports["teacher"],
@@ -99,6 +100,17 @@ def _given(manifest: Mapping[str, Any]) -> dict[str, Any]:
     if stage == INT8:
         given |= {"fp32": reports["student"], "int8_cosine": manifest["int8"]["cosine_mean"]}
     return given
+
+
+def _require_models(manifest: Mapping[str, Any], reports: Mapping[str, EvalReport]) -> None:
+    """Every floor is there, and the scores are those of the models that the manifest is about."""
+    if missing := [name for name in FLOORS if name not in reports]:
+        raise ValueError(f"no scores of {', '.join(missing)}")
+    for model, names in {"teacher": ("teacher",), "student": ("student", "int8")}.items():
+        for name in names:
+            mine, theirs = manifest[model]["fingerprint"], name in reports and reports[name].model.fingerprint
+            if theirs is not False and theirs != mine:
+                raise ValueError(f"report {name!r} is of a model with fingerprint {theirs}, {model} has {mine}")
 
 
 def _consistent(report: EvalReport) -> EvalReport:
