@@ -89,7 +89,11 @@ def line_up(bundle: Path, *, teacher: str | None, student: Path | None, work: Pa
     """
     found = Lineup()
     recipe = read_manifest(bundle)["recipe"]["teacher"]
-    _try(found, "teacher", partial(_teacher, teacher or recipe["model"], recipe.get("revision"), work))
+    _try(
+        found,
+        "teacher",
+        partial(_teacher, teacher or recipe["model"], None if teacher else recipe.get("revision"), work),
+    )
     folder = student or bundle.resolve().parent / "student"
     if (folder / "modules.json").is_file():
         found.entrants.append(

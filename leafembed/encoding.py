@@ -88,6 +88,15 @@ class _Hashed:
             self._digests.append((self._count, self._hash.hexdigest()))
             yield text
 
+    def skip(self, count: int) -> tuple[int, str]:
+        """Pass over so many texts, or as many as there are: how many, and the hash up to there; none is kept."""
+        passed = 0
+        for text in islice(self._texts, count):
+            self._hash.update(text.encode("utf-8") + b"\n")
+            passed += 1
+        self._count += passed
+        return passed, self._hash.hexdigest()
+
     def digest_after(self, count: int) -> str:
         """Hash of the first so many texts; those before are forgotten."""
         while True:
@@ -103,8 +112,7 @@ def _taken_up(file: VectorsFile, source: Path, *, restart: bool) -> _Hashed:
     if restart:
         file.restart()
     elif known:
-        read = sum(1 for _ in islice(texts, known))
-        if read == known and texts.digest_after(known) == file.state.digest:
+        if texts.skip(known) == (known, file.state.digest):
             say(f"{file.path.name}: going on after {known:,} texts")
             return texts
         say(f"{source}: not the texts that {file.path.name} was begun with; begun anew")

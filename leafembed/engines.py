@@ -99,8 +99,10 @@ def _measured(line: Line, student: TorchEncoder, plain: Path) -> dict[str, Any]:
         for name in names:
             say(f"setting up engine {name}")
             try:
-                found[name] = _set_up(name, line, student, plain)
-            except Error as error:  # an engine may lack a kernel for a shape, or not be installed
+                one = _set_up(name, line, student, plain)
+                one.encoder.encode(line.learned.validation(1))  # some fail at their first text
+                found[name] = one
+            except (Error, ImportError, RuntimeError) as error:  # a kernel may be missing, or a package
                 unmeasured[name] = first_line(error)
         exact = TorchEncoder(student.model, student.ref, precision="fp32")
         rates = _rates(line, found)

@@ -275,7 +275,19 @@ def test_a_reference_that_scores_nothing_is_an_error(leaf, bundle, model, eval_d
 def test_evaluate_narrows_to_languages_rows_and_dimensions_and_exports(leaf, eval_data, tmp_path):
     vocab = [*WORDS, *(f"{lang}{i}" for lang in ("en", "de") for i in range(500))]
     model = make_model_folder(tmp_path / "model", vocab=vocab, dim=64, max_seq_length=32)
-    argv = ["evaluate", model, "--data", eval_data, "--tasks", "sts/*", "sts/*.dev", "--languages", "de", "--max-rows", 20]
+    argv = [
+        "evaluate",
+        model,
+        "--data",
+        eval_data,
+        "--tasks",
+        "sts/*",
+        "sts/*.dev",
+        "--languages",
+        "de",
+        "--max-rows",
+        20,
+    ]
     argv += ["--dim", 8, "--cache-dir", tmp_path / "cache"]
     exports = ["--export-mteb", tmp_path / "results", "--export-card", tmp_path / "card.md"]
     status, out, err = leaf(*argv, *exports, "--json")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tiny import WORDS, make_model_folder
 
-from leafembed.encoding import encode_file, encode_out
+from leafembed.encoding import _Hashed, encode_file, encode_out
 from leafembed.errors import DataError, MissingExtraError
 from leafembed.ship import encoder as encoder_module
 from leafembed.ship import stream
@@ -211,3 +211,15 @@ def test_memory_does_not_grow_with_the_number_of_texts(tmp_path):
     first, second = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert first < ballast.nbytes / 1e6
     assert second - first < 25  # all vectors would be 42 MB, all texts and tokens as much again
+
+
+def test_passing_over_what_is_done_keeps_nothing_of_it():
+    passed, read_through = (_Hashed(iter(f"text {i}" for i in range(1_000))) for _ in range(2))
+    assert passed.skip(900)[0] == 900
+    for _ in zip(range(900), read_through, strict=False):
+        pass
+    assert passed.skip(0)[1] == read_through.digest_after(900)
+    assert len(passed._digests) == 0
+    assert next(iter(passed)) == "text 900"
+    assert passed.digest_after(901)
+    assert passed.skip(1_000)[0] == 99
