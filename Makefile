@@ -39,14 +39,11 @@ test-js: install ## exported students in transformers.js, the server with client
 	npm install --prefix $(JS) --ignore-scripts --no-package-lock --no-audit --no-fund
 	$(BIN)/pytest -q -m slow --timeout 3600 tests/test_transformers_js.py tests/test_serve_npm.py
 
-BUNDLE ?= runs/quick/bundle
-$(BUNDLE)/manifest.json: | install
-	$(BIN)/leaf run $(RECIPE)
-
-bench: install $(BUNDLE)/manifest.json ## BUNDLE beside its teacher and what others would use; table and plot in runs/benchmark
+BUNDLE ?= models/leaf-embeddinggemma-int8
+bench: install ## BUNDLE beside its teacher and what others would use; table and plot in runs/benchmark
 	$(BIN)/leaf benchmark $(BUNDLE) --out runs/benchmark
 
-bench-memory: install $(BUNDLE)/manifest.json ## a million short texts through BUNDLE: memory on the way
+bench-memory: install ## a million short texts through BUNDLE: memory on the way
 	$(BIN)/python tools/bench_memory.py $(BUNDLE)
 
 TEACHER ?= ~/.cache/leafembed/teachers/embeddinggemma-300m

@@ -57,9 +57,14 @@ def open_entrant(entrant: dict[str, Any], threads: int) -> Encoder:
     """Open an entrant, given as plain data, with so many threads."""
     path, kind = Path(entrant["path"]), entrant["kind"]
     if kind == "bundle":
+        from leafembed.ship.bundle import open_bundle
+        from leafembed.ship.card import MANIFEST
         from leafembed.ship.encoder import BundleEncoder
 
-        return BundleEncoder(path, threads=threads, batch_size=_BATCH, exit=entrant["exit"])
+        options = {"threads": threads, "batch_size": _BATCH, "exit": entrant["exit"]}
+        if (path / MANIFEST).is_file():  # as users open it: every hash and the verdict are checked
+            return open_bundle(path, allow_failed=True, **options)
+        return BundleEncoder(path, **options)
     if kind == "torch":
         import torch
 

@@ -40,8 +40,10 @@ def export(args: argparse.Namespace) -> int:
 def benchmark(args: argparse.Namespace) -> int:
     """Time a bundle, alone or beside others."""
     from leafembed.results import print_speed
+    from leafembed.ship.shipped import shipped
     from leafembed.single import time_encoder
 
+    args.bundle = args.bundle or shipped()
     if args.out is not None:
         return _benchmark_all(args)
     result = time_encoder(args.bundle, read_texts(args.texts), threads=args.threads, allow_failed=args.allow_failed)

@@ -129,9 +129,9 @@ def _add_benchmark(add: Callable[..., argparse.ArgumentParser], failed: dict[str
                     "With --out everyone is measured in one run, in turn: the teacher (torch fp32, bf16, INT8), the "
                     "student\nat every exit, all-MiniLM-L6-v2 and a static model of the same teacher. It writes "
                     "benchmark.json,\nREADME.md and pareto.png.\n\n"
-                    "  leaf benchmark runs/quick/bundle --threads 2\n"
+                    "  leaf benchmark --threads 2\n"
                     "  leaf benchmark runs/quick/bundle --out runs/benchmark")  # fmt: skip
-    benchmark.add_argument("bundle", type=Path, help="bundle folder")
+    benchmark.add_argument("bundle", type=Path, nargs="?", help="bundle folder (default: the model that comes with it)")
     benchmark.add_argument("--texts", type=Path, help="alone: file with a text a line, or - (default: the shipped "
                            "questions)", default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
     benchmark.add_argument("--threads", type=positive, help="CPU threads (default: all)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from tiny import WORDS, make_model_folder, sample_manifest
 from leafembed import bench
 from leafembed.bench import MIXES, Plan, length_mixes, measure
 from leafembed.bench_page import DATA, PAGE, PLOT, bench_page, write_bench
+from leafembed.bench_worker import open_entrant
 from leafembed.contenders import Entrant, Lineup, line_up
+from leafembed.errors import BundleError
 from leafembed.ship.bundle import write_bundle
 from leafembed.ship.engine import product_weights
 from leafembed.ship.folder import EncoderConfig
@@ -72,7 +75,9 @@ def test_everything_is_measured_of_who_runs_and_the_reason_said_of_who_does_not(
     assert good["tokens"]["queries"] == 12 * 5  # [CLS] and four words
     sentences = good["rates"]["sentences"]
     assert sentences["tokens_per_second"] / sentences["texts_per_second"] == pytest.approx(7)
-    assert len(good["cold_starts_s"]) == 3
+    assert len(good["cold_starts_s"]) == 5
+    least, most = good["latency_ms"]["p50_spread"]
+    assert 0 < least <= most
     assert good["latency_ms"]["p50"] <= good["latency_ms"]["p95"] <= good["latency_ms"]["p99"]
     assert good["peak_memory_mb"] > 20
     assert -1 <= good["quality"]["mean"] <= 1
@@ -132,6 +137,7 @@ def test_page_and_plot_are_made_of_the_numbers(result, tmp_path):
     page = (tmp_path / PAGE).read_text(encoding="utf-8")
     assert page == bench_page(stored)
     assert "- absent: not installed" in page
+    assert "## Tokens read of a text" in page
     assert f"| good | {stored['contenders'][0]['quality']['mean']:.4f} |" in page
     content = (tmp_path / PLOT).read_bytes()
     assert content.startswith(b"\x89PNG")
@@ -169,3 +175,12 @@ def test_weights_in_products_are_counted_as_stored(tmp_path):
 
 def test_peaks_are_measured():
     assert set(matmul_peaks(1, repeats=1)) == {"fp32", "int8"}
+
+
+def test_a_bundle_is_opened_as_users_open_it(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", make_model_folder(tmp_path / "model"), sample_manifest(kept=0.5))
+    entrant = asdict(Entrant("student", "student", "bundle", str(bundle)))
+    assert open_entrant(entrant, 1).manifest["name"] == "leaf-small"  # refused by the gate, and measured all the same
+    (bundle / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(BundleError, match="was altered"):
+        open_entrant(entrant, 1)
