@@ -63,7 +63,9 @@ def _benchmark_all(args: argparse.Namespace) -> int:
     open_bundle(args.bundle, allow_failed=args.allow_failed)  # refused before minutes of work, not after
     plan = Plan(data=args.data, tasks=tuple(args.tasks), max_rows=args.max_rows, texts=args.count,
                 repeats=args.repeats, threads=args.threads)  # fmt: skip
-    lineup = line_up(args.bundle, teacher=args.teacher, student=args.student, work=args.out / "work")
+    lineup = line_up(
+        args.bundle, teacher=args.teacher, student=args.student, work=args.out / "work", static=args.static
+    )
     result = measure(lineup, plan)
     write_bench(result, args.out)
     say(f"tables and plot: {args.out / PAGE}")

