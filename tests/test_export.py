@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from families import bert, gemma_headless, qwen, toy_recipe, toy_texts, xlm_roberta
-from tiny import sample_manifest, write_sealed
+from tiny import as_if_of, sample_manifest, write_sealed
 
 from leafembed import exporting
 from leafembed.cli import main
@@ -259,7 +259,8 @@ def run_folder(root, *, judged="bundle", retention=0.953, fingerprint=None):
     student = bert(root / "student", num_hidden_layers=1)
     (root / RESOLVED).write_text("", encoding="utf-8")
     manifest = sample_manifest(kept=retention)
-    manifest["student"] |= {"fingerprint": fingerprint or fingerprint_folder(student), "licence": "gemma"}
+    manifest["student"] |= {"licence": "gemma"}
+    as_if_of(manifest, fingerprint or fingerprint_folder(student))
     (root / judged).mkdir()
     write_sealed(root / judged, manifest)
     (root / judged / "README.md").write_text("the card", encoding="utf-8")
@@ -314,7 +315,7 @@ def test_a_verdict_that_was_edited_is_not_taken(tmp_path):
     folder = run_folder(tmp_path / "run", retention=0.5)
     file = folder / "bundle" / "manifest.json"
     manifest = json.loads(file.read_text(encoding="utf-8"))
-    manifest["student"]["fingerprint"] = "f" * 16
+    as_if_of(manifest, "f" * 16)
     file.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(BundleError, match="was edited after it was written"):
         export(folder, tmp_path / "out", format="pt", texts=TEXTS)

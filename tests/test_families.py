@@ -114,7 +114,9 @@ def test_training_was_scored_from_its_first_step(line):
     assert scored == [0, 6, 12]
     assert training["steps"] == 12
     assert training["best_step"] in (6, 12)
-    trained = {"distillation", "alignment"} | ({"exit_alignment"} if len(line.family.layers) > 1 else set())
+    trained = {"distillation", "alignment", "near_alignment"} | (
+        {"exit_alignment"} if len(line.family.layers) > 1 else set()
+    )
     assert training["history"][-1]["validation"].keys() == {"loss", *trained}
     assert (line.run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
 

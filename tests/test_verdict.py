@@ -6,7 +6,7 @@ import math
 import shutil
 
 import pytest
-from tiny import judge, make_model_folder, refused_before_int8, reseal, sample_manifest
+from tiny import as_if_of, judge, make_model_folder, refused_before_int8, reseal, sample_manifest
 
 from leafembed.cli import main
 from leafembed.errors import BundleError, GateFailedError, RecipeError
@@ -51,12 +51,6 @@ def _without_floor(manifest, name):
     manifest["verdict"]["checks"] = [one for one in manifest["verdict"]["checks"] if name not in one["name"]]
 
 
-def _as_if_judged(manifest, fingerprint):
-    """The scores of another model, beside this one's files."""
-    for model in (manifest["student"], *(manifest["reports"][name]["model"] for name in ("student", "int8"))):
-        model["fingerprint"] = fingerprint
-
-
 SAYS = "the verdict says .*, the scores and the recipe give"
 UNREADABLE = "what the verdict follows from is not readable"
 
@@ -89,7 +83,7 @@ UNREADABLE = "what the verdict follows from is not readable"
         (lambda m: _without_floor(m, "floor: bag of words"), r"no scores of floor: bag of words"),
         (lambda m: m["reports"]["int8"]["model"].update(fingerprint="9" * 16), "is of a model with fingerprint 9999"),
         (lambda m: m["teacher"].update(fingerprint="9" * 16), "report 'teacher' is of a model with fingerprint aaaa"),
-        (lambda m: _as_if_judged(m, "9" * 16), "holds the model cccccccccccccccc, the manifest judges 9999"),
+        (lambda m: as_if_of(m, "9" * 16), "holds the model cccccccccccccccc, the manifest judges 9999"),
         (lambda m: m["reports"].pop("student"), UNREADABLE),
         (lambda m: m["reports"]["int8"]["results"].pop(), UNREADABLE),
         (lambda m: [report["results"].pop() for report in m["reports"].values()], SAYS),

@@ -215,6 +215,13 @@ def sample_manifest(*, drop: Sequence[str] = (), kept: float = 0.953, **changes:
     return result
 
 
+def as_if_of(manifest: dict[str, Any], fingerprint: str) -> None:
+    """Let the student, and what was scored of it, be the model with a fingerprint."""
+    scored = [report["model"] for name, report in manifest["reports"].items() if name in ("student", "int8")]
+    for model in (manifest["student"], *scored):
+        model["fingerprint"] = fingerprint
+
+
 def judge(manifest: dict[str, Any]) -> None:
     """Give a manifest the verdict that follows from its scores."""
     stage = manifest["verdict"]["stage"]
