@@ -90,7 +90,7 @@ def line_up(
 
     Args:
         bundle: The bundle.
-        teacher: A folder, hub id or ``package:NAME``; ``None``: as the bundle's recipe names it.
+        teacher: A folder, ``ORG/NAME@COMMIT`` or ``package:NAME``; ``None``: as the bundle's recipe names it.
         student: Its student in torch; ``None``: the folder ``student`` beside the bundle, where there is one.
         work: Folder for what is made.
         static: A model2vec model of the teacher; ``None``: it is distilled on the spot, where that takes minutes only.
@@ -98,11 +98,10 @@ def line_up(
     """
     found = Lineup()
     recipe = read_manifest(bundle)["recipe"]["teacher"]
-    _try(
-        found,
-        "teacher",
-        partial(_teacher, teacher or recipe["model"], None if teacher else recipe.get("revision"), work),
-    )
+    name, _, commit = (teacher or recipe["model"]).partition("@")
+    if not commit and name == recipe["model"]:  # the recipe's commit is none of another's
+        commit = recipe.get("revision") or ""
+    _try(found, "teacher", partial(_teacher, name, commit or None, work))
     folder = student or bundle.resolve().parent / "student"
     if (folder / "modules.json").is_file():
         found.entrants.append(
@@ -117,9 +116,10 @@ def line_up(
         found.entrants.append(Entrant(name, "student", "bundle", str(bundle), exit=exit, files=files))
     if peers:
         torch_teacher = next((one for one in found.entrants if one.name == "teacher, torch fp32"), None)
-        if torch_teacher:
-            make = partial(_static_entrant, static) if static else partial(_static, Path(torch_teacher.path), work)
-            _try(found, "model2vec of the teacher", make)
+        if static:
+            _try(found, "model2vec of the teacher", partial(_static_entrant, static))
+        elif torch_teacher:
+            _try(found, "model2vec of the teacher", partial(_static, Path(torch_teacher.path), work))
         same = torch_teacher is not None and Path(torch_teacher.path) == _package_folder()
         if not same:
             _try(found, "all-MiniLM-L6-v2, torch fp32", _minilm)

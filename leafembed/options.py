@@ -64,7 +64,7 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
               "  leaf run recipes/quick.toml --set train.epochs=8 --set student.layers=[0,2,5]")  # fmt: skip
     plan = add("plan", "price a student before it is trained: parameters, megabytes, memory of training",
                "Reads the teacher's config, no weights; a teacher at a URL is asked once, for its dimensions.\n"
-               "With --layers it runs the teacher on texts of the corpus.\n\n"
+               "With --layers it runs the teacher on texts of its sources.\n\n"
                "  leaf plan recipes/quick.toml --set student.layers=[0,5] --memory-gb 16\n"
                "  leaf plan recipes/quick.toml --layers 3")  # fmt: skip
     either = plan.add_mutually_exclusive_group()
@@ -227,7 +227,7 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
     overlap.add_argument("--query-prompt", help="prompt of queries (default: query, where there is one)")
     overlap.add_argument("--cache-dir", type=Path, help="folder for vectors (default: as runs)")
     overlap.add_argument("--allow-failed", **failed)
-    unless = "all, unless --mteb or --suite is given"
+    unless = "all but dev sets, unless --mteb or --suite is given"
     for sub, tasks, default in ((evaluate, None, unless), (compare, ["*"], "all but dev sets")):
         sub.add_argument("--reference", metavar="MODEL", help="model to score too, and to say how much each retains of")
         sub.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from leafembed.errors import RecipeError
+from leafembed.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from leafembed.learn.layers import Ranking
@@ -21,7 +21,7 @@ RANKING_TEXTS = 256
 """Texts that layers are ranked on."""
 
 _LOOKED_AT = 4_096
-"""Texts of all sources together that they are taken from, evenly by length."""
+"""Texts from the heads of all sources together that they are taken from, every n-th."""
 
 CAVEAT = (
     "This is what stays near the teacher untrained, not what trains best: in docs/method.md the first layers unbroken "
@@ -115,6 +115,8 @@ def _first_texts(recipe: Recipe) -> list[str]:
             counts=Counter(),
         )
         texts += (record.texts[0] for record in islice(records, max(1, _LOOKED_AT // len(sources))))
+    if not texts:
+        raise DataError("data.sources: got no text to rank layers on, expected some; see data.min_chars and languages")
     return texts
 
 

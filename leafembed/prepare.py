@@ -170,7 +170,7 @@ def _read_tasks(recipe: Recipe) -> tuple[tuple[Task, ...], tuple[Task, ...], dic
     require_known(recipe.gate, test)
     excluded = scored_items(test) if recipe.eval.drop_shared else frozenset()
     most = recipe.eval.max_dev_rows
-    dev = load(recipe.eval.dev, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
+    dev = load(recipe.eval.dev, dev=True, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
     check_disjoint(dev, test)
     known = {task.id for task in (*dev, *test)}
     later = load_tasks(recipe.eval.data, recipe.eval.decontaminate, dev=True) if recipe.eval.decontaminate else ()

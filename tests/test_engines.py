@@ -7,7 +7,7 @@ import pytest
 from families import gemma_headless, toy_texts
 
 from leafembed.engines import choose
-from leafembed.errors import RecipeError
+from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.recipe import QuantizeConfig
 from leafembed.ship.onnx_dynamic import write_dynamic
@@ -62,6 +62,23 @@ def test_where_none_passes_the_gate_decides():
 def test_an_unknown_engine_is_refused(name):
     with pytest.raises(RecipeError, match=r"quantize\.engines: got"):
         QuantizeConfig(engines=(name,))
+
+
+def test_a_graph_that_onnx_runtime_cannot_run_is_an_error_of_ours(tmp_path, monkeypatch):
+    class Broken(Exception):
+        """As onnxruntime's, whose base is Exception."""
+
+    model = load_sentence_transformer(gemma_headless(tmp_path / "teacher"))
+    write_dynamic(model, tmp_path / "out")
+    encoder = OnnxEncoder(tmp_path / "out", name="broken", threads=1)
+
+    class Session:
+        def run(self, *_):
+            raise Broken("no kernel for this")
+
+    monkeypatch.setattr(encoder, "_session", Session())
+    with pytest.raises(ModelError, match="ONNX Runtime cannot run the graph: no kernel for this"):
+        encoder.encode(["a text"])
 
 
 def test_dynamic_int8_of_onnx_runtime_keeps_the_down_projection(tmp_path):

@@ -232,7 +232,7 @@ def test_the_bag_of_words_is_a_floor_of_the_mean_and_wherever_the_teacher_is_abo
         return failed(check(mine, teacher, GateConfig(min_mean_retention=0), floors={bag: floor}))
 
     assert against(0.6, 0.7, 0.84) == []
-    assert against(0.6, 0.7, 0.95) == [f"mean above {bag}"] * 0  # the teacher is below it too, in Retrieval alone
+    assert against(0.5, 0.6, 0.95) == []  # the teacher is below it too, in Retrieval alone
     assert against(0.75, 0.7, 0.84) == [f"STS in de above {bag}"]
     assert against(0.8, 0.7, 0.84) == [f"STS above {bag}", f"STS in de above {bag}"]
     assert against(0.86, 0.1, 0.84) == []  # in German it beats the teacher; in the type the student is above

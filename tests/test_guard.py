@@ -141,7 +141,8 @@ def test_the_first_attempt_in_small_names_random_start_starved_rows_and_missing_
     assert said.index("ALARM: missing languages") < said.index("teacher")
     log = [json.loads(line) for path in (tmp_path / "run").glob("checkpoints-*/history.jsonl")
            for line in path.read_text().splitlines()]  # fmt: skip
-    assert any("below floor" in entry.get("alarm", "") for entry in log)
+    last = [entry["alarm"] for entry in log if "alarm" in entry and entry["step"] == training["steps"]]
+    assert any("below floor" in alarm for alarm in last)
 
 
 def test_a_run_that_collapses_says_so(whole_line, tmp_path, monkeypatch):

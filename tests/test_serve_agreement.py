@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from families import bert, toy_texts
 from served import serving
-from tiny import sample_manifest
+from tiny import as_if_of, sample_manifest
 
 import leafembed
 from leafembed.learn.models import describe, load_sentence_transformer
@@ -24,8 +24,11 @@ TEXTS = toy_texts(12 * CLIENTS, words=(1, 40))
 def bundle(tmp_path_factory):
     root = tmp_path_factory.mktemp("agreement")
     student = load_sentence_transformer(bert(root / "bert", hidden_size=256, intermediate_size=512))
-    folder = quantize(student, root / "int8", ref=describe(student, root / "bert", name="tiny"), group_size=32)
-    return write_bundle(root / "bundle", folder, sample_manifest())
+    ref = describe(student, root / "bert", name="tiny")
+    folder = quantize(student, root / "int8", ref=ref, group_size=32)
+    manifest = sample_manifest()
+    as_if_of(manifest, ref.fingerprint)
+    return write_bundle(root / "bundle", folder, manifest)
 
 
 def test_many_clients_at_once_get_what_the_encoder_gives(bundle):

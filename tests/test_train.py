@@ -213,6 +213,17 @@ def test_held_out_text_that_gives_nan_is_named_and_kept(start, tmp_path):
     assert facts["texts"][facts["rows"].index(TRAIN + 5)] == start[1].validation[5].text
 
 
+def test_evidence_that_cannot_be_kept_hides_nothing(start, tmp_path):
+    bad = start[2].copy()
+    bad[17, 3] = np.nan
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "non-finite").write_text("in the way", encoding="utf-8")
+    with pytest.raises(
+        NonFiniteError, match=r"distillation loss is nan at step \d+ on rows .* which could not be kept"
+    ):
+        go(start, tmp_path, vectors=bad)
+
+
 def test_a_second_failure_in_the_same_folder_keeps_its_own_batch(start, tmp_path):
     for row in (17, 40):
         bad = start[2].copy()

@@ -7,6 +7,7 @@ hour on two cores.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 from leafembed.contenders import distill_static
@@ -21,8 +22,11 @@ def main() -> None:
     args = parser.parse_args()
     if (args.out / "model.safetensors").is_file():
         parser.exit(0, f"{args.out} is there\n")
+    if args.out.exists():
+        parser.error(f"{args.out}: got a folder with something else in it, expected none")
     name, _, commit = args.teacher.partition("@")
     partial = args.out.with_name(f".{args.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a call that was interrupted
     distill_static(resolve(name, commit or None), partial)
     partial.replace(args.out)
 

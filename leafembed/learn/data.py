@@ -237,7 +237,7 @@ def _split(
     shared[owners[np.isin(hashes, index.hashes_of(held)[0])]] = True
     train, n_validation = others[~shared], int(rows[out].sum())
     n_train = int(rows[~out][~shared].sum())
-    if 2 * n_validation < config.validation_rows <= int(rows.sum()):  # only text that is known is left
+    if 2 * n_validation < min(config.validation_rows, int(rows.sum()) // 3):  # only text that is known is left
         raise DataError(
             f"got {n_validation} texts to hold out that the student has not learned from before, expected "
             f"data.validation_rows = {config.validation_rows}: add other text, or lower it"

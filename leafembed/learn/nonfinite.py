@@ -38,14 +38,18 @@ def refuse_batch(
     """
     numbers = np.asarray(rows).tolist()
     folder = work_dir / EVIDENCE
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "batch.json").unlink(missing_ok=True)
-    np.savez(folder / "batch.npz", **arrays)  # numbers only: nothing is pickled
     facts = {"step": step, "what": what, "rows": numbers, "texts": [texts.text(i) for i in numbers]}
-    (folder / "batch.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "batch.json").unlink(missing_ok=True)
+        np.savez(folder / "batch.npz", **arrays)  # numbers only: nothing is pickled
+        (folder / "batch.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+        kept = f"kept in {folder}"
+    except OSError as error:  # a full disk must not hide what happened
+        kept = f"which could not be kept ({error})"
     first = len(texts.corpus.train)
     kind = "rows" if min(numbers) < first else "validation rows"
     raise NonFiniteError(
-        f"{what} at step {step} on {kind} {numbers[:8]} (batch of {len(numbers)}), kept in {folder}: look at its "
+        f"{what} at step {step} on {kind} {numbers[:8]} (batch of {len(numbers)}), {kept}: look at its "
         "teacher vectors, or lower train.learning_rate"
     )

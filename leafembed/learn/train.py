@@ -42,7 +42,6 @@ __all__ = ["TERMINATED", "train"]
 TERMINATED = 143
 """Exit status of a run that was told to terminate: 128 + SIGTERM."""
 
-
 _FEW_TEXTS, _MANY_BATCHES = 4, 0.05
 """Texts in a batch below which there is little to compare, and the share of such batches that is worth a word."""
 
@@ -182,7 +181,7 @@ def _say_plan(plan: Plan, config: TrainConfig) -> None:
     texts, tokens = plan.texts_until(plan.steps), plan.tokens_until(plan.steps)
     say(f"plan: {plan.steps:,} steps, {texts:,} texts, {tokens:,} tokens" + (f"; {phases}" if phases else ""))
     few = float(np.mean(np.diff(plan.ends, prepend=0) < _FEW_TEXTS))
-    if few > _MANY_BATCHES and (config.alignment or config.contrastive or config.triplet):
+    if config.batch_tokens and few > _MANY_BATCHES and (config.alignment or config.contrastive or config.triplet):
         say(
             f"{few:.0%} of the batches hold fewer than {_FEW_TEXTS} texts: alignment compares a text with those beside "
             f"it, and a text may not meet its positive; raise train.batch_tokens, which is {config.batch_tokens}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from leafembed.errors import StoppedError
 from leafembed.learn.batches import Plan
 from leafembed.learn.checkpoints import writing
 from leafembed.learn.feed import Collator, PlannedBatches, Texts
@@ -99,10 +101,16 @@ class StudentTrainer(SentenceTransformerTrainer):
         rung = self._alarms()
         try:
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        finally:
-            if self._alarms() > rung or (rung and not self.state.global_step):
-                self.log({"eval_alarms": float(self._alarms())})
+        except StoppedError:
+            with suppress(Exception):  # a tracker that fails must not hide why the run stopped
+                self._log_alarms()
+            raise
+        if self._alarms() > rung or (rung and not self.state.global_step):
+            self._log_alarms()
         return metrics
+
+    def _log_alarms(self) -> None:
+        self.log({"eval_alarms": float(self._alarms())})
 
     def _alarms(self) -> int:
         return sum("alarm" in entry for entry in self.state.log_history)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from leafembed.errors import BundleError, GateFailedError
+from leafembed.errors import BundleError, GateFailedError, ModelError
 from leafembed.ship.card import CARD, MANIFEST, gemma_notice, render_card
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES, EncoderConfig
@@ -129,7 +129,8 @@ def verify(path: Path) -> dict[str, Any]:
     """Return the manifest after comparing every file of the bundle with its hash.
 
     Raises:
-        BundleError: If a file is missing or altered, or a file the encoder would read is not in the manifest.
+        BundleError: If a file is missing or altered, a file the encoder would read is not in the manifest, or the
+            manifest is about another model.
     """
     return _verified(Path(path), skip=frozenset())
 
@@ -226,7 +227,10 @@ def _verified(path: Path, *, skip: frozenset[str]) -> dict[str, Any]:
         if got["sha256"] != expected["sha256"]:
             hashes = f"got sha256 {got['sha256'][:12]}, the manifest says {expected['sha256'][:12]}"
             raise BundleError(f"{file} was altered: {hashes}; {remedy}")
-    mine, theirs = EncoderConfig.read(path).fingerprint, manifest["student"].get("fingerprint")
+    try:
+        mine, theirs = EncoderConfig.read(path).fingerprint, manifest["student"]["fingerprint"]
+    except (ModelError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: does not say which model it holds ({error}); {_GET_ANOTHER}") from error
     if mine != theirs:
         raise BundleError(f"{path}: holds the model {mine}, the manifest judges {theirs}; {_GET_ANOTHER}")
     return manifest

@@ -95,7 +95,7 @@ def _front_matter(manifest: _Manifest) -> str:
     measured = {
         part for report in manifest["reports"].values() for r in report["results"] for part in r["lang"].split("-")
     }
-    tags = (re.match(r"[a-z]{2,3}(?![a-z])", tag.lower()) for tag in measured - {"all"})
+    tags = (re.match(r"[a-z]{2,3}(?![a-z])", tag.lower()) for tag in measured - {_MIXED})
     languages = sorted({normalise_lang(tag[0]) for tag in tags if tag} - {_UNKNOWN, "mul"})
     int8 = "int8" in manifest["reports"]
     licence = "gemma" if gemma_notice(manifest) else manifest["student"]["licence"] or "other"

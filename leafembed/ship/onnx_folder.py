@@ -145,7 +145,10 @@ class OnnxEncoder:
             "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
         }
         feed = {name: every[name].astype(_DTYPES.get(kind, np.int64)) for name, kind in self._inputs.items()}
-        (output,) = self._session.run([self._output], feed)
+        try:
+            (output,) = self._session.run([self._output], feed)
+        except Exception as error:  # onnxruntime's own have no common base but this
+            raise ModelError(f"{self._root}: ONNX Runtime cannot run the graph: {first_line(error)}") from error
         vectors: FloatArray = np.asarray(output, dtype=np.float32)
         return vectors if self._pool is None else self._pool(vectors, mask)
 

@@ -50,7 +50,10 @@ def read_verdict(manifest: Mapping[str, Any], where: str) -> tuple[GateResult, s
     for mine, theirs in zip_longest(again.checks, stored.checks):
         if not _agree(mine, theirs):
             said, found = (f"'{one}'" if one else "no such check" for one in (theirs, mine))
-            raise BundleError(f"{where}: the verdict says {said}, the scores and the recipe give {found}; {_REMEDY}")
+            raise BundleError(
+                f"{where}: the verdict says {said}, the scores and the recipe give {found}; {_REMEDY}; if an older "
+                "leafembed wrote it, the rules were others: run its recipe again"
+            )
     if (claimed, outcomes) != (again.passed, [(one.passed, one.name) for one in again.checks]):
         raise BundleError(f"{where}: the stated outcome is not that of the checks; {_REMEDY}")
     return again, stage
