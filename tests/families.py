@@ -87,6 +87,24 @@ def toy_recipe(root: Path, teacher_dir: Path, eval_data: Path, /, **sections: An
     return base
 
 
+def embeddinggemma_config() -> Any:
+    """The shape of google/embeddinggemma-300m, as its config states it, without weights."""
+    from transformers import Gemma3TextConfig
+
+    return Gemma3TextConfig(
+        vocab_size=262_144,
+        hidden_size=768,
+        intermediate_size=1152,
+        num_hidden_layers=24,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        max_position_embeddings=2048,
+        layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 4,
+    )
+
+
 def gemma(folder: Path) -> Path:
     """Like EmbeddingGemma: five sliding layers to a full one, both directions, two linear Dense."""
     return _gemma(folder, heads=[(32, 64), (64, 32)])

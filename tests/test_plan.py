@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import bert, gemma, gemma_headless, qwen, toy_texts, xlm_roberta
+from families import bert, embeddinggemma_config, gemma, gemma_headless, qwen, toy_texts, xlm_roberta
 
 from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.factors import read_factors
@@ -160,20 +160,8 @@ def test_a_folder_without_a_config_is_an_error(folders, tmp_path, name):
 
 
 def _embeddinggemma(folder):
-    """The shape of google/embeddinggemma-300m, as its config files state it, without weights."""
-    from transformers import Gemma3TextConfig
-
-    Gemma3TextConfig(
-        hidden_size=768,
-        intermediate_size=1152,
-        num_hidden_layers=24,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=256,
-        vocab_size=262_144,
-        max_position_embeddings=2048,
-        layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 4,
-    ).save_pretrained(folder)
+    """The config files of google/embeddinggemma-300m, without weights."""
+    embeddinggemma_config().save_pretrained(folder)
     parts = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
     names = ["", *(f"{i}_{part}" for i, part in enumerate(parts[1:], 1))]
     modules = [{"idx": i, "name": str(i), "path": name, "type": f"sentence_transformers.models.{part}"}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, toy_texts
-from transformers import BertConfig, Gemma3TextConfig
+from families import FAMILIES, embeddinggemma_config, toy_texts
+from transformers import BertConfig
 
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.shapes import legal_width, random_config
@@ -12,17 +12,7 @@ from leafembed.learn.student import Sample, init_student
 from leafembed.recipe_learn import StudentConfig
 
 TEXTS = toy_texts(40)
-EMBEDDINGGEMMA = Gemma3TextConfig(
-    vocab_size=262_144,
-    hidden_size=768,
-    intermediate_size=1152,
-    num_hidden_layers=24,
-    num_attention_heads=3,
-    num_key_value_heads=1,
-    head_dim=256,
-    query_pre_attn_scalar=256,
-    layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 4,
-)
+EMBEDDINGGEMMA = embeddinggemma_config()
 
 
 def test_the_shape_of_the_first_failed_model():
