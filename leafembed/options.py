@@ -137,7 +137,9 @@ def _add_benchmark(add: Callable[..., argparse.ArgumentParser], failed: dict[str
     benchmark.add_argument("--threads", type=positive, help="CPU threads (default: all)")
     benchmark.add_argument("--allow-failed", **failed)
     benchmark.add_argument("--out", type=Path, metavar="DIR", help="measure everyone, and write it to this folder")
-    benchmark.add_argument("--teacher", metavar="MODEL", help="its folder (default: as the bundle's recipe names it)")
+    benchmark.add_argument(
+        "--teacher", metavar="MODEL", help="a folder, ORG/NAME@COMMIT or package:NAME (default: as the recipe names it)"
+    )
     benchmark.add_argument("--static", type=Path, help="a model2vec model of the teacher, if its vocabulary is large")
     benchmark.add_argument("--student", type=Path, help="the student in torch (default: beside the bundle)")
     benchmark.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
