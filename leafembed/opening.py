@@ -22,7 +22,7 @@ from typing import Protocol
 
 from leafembed.errors import GateFailedError, ModelError
 from leafembed.judge.evaluate import Candidate
-from leafembed.judge.floors import BAG_OF_WORDS, RANDOM, BagOfWords, RandomEncoder
+from leafembed.judge.floors import BagOfWords, RandomEncoder
 from leafembed.judge.views import View
 from leafembed.learn.cache import VectorStore
 from leafembed.learn.cached import CachedEncoder, InBatches
@@ -30,6 +30,7 @@ from leafembed.learn.models import resolve
 from leafembed.recipe import is_url, require_served
 from leafembed.recipe_io import load_model_file
 from leafembed.recipe_learn import TeacherConfig
+from leafembed.reports import BAG_OF_WORDS, RANDOM
 from leafembed.ship.bundle import open_bundle, read_manifest
 from leafembed.ship.card import MANIFEST
 from leafembed.ship.encoder import BundleEncoder
@@ -41,9 +42,9 @@ from leafembed.ship.verdict import read_verdict
 from leafembed.stages import file_sha256, fingerprint
 from leafembed.types import FloatArray, ModelRef
 
-__all__ = ["FLOORS", "Located", "Opened", "locate", "open_model"]
+__all__ = ["FLOOR_SPECS", "Located", "Opened", "locate", "open_model"]
 
-FLOORS = {f"floor:{RANDOM}": RANDOM, f"floor:{BAG_OF_WORDS.replace(' ', '-')}": BAG_OF_WORDS}
+FLOOR_SPECS = {f"floor:{RANDOM}": RANDOM, f"floor:{BAG_OF_WORDS.replace(' ', '-')}": BAG_OF_WORDS}
 """Names of the floors that need no model."""
 
 _RANDOM_DIM = 384
@@ -151,7 +152,7 @@ def locate(spec: str, *, allow_failed: bool = False) -> Located:
         RecipeError: If a file that names it is not legal.
         GateFailedError: If it is a bundle that the gate refused, unless ``allow_failed`` is set.
     """
-    if spec in FLOORS:
+    if spec in FLOOR_SPECS:
         return Located(spec)
     config = _config(spec)
     if is_url(config.model):
@@ -191,8 +192,8 @@ def open_model(
         ModelError: If it is damaged, has no such part, or a server gives no vectors.
         BundleError: If a bundle is altered or was refused.
     """
-    if found.spec in FLOORS:
-        floor = RandomEncoder(_RANDOM_DIM) if FLOORS[found.spec] == RANDOM else BagOfWords()
+    if found.spec in FLOOR_SPECS:
+        floor = RandomEncoder(_RANDOM_DIM) if FLOOR_SPECS[found.spec] == RANDOM else BagOfWords()
         return _part(Opened(found.spec, floor, fingerprint(floor.ref.name, floor.ref.dim)), dim, exit)
     config, path = found.config, found.path
     name = _kind_of(path) if path is not None else None

@@ -23,10 +23,9 @@ from leafembed.neighbours import compare_neighbours
 from leafembed.points import measure_points
 from leafembed.recipe import Recipe
 from leafembed.record import manifest
-from leafembed.reports import EvalReport, GateResult
+from leafembed.reports import FLOOR, STATIC_TABLE, EvalReport, GateResult
 from leafembed.ship.bundle import read_manifest, write_bundle, write_refusal
 from leafembed.steps import (
-    TABLE,
     Line,
     begin,
     build_floors,
@@ -128,7 +127,8 @@ def _trained(line: Line) -> dict[str, Any]:
 
     Floors are opened when they are scored, here and after it, so that training does not pay for their memory.
     """
-    floor = scored(line, f"floor: {TABLE}", build_floors(line)[f"floor: {TABLE}"], dev=True).mean
+    name = f"{FLOOR}{STATIC_TABLE}"
+    floor = scored(line, name, build_floors(line)[name], dev=True).mean
     try:
         training = train_student(line, floor)
     except StoppedError as error:

@@ -18,9 +18,13 @@ from leafembed.errors import DataError, NonFiniteError
 from leafembed.types import ModelRef
 
 __all__ = [
+    "BAG_OF_WORDS",
     "FLOOR",
     "FLOORS",
+    "RANDOM",
     "SHIPPED",
+    "STATIC_TABLE",
+    "UNTRAINED",
     "Check",
     "EvalReport",
     "GateResult",
@@ -33,7 +37,10 @@ __all__ = [
 FLOOR = "floor: "
 """How the names of reports begin that a student must beat."""
 
-FLOORS = tuple(f"{FLOOR}{name}" for name in ("random", "bag of words", "untrained student", "static table"))
+RANDOM, BAG_OF_WORDS, UNTRAINED, STATIC_TABLE = "random", "bag of words", "untrained student", "static table"
+"""What a student must beat; reports call them ``floor: NAME``."""
+
+FLOORS = tuple(f"{FLOOR}{name}" for name in (RANDOM, BAG_OF_WORDS, UNTRAINED, STATIC_TABLE))
 """Reports that a verdict without them is none."""
 
 SHIPPED = {"int8": "INT8", "student": "student"}

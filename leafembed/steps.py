@@ -30,7 +30,7 @@ from leafembed.race import Entry, race
 from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
 from leafembed.record import PACKAGES, run_facts, teacher_facts
-from leafembed.reports import EvalReport
+from leafembed.reports import FLOOR, STATIC_TABLE, UNTRAINED, EvalReport
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
@@ -41,8 +41,6 @@ from leafembed.types import Corpus, Factors, Speed
 
 __all__ = [
     "RESOLVED",
-    "TABLE",
-    "UNTRAINED",
     "Line",
     "begin",
     "build_floors",
@@ -59,9 +57,6 @@ RESOLVED = "resolved.toml"
 
 _FIT_TEXTS = 20_000
 """Most texts that a linear start is fitted on."""
-
-UNTRAINED, TABLE = "untrained student", "static table"
-"""Floors that are models; reports call them ``floor: NAME``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +98,7 @@ def build_floors(line: Line) -> dict[str, Candidate]:
     static = StudentConfig(init="static")
     if learned.teacher.torch is None:  # there is no table of the teacher's: that of the student's encoder
         static = dataclasses.replace(static, model=recipe.student.model, revision=recipe.student.revision)
-    configs = {UNTRAINED: recipe.student, TABLE: static}
+    configs = {UNTRAINED: recipe.student, STATIC_TABLE: static}
     rows = learned.corpus.train[:_FIT_TEXTS]
     vectors = learned.targets(np.arange(len(rows)))
     held_out = [(row.text, row.lang) for row in learned.corpus.validation]
@@ -126,7 +121,7 @@ def build_floors(line: Line) -> dict[str, Candidate]:
             init_student(config, source, sample, target, seed=recipe.seed, bare=recipe.teacher.prompt_name)
 
         once(folder, key, build)
-        encoders[f"floor: {name}"] = _torch_encoder(line, folder, f"floor: {name}", config)
+        encoders[f"{FLOOR}{name}"] = _torch_encoder(line, folder, f"{FLOOR}{name}", config)
     return encoders
 
 

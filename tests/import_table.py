@@ -52,7 +52,7 @@ ALLOWED = {
     "judge.evaluate": {"judge.floors", "judge.intervals", "judge.kinds", "judge.tasks"},
     "judge.compare": {"judge.evaluate", "judge.intervals"},  # reports and their resampled scores
     # One floor is of the mean alone; what will be scored is known from the tasks.
-    "judge.gate": {"judge.floors", "judge.tasks"},
+    "judge.gate": {"judge.tasks"},
     # A task is rows of a format, scored as its kind says; agreement is one without a file.
     "judge.tasks": {"judge.formats", "judge.intervals", "judge.kinds"},
     "judge.agreement": {"judge.formats", "judge.kinds", "judge.metrics", "judge.tasks"},

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from leafembed import opening
 from leafembed.errors import GateFailedError, ModelError, RecipeError
 from leafembed.judge.floors import BagOfWords, RandomEncoder
-from leafembed.opening import FLOORS, locate, open_model
+from leafembed.opening import FLOOR_SPECS, locate, open_model
 from leafembed.ship.bundle import write_bundle
 from leafembed.types import check_vectors
 
@@ -119,10 +119,10 @@ def test_a_model_inside_a_package(folders, opened, tmp_path, monkeypatch):
 
 
 def test_floors_are_models_without_files(opened):
-    random, words = (opened(name).encoder for name in FLOORS)
+    random, words = (opened(name).encoder for name in FLOOR_SPECS)
     assert isinstance(random, RandomEncoder)
     assert isinstance(words, BagOfWords)
-    assert len({opened(name).key for name in FLOORS}) == 2
+    assert len({opened(name).key for name in FLOOR_SPECS}) == 2
 
 
 def test_servers_of_both_kinds_are_named_by_model_and_place(opened):
@@ -201,7 +201,7 @@ def test_an_exit_does_not_take_the_vectors_of_the_whole(folders, tmp_path, monke
 
 
 def test_a_floor_may_be_cut_unless_it_is_a_bag_of_words(tmp_path):
-    random, words = map(locate, FLOORS)
+    random, words = map(locate, FLOOR_SPECS)
     assert open_model(random, cache_dir=tmp_path, dim=8).encoder.encode(TEXTS).shape == (2, 8)
     with pytest.raises(ModelError, match="floor:bag-of-words: got a part to score, expected the whole"):
         open_model(words, cache_dir=tmp_path, dim=8)

@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 
 from leafembed.errors import MissingExtraError
+from leafembed.reports import BAG_OF_WORDS, FLOOR, RANDOM
 from leafembed.text import normalise_text
 from leafembed.types import FloatArray, ModelRef
 
-__all__ = ["BAG_OF_WORDS", "RANDOM", "BagOfWords", "RandomEncoder"]
-
-RANDOM, BAG_OF_WORDS = "random", "bag of words"
-"""Floors that need no model; reports call them ``floor: NAME``."""
+__all__ = ["BagOfWords", "RandomEncoder"]
 
 _MOST_WORDS = 8_192  # as wide as a vector gets: 5,000 documents are then 170 MB
 # Scripts without spaces between words, from Thai and Lao over Burmese and Khmer to kana and Han.
@@ -33,7 +31,7 @@ class RandomEncoder:
     """A random unit vector for each text: the same text gives the same vector, in every process."""
 
     def __init__(self, dim: int, seed: int = 0) -> None:
-        self.ref = ModelRef(f"floor: {RANDOM}", dim)
+        self.ref = ModelRef(f"{FLOOR}{RANDOM}", dim)
         self._salt = f"{seed}\0".encode()
 
     def encode(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
@@ -54,7 +52,7 @@ class BagOfWords:
     """
 
     def __init__(self) -> None:
-        self.ref = ModelRef(f"floor: {BAG_OF_WORDS}", _MOST_WORDS)
+        self.ref = ModelRef(f"{FLOOR}{BAG_OF_WORDS}", _MOST_WORDS)
         self._last: tuple[frozenset[str], _Fitted] | None = None
 
     def fitted(self, texts: frozenset[str]) -> _Fitted:

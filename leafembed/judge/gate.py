@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from leafembed.errors import DataError, RecipeError
 from leafembed.evidence import Behaviour, Contamination
-from leafembed.judge.floors import BAG_OF_WORDS
 from leafembed.judge.tasks import Task
 from leafembed.recipe import GateConfig
-from leafembed.reports import Check, EvalReport, GateResult, TaskResult
+from leafembed.reports import BAG_OF_WORDS, FLOOR, Check, EvalReport, GateResult, TaskResult
 from leafembed.text import normalise_lang
 
 __all__ = ["check", "require_known"]
@@ -22,7 +21,7 @@ _NO_REACTION = 1e-6
 
 # Where questions repeat the words of passages, a bag of words beats good models, teachers among them: it is a floor of
 # the mean over types, and of a type or language in which the teacher itself is above it.
-_WORDS = f"floor: {BAG_OF_WORDS}"
+_WORDS = f"{FLOOR}{BAG_OF_WORDS}"
 
 
 def check(

@@ -44,7 +44,7 @@ class Watched:
         by_language: Texts by language, which tell what token rows it uses; may hold languages that ``texts`` lack.
         floor: Dev score of the static token table; ``None``: there is none.
         init: The recipe's ``student.init``.
-        known: Alarms from before training.
+        known: Alarms from before training, said when they rang.
     """
 
     texts: Sequence[str]
@@ -111,7 +111,7 @@ class Watch(TrainerCallback):
         self.path.write_text("".join(json.dumps(alarm.to_dict()) + "\n" for alarm in self.alarms), encoding="utf-8")
         if kept is None:
             for alarm in self.watched.known:
-                self._ring(alarm, state)
+                self._keep(alarm, state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Measure, ring, and stop if the run cannot succeed."""
@@ -182,9 +182,12 @@ class Watch(TrainerCallback):
         return [alarm for alarm in found if alarm is not None]
 
     def _ring(self, alarm: Alarm, state: Any) -> None:
+        say(f"ALARM: {alarm}")
+        self._keep(alarm, state)
+
+    def _keep(self, alarm: Alarm, state: Any) -> None:
         self.alarms.append(alarm)
         state.log_history.append({"step": alarm.step, "alarm": str(alarm)})  # for the view and the log
-        say(f"ALARM: {alarm}")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(alarm.to_dict()) + "\n")
 
