@@ -111,6 +111,8 @@ class TeacherConfig:
     answers as OpenAI's ``/embeddings`` (``http(s)://.../v1``) or Ollama (``http(s)://.../api/embed``)."""
     revision: str | None = None
     """Hub commit; None is only legal for a folder, package or URL."""
+    name: str = ""
+    """What cards call the teacher, best its hub id, which hubs link to; empty: as in model, of a folder its name."""
     served_model: str = ""
     """Name of the model at the URL; needed with one."""
     api_key_file: Path | None = None

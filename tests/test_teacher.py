@@ -63,6 +63,12 @@ def test_vectors_are_unit_length_and_in_the_order_of_the_texts(encoder):
     assert np.allclose(encoder.encode([texts[i] for i in order]), vectors[order], atol=1e-5)
 
 
+def test_a_copy_in_a_folder_goes_by_its_name_and_keeps_its_vectors(folder, tmp_path):
+    copy, named = (load(folder, tmp_path, **known) for known in ({}, {"name": "org/tiny"}))
+    assert (copy.ref.name, named.ref.name) == (folder.name, "org/tiny")
+    assert named.targets.store.folder == copy.targets.store.folder
+
+
 def test_no_texts_give_no_vectors(encoder):
     assert encoder.encode([]).shape == (0, 32)
 

@@ -113,7 +113,7 @@ def connect(config: TeacherConfig, *, cache_dir: Path | None = None, patience: P
     if cache_dir is not None:
         probe = _first_seen(probe, cache_dir / "probes", fingerprint(url, config.served_model))
     ref = ModelRef(
-        name=config.served_model,
+        name=config.name or config.served_model,
         dim=probe.shape[1],
         fingerprint=fingerprint(url, config.served_model, _rounded(probe)),
         licence=config.licence,
