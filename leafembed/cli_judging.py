@@ -20,10 +20,15 @@ def evaluate(args: argparse.Namespace) -> int:
 
     if args.suite and args.languages:
         raise Error(f"--languages: got {' '.join(args.languages)}, expected none beside --suite, which names its own")
+    if args.fetch and not args.suite:
+        raise Error(
+            "--fetch: got it without --suite, expected it beside one; --mteb fetches what the cache lacks anyway"
+        )
     wanted = Wanted(data=args.data, tasks=args.tasks, languages=args.languages, max_rows=args.max_rows, mteb=args.mteb,
-                    suite=args.suite)  # fmt: skip
-    model, reference = judge_beside(args.model, args.reference, wanted, cache_dir=args.cache_dir or CACHE_DIR,
-                                    allow_failed=args.allow_failed, dim=args.dim, exit=args.exit)  # fmt: skip
+                    suite=args.suite, fetch=args.fetch)  # fmt: skip
+    part = "".join(f"@{what}={n}" for what, n in (("exit", args.exit), ("dim", args.dim)) if n)
+    model, reference = judge_beside(args.model + part, args.reference, wanted, cache_dir=args.cache_dir or CACHE_DIR,
+                                    allow_failed=args.allow_failed)  # fmt: skip
     kept = model.report.retention(reference.report) if reference else None
     say_missing(model.missing)
     if args.export_mteb:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from leafembed.comparing import judge_one, read_tasks
 from leafembed.errors import DataError
-from leafembed.opening import Opened, locate, open_model
+from leafembed.opening import Located, Opened, locate, open_model
 from leafembed.progress import say
 from leafembed.reports import EvalReport, TaskResult
 from leafembed.ship.model_index import model_index, write_model_index
@@ -38,6 +38,7 @@ class Wanted:
         max_rows: Most items of a local task in one language; ``None``: all.
         mteb: mteb's tasks and benchmarks, by name.
         suite: Name of a suite; ``None``: none. It chooses languages and tasks itself.
+        fetch: Ask the hub for the suite's data that the cache lacks.
     """
 
     data: Path
@@ -46,6 +47,7 @@ class Wanted:
     max_rows: int | None = None
     mteb: Sequence[str] = ()
     suite: str | None = None
+    fetch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def judge(opened: Opened, wanted: Wanted, *, cache_dir: Path) -> Evaluation:
     tasks, native = _read_local(wanted, suite), _find_native(wanted, suite)
     local = judge_one(opened, tasks, cache_dir=cache_dir).report if tasks else None
     run = _run_mteb(opened.encoder, native)
-    missing = {found.name: "neither in the cache nor among the local files" for found in suite
+    missing = {found.name: "neither in the cache nor among the local files; --fetch asks the hub" for found in suite
                if found.where == "missing"}  # fmt: skip
     missing |= run.missing if run else {}
     if local is None and not (run and run.results):
@@ -101,7 +103,7 @@ def judge(opened: Opened, wanted: Wanted, *, cache_dir: Path) -> Evaluation:
         run.native if run else (),
         run.datasets if run else {},
         missing,
-        tuple(_describe(found) for found in suite),
+        tuple(_describe(found, missing) for found in suite),
     )
 
 
@@ -112,10 +114,8 @@ def judge_beside(
     *,
     cache_dir: Path,
     allow_failed: bool = False,
-    dim: int | None = None,
-    exit: int | None = None,
 ) -> tuple[Evaluation, Evaluation | None]:
-    """Score a model, or a part of it, and the whole of another one; both are found before any is scored.
+    """Score a model, and another one beside it; both are found before any is scored.
 
     Args:
         spec: The model, as ``opening.py`` lists them.
@@ -123,21 +123,19 @@ def judge_beside(
         wanted: What to score them on.
         cache_dir: Where vectors and results are kept.
         allow_failed: Score bundles that the gate refused, too.
-        dim: Leading dimensions of the model that count; ``None``: all.
-        exit: Layer after which its vector is taken; ``None``: after the last.
 
     Raises:
         Error: As :func:`judge`, :func:`~leafembed.opening.locate` and :func:`~leafembed.opening.open_model` do.
     """
     cache_dir = cache_dir.expanduser()
-    model, *others = [locate(each, allow_failed=allow_failed) for each in (spec, reference) if each]
-    opened = open_model(model, cache_dir=cache_dir, allow_failed=allow_failed, dim=dim, exit=exit)
-    evaluation = judge(opened, wanted, cache_dir=cache_dir)
-    if not others:
-        return evaluation, None
-    return evaluation, judge(
-        open_model(others[0], cache_dir=cache_dir, allow_failed=allow_failed), wanted, cache_dir=cache_dir
-    )
+    model = locate(spec, allow_failed=allow_failed)
+    other = locate(reference, allow_failed=allow_failed) if reference else None
+
+    def judged(found: Located) -> Evaluation:
+        opened = open_model(found, cache_dir=cache_dir, allow_failed=allow_failed)
+        return judge(opened, wanted, cache_dir=cache_dir)
+
+    return judged(model), judged(other) if other else None
 
 
 def export_mteb(folder: Path, evaluation: Evaluation) -> int:
@@ -175,17 +173,17 @@ def _open_suite(wanted: Wanted) -> list[Found]:
         return []
     from leafembed.judge.suites import open_suite
 
-    return open_suite(wanted.suite, wanted.data)
+    return open_suite(wanted.suite, wanted.data, fetch=wanted.fetch)
 
 
 def _find_native(wanted: Wanted, suite: Sequence[Found]) -> list[Any]:
-    """The tasks of mteb to score: those of the suite that the cache holds, then those that are named."""
-    cached = {(found.name, *found.task.hf_subsets): found.task for found in suite if found.where == "cache"}
+    """The tasks of mteb to score: those of the suite but what local files stand for, then those that are named."""
+    ours = {(found.name, *found.task.hf_subsets): found.task for found in suite if found.where in ("cache", "hub")}
     if not wanted.mteb:
-        return list(cached.values())
+        return list(ours.values())
     from leafembed.judge.mteb_run import find_mteb_tasks
 
-    return [*cached.values(), *find_mteb_tasks(wanted.mteb, languages=wanted.languages)]
+    return [*ours.values(), *find_mteb_tasks(wanted.mteb, languages=wanted.languages)]
 
 
 def _run_mteb(encoder: Candidate, tasks: Sequence[Any]) -> MtebRun | None:
@@ -205,11 +203,11 @@ def _together(model: ModelRef, local: EvalReport | None, native: Sequence[TaskRe
     return replace(local, results=(*local.results, *native), intervals=intervals)
 
 
-def _describe(found: Found) -> dict[str, str]:
+def _describe(found: Found, missing: Mapping[str, str]) -> dict[str, str]:
     return {
         "member": found.member,
         "task": found.name,
-        "data": found.where,
+        "data": "missing" if found.name in missing and not found.local else found.where,
         "local": found.local.id if found.local else "",
         "differs": found.local.differs if found.local else "",
     }

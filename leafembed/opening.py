@@ -9,13 +9,14 @@
 | `NAME@http://HOST:11434/api/embed` | Ollama |
 | `FILE.toml` | any of these by the keys of a recipe's `[teacher]`: for prompts, or a key |
 | `floor:random`, `floor:bag-of-words` | what any model must beat |
+| any of these and `@exit=3`, `@dim=128` or both | an early exit of it, its leading dimensions |
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +51,7 @@ FLOOR_SPECS = {f"floor:{RANDOM}": RANDOM, f"floor:{BAG_OF_WORDS.replace(' ', '-'
 _RANDOM_DIM = 384
 _REVISION = re.compile(r"(?P<model>[^@/]+/[^@/]+)@(?P<revision>[0-9a-f]{40})")
 _SERVED = re.compile(r"(?P<name>.+)@(?P<url>https?://.+)")
+_PART = re.compile(r"@(?P<what>exit|dim)=(?P<number>[^@/]*)$")
 
 
 class _Folder(Protocol):
@@ -122,11 +124,14 @@ class Located:
         spec: What it was named by.
         config: The same as the keys of a recipe's ``[teacher]``.
         path: Its folder or file; ``None``: it is at a URL, or a floor.
+        part: ``exit``, the layer after which its vector is taken, and ``dim``, the leading dimensions to keep; what is
+            not in it is whole.
     """
 
     spec: str
     config: TeacherConfig = field(default_factory=TeacherConfig)
     path: Path | None = None
+    part: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +157,12 @@ def locate(spec: str, *, allow_failed: bool = False) -> Located:
         RecipeError: If a file that names it is not legal.
         GateFailedError: If it is a bundle that the gate refused, unless ``allow_failed`` is set.
     """
-    if spec in FLOOR_SPECS:
-        return Located(spec)
-    config = _config(spec)
+    name, part = _split(spec)
+    if name in FLOOR_SPECS:
+        return Located(spec, TeacherConfig(model=name), part=part)
+    config = _config(name)
     if is_url(config.model):
-        return Located(spec, config)
+        return Located(spec, config, part=part)
     path = Path(config.model).expanduser()
     if not (path.suffix == ".onnx" and path.is_file()):
         path = resolve(config.model, config.revision)
@@ -173,34 +179,30 @@ def locate(spec: str, *, allow_failed: bool = False) -> Located:
         verdict, stage = read_verdict(read_manifest(path), str(path))
         if not verdict.passed:
             raise GateFailedError(verdict, stage=stage)
-    return Located(spec, config, path)
+    return Located(spec, config, path, part)
 
 
-def open_model(
-    found: Located, *, cache_dir: Path, allow_failed: bool = False, dim: int | None = None, exit: int | None = None
-) -> Opened:
+def open_model(found: Located, *, cache_dir: Path, allow_failed: bool = False) -> Opened:
     """Open a model, or a part of it.
 
     Args:
-        found: Where it is.
+        found: Where it is, and which part; vectors of an early exit are not kept.
         cache_dir: Where vectors are kept, as those of a run's teacher.
         allow_failed: Open a bundle that the gate refused.
-        dim: Leading dimensions to keep, renormalised; ``None``: all.
-        exit: Layer after which the vector is taken; ``None``: after the last. Its vectors are not kept.
 
     Raises:
         ModelError: If it is damaged, has no such part, or a server gives no vectors.
         BundleError: If a bundle is altered or was refused.
     """
-    if found.spec in FLOOR_SPECS:
-        floor = RandomEncoder(_RANDOM_DIM) if FLOOR_SPECS[found.spec] == RANDOM else BagOfWords()
-        return _part(Opened(found.spec, floor, fingerprint(floor.ref.name, floor.ref.dim)), dim, exit)
     config, path = found.config, found.path
+    if config.model in FLOOR_SPECS:
+        floor = RandomEncoder(_RANDOM_DIM) if FLOOR_SPECS[config.model] == RANDOM else BagOfWords()
+        return _part(found, floor, fingerprint(floor.ref.name, floor.ref.dim))
     name = _kind_of(path) if path is not None else None
     kind = _KINDS.get(name or "")
     if path is None or kind is None or kind.open is None:
         encoder = _as_teacher(config, cache_dir)
-        return _part(Opened(found.spec, encoder, _key_of(encoder)), dim, exit)
+        return _part(found, encoder, _key_of(encoder))
     model = kind.open(path, config.model.rstrip("/").rpartition("/")[2], allow_failed)
     if config.prompts:
         model.ref = dataclasses.replace(model.ref, prompts=dict(config.prompts))
@@ -208,20 +210,32 @@ def open_model(
     store = VectorStore(cache_dir / "vectors" / place, model.ref.dim)
     encoder = CachedEncoder(InBatches(model), store, shard_rows=config.shard_rows)
     # The store is of whole models: an exit gives other vectors for the same texts.
-    return _part(Opened(found.spec, encoder if exit is None else model, _key_of(encoder)), dim, exit)
+    return _part(found, model if "exit" in found.part else encoder, _key_of(encoder))
 
 
 def _key_of(encoder: CachedEncoder) -> str:
     return fingerprint(encoder.store.folder.name, dict(encoder.ref.prompts))
 
 
-def _part(whole: Opened, dim: int | None, exit: int | None) -> Opened:
-    if dim is None and exit is None:
-        return whole
-    if isinstance(whole.encoder, BagOfWords):
-        raise ModelError(f"{whole.spec}: got a part to score, expected the whole: its dimensions are words of each set")
-    view = View(whole.encoder, dim=dim, exit=exit)
-    return Opened(whole.spec, view, fingerprint(whole.key, view.part) if view.part else whole.key)
+def _part(found: Located, whole: Candidate, key: str) -> Opened:
+    if not found.part:
+        return Opened(found.spec, whole, key)
+    if isinstance(whole, BagOfWords):
+        raise ModelError(f"{found.spec}: got a part to score, expected the whole: its dimensions are words of each set")
+    view = View(whole, **found.part)
+    return Opened(found.spec, view, fingerprint(key, view.part) if view.part else key)
+
+
+def _split(spec: str) -> tuple[str, dict[str, int]]:
+    """The name of a model, and the part of it that is meant."""
+    name, part = spec, {}
+    while found := _PART.search(name):
+        what, number = found["what"], found["number"]
+        if what in part or not number.isdecimal() or not int(number):
+            raise ModelError(f"{spec}: got @{what}={number}, expected a whole number of at least 1, once")
+        part[what] = int(number)
+        name = name[: found.start()]
+    return name, part
 
 
 def _config(spec: str) -> TeacherConfig:

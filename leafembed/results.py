@@ -134,14 +134,14 @@ def print_members(members: Sequence[Mapping[str, str]]) -> None:
     rows = []
     for name in dict.fromkeys(member["member"] for member in members):
         own = [member for member in members if member["member"] == name]
-        count = {where: sum(member["data"] == where for member in own) for where in ("cache", "missing")}
+        count = {where: sum(member["data"] == where for member in own) for where in ("cache", "hub", "missing")}
         local = [
             member["local"] + (f" ({member['differs']})" if member["differs"] else "")
             for member in own
             if member["data"] == "local"
         ]
-        rows.append([name, ", ".join(local) or "-", str(len(own)), str(count["cache"]), str(count["missing"])])
-    header = ["member", "from local files", "tasks", "from the cache", "missing"]
+        rows.append([name, ", ".join(local) or "-", str(len(own)), *map(str, count.values())])
+    header = ["member", "from local files", "tasks", "from the cache", "from the hub", "missing"]
     _console().print(_table(header, rows, words=2))
 
 

@@ -329,7 +329,7 @@ def test_evaluate_shows_what_of_a_suite_is_here(leaf, eval_data, tmp_path, monke
     status, out, err = leaf(*argv)
     assert status == 0
     assert "sts/toy.test (a toy)" in out
-    assert "not scored: STS13: neither in the cache nor among the local files" in err
+    assert "not scored: STS13: neither in the cache nor among the local files; --fetch asks the hub" in err
     status, _, err = leaf(*argv, "--languages", "de")
     assert (status, len(err)) == (1, 1)
     assert "--languages: got de, expected none beside --suite" in err[0]

@@ -100,6 +100,22 @@ def test_a_suite_scores_each_task_where_its_data_is(
     assert not (tmp_path / "results").exists()
 
 
+def test_what_the_hub_gives_is_scored_and_what_it_does_not_is_missing(
+    hashed: Judge, cache: Path, eval_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = suites.Counterpart("sts/toy.test")
+    members = (suites.Member("there", "STSBenchmark"), suites.Member("not there", "STS12", local=stand_in))
+    monkeypatch.setattr(suites, "SUITES", {"mine": members})
+    monkeypatch.setattr(suites, "is_cached", lambda task: False)  # what loads it asks in its own way
+    (task,) = find_mteb_tasks(["STSBenchmark"])
+    rows = [{"sentence1": f"a b{i}", "sentence2": f"a b{i % 3}", "score": float(i)} for i in range(9)]
+    write_cache(cache, "mteb/stsbenchmark-sts", {"test": rows}, task.metadata.revision)
+    judged = hashed(Wanted(data=eval_data, suite="mine", fetch=True))
+    assert [result.task for result in judged.report.results] == ["mteb/STSBenchmark"]
+    assert [(each["member"], each["data"]) for each in judged.members] == [("there", "hub"), ("not there", "missing")]
+    assert "mteb/sts12" in judged.missing["STS12"]
+
+
 def test_a_local_name_that_means_nothing_is_an_error(hashed: Judge, tmp_path: Path) -> None:
     write_rows(tmp_path / "bitext/a.jsonl", [{"sentence1": "a", "sentence2": "b", "lang_pair": "deu-eng"}])
     with pytest.raises(DataError, match="no task 'bitext/b'"):
@@ -137,11 +153,11 @@ def test_results_are_found_again_and_a_part_has_its_own(
         make_model_folder(tmp_path / "m", vocab=["[PAD]", "[UNK]", "[CLS]", *words], dim=32, max_seq_length=32)
     )
     wanted = Wanted(data=eval_data, tasks=["sts/toy.test"])
-    part, whole = judge_beside(folder, folder, wanted, cache_dir=tmp_path / "cache", dim=4)
+    part, whole = judge_beside(f"{folder}@dim=4", folder, wanted, cache_dir=tmp_path / "cache")
     assert whole is not None
     assert (part.report.model.dim, whole.report.model.dim) == (4, 32)
     assert part.report.mean < whole.report.mean
-    again, none = judge_beside(folder, None, wanted, cache_dir=tmp_path / "cache", dim=4)
+    again, none = judge_beside(f"{folder}@dim=4", None, wanted, cache_dir=tmp_path / "cache")
     assert (again.report, none) == (part.report, None)
     counts = [line.rpartition("results, ")[2] for line in capsys.readouterr().err.splitlines() if "from before" in line]
     assert ["texts encoded" in count for count in counts] == [True, False, False]  # the vectors of one serve the other

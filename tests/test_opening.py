@@ -172,39 +172,51 @@ class Exiting(HashEncoder):
         return super().encode([f"{text} exit{exit}" for text in texts], prompt_name=prompt_name)
 
 
-def test_a_part_has_a_key_of_its_own_and_the_vectors_of_the_whole(folders, tmp_path):
-    found, cache = locate(str(folders["bundle"])), tmp_path / "cache"
-    whole = open_model(found, cache_dir=cache)
+def test_a_part_has_a_key_of_its_own_and_the_vectors_of_the_whole(folders, opened):
+    folder = folders["bundle"]
+    whole = opened(folder)
     vectors = whole.encoder.encode(TEXTS)[:, :3]
-    part = open_model(found, cache_dir=cache, dim=3)
-    assert (part.encoder.ref.name, part.encoder.ref.dim) == ("tiny (dim 3)", 3)
+    part = opened(f"{folder}@dim=3")
+    assert (part.encoder.ref.name, part.encoder.ref.dim, part.spec) == ("tiny (dim 3)", 3, f"{folder}@dim=3")
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(part.encoder.encode(TEXTS), unit, atol=1e-6)
     assert part.encoder.encoder.computed == 0
     assert part.key != whole.key
-    assert open_model(found, cache_dir=cache, dim=4).key != part.key
-    assert open_model(found, cache_dir=cache, dim=whole.encoder.ref.dim).key == whole.key
+    assert opened(f"{folder}@dim=4").key != part.key
+    assert opened(f"{folder}@dim={whole.encoder.ref.dim}").key == whole.key
     with pytest.raises(ModelError, match="dim of tiny: got 99, expected 1 to 8"):
-        open_model(found, cache_dir=cache, dim=99)
+        opened(f"{folder}@dim=99")
     with pytest.raises(ModelError, match="exit of tiny: got 1, expected one of none it has"):
-        open_model(found, cache_dir=cache, exit=1)
+        opened(f"{folder}@exit=1")
 
 
-def test_an_exit_does_not_take_the_vectors_of_the_whole(folders, tmp_path, monkeypatch):
-    found, cache = locate(str(folders["bundle"])), tmp_path / "cache"
+@pytest.mark.parametrize("part", ["dim=", "dim=0", "exit=-1", "exit=x", "dim=3@exit=2@dim=4"])
+def test_a_part_that_is_no_number_is_refused_before_anything_is_opened(part):
+    what, number = part.split("@")[0].split("=")
+    with pytest.raises(
+        ModelError, match=f"nowhere@{part}: got @{what}={number}, expected a whole number of at least 1"
+    ):
+        locate(f"nowhere@{part}")
+
+
+def test_an_exit_does_not_take_the_vectors_of_the_whole(folders, opened, monkeypatch):
+    folder = folders["bundle"]
     monkeypatch.setattr(opening, "open_bundle", lambda path, **_: Exiting(8, name="tiny"))
-    whole = open_model(found, cache_dir=cache)
+    whole = opened(folder)
     whole.encoder.encode(TEXTS)
-    part = open_model(found, cache_dir=cache, exit=2)
+    part = opened(f"{folder}@exit=2")
     np.testing.assert_allclose(part.encoder.encode(TEXTS), Exiting(8).encode(TEXTS, exit=2), atol=1e-6)
-    assert part.key != whole.key
+    keys = {opened(f"{folder}{part}").key for part in ("", "@exit=2", "@dim=3", "@exit=2@dim=3")}
+    assert len(keys) == 4
+    assert part.key == opened(f"{folder}@exit=2").key
+    assert opened(f"{folder}@exit=2@dim=3").key == opened(f"{folder}@dim=3@exit=2").key
 
 
-def test_a_floor_may_be_cut_unless_it_is_a_bag_of_words(tmp_path):
-    random, words = map(locate, FLOOR_SPECS)
-    assert open_model(random, cache_dir=tmp_path, dim=8).encoder.encode(TEXTS).shape == (2, 8)
-    with pytest.raises(ModelError, match="floor:bag-of-words: got a part to score, expected the whole"):
-        open_model(words, cache_dir=tmp_path, dim=8)
+def test_a_floor_may_be_cut_unless_it_is_a_bag_of_words(opened):
+    random, words = FLOOR_SPECS
+    assert opened(f"{random}@dim=8").encoder.encode(TEXTS).shape == (2, 8)
+    with pytest.raises(ModelError, match="floor:bag-of-words@dim=8: got a part to score, expected the whole"):
+        opened(f"{words}@dim=8")
 
 
 def test_prompts_of_the_files_are_used_unless_others_are_given(opened, tmp_path):

@@ -46,6 +46,13 @@ def test_data_of_mteb_in_the_cache_goes_before_local_files(cache: Path) -> None:
     assert [(each.where, each.local) for each in found] == [("cache", None)] * len(found)
 
 
+def test_what_may_be_fetched_is_mtebs_own_data_and_no_stand_in(cache: Path) -> None:
+    write_cache(cache, "mteb/banking77", {"test": [{"text": "a", "label": 0}]}, "c" * 40)
+    found = open_suite("first-model", SHIPPED, fetch=True)
+    assert {(each.where, each.local) for each in found} == {("cache", None), ("hub", None)}
+    assert {each.name for each in found if each.where == "cache"} == {"Banking77Classification"}
+
+
 @pytest.mark.usefixtures("cache")
 def test_the_languages_are_those_of_the_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
     members = (suites.Member("pairs", "STS17", ("en-de", "es-en")), suites.Member("one", "STSBenchmark"))

@@ -97,14 +97,14 @@ class Found:
     Attributes:
         member: Name of the member.
         name: mteb's name of the task.
-        where: ``cache``: mteb scores it; ``local``: ``local`` does; ``missing``: nothing here can.
+        where: ``cache``, ``hub``: mteb scores it from there; ``local``: ``local`` does; ``missing``: nothing here can.
         task: mteb's task, narrowed to the subsets that are scored.
         local: What stands for it, where ``where`` is ``local``.
     """
 
     member: str
     name: str
-    where: Literal["cache", "local", "missing"]
+    where: Literal["cache", "hub", "local", "missing"]
     task: Any
     local: Counterpart | None = None
 
@@ -115,14 +115,16 @@ class Found:
         return sorted({normalise_lang(tag) for subset in self.task.hf_subsets for tag in tags[subset]})
 
 
-def open_suite(name: str, data: Path) -> list[Found]:
-    """Return every task of every member of a suite, and where its data is; nothing is loaded, and no hub asked.
+def open_suite(name: str, data: Path, *, fetch: bool = False) -> list[Found]:
+    """Return every task of every member of a suite, and where its data is; nothing is loaded, and no hub asked yet.
 
-    mteb's own data is taken where the cache has it, local files else. A task that two members name comes twice.
+    mteb's own data is taken where the cache has it, or always where it may be fetched; local files else. A task that
+    two members name comes twice.
 
     Args:
         name: One of :data:`SUITES`.
         data: Folder of local tasks; it may be missing.
+        fetch: Whether what the cache lacks is to come from the hub.
 
     Raises:
         MissingExtraError: If mteb is not installed.
@@ -131,16 +133,18 @@ def open_suite(name: str, data: Path) -> list[Found]:
     if name not in SUITES:
         raise DataError(f"suite: got {name!r}, expected one of {sorted(SUITES)}")
     return [
-        _locate(member, task, data)
+        _locate(member, task, data, fetch)
         for member in SUITES[name]
         for task in find_mteb_tasks([member.mteb], subsets=member.subsets)
     ]
 
 
-def _locate(member: Member, task: Any, data: Path) -> Found:
+def _locate(member: Member, task: Any, data: Path, fetch: bool) -> Found:
     name = task.metadata.name
     if is_cached(task):
         return Found(member.name, name, "cache", task)
+    if fetch:
+        return Found(member.name, name, "hub", task)
     local = member.local or COUNTERPARTS.get(name)
     if local is not None and local.subsets in ((), tuple(task.hf_subsets)) and find_tasks(data, local.id):
         return Found(member.name, name, "local", task, local)

@@ -263,7 +263,9 @@ def _in_torch(config: TeacherConfig, folder: Path, arithmetic: Arithmetic) -> To
     model = load_sentence_transformer(folder, device=arithmetic.device)
     if config.max_seq_length is not None:
         model.max_seq_length = config.max_seq_length
-    ref = describe(model, folder, name=config.name or _display_name(config.model), licence=config.licence, revision=config.revision)
+    ref = describe(
+        model, folder, name=config.name or _display_name(config.model), licence=config.licence, revision=config.revision
+    )
     return TorchEncoder(model, ref, precision=arithmetic.precision, batch_tokens=arithmetic.batch_tokens)
 
 
