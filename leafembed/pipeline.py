@@ -18,7 +18,7 @@ from leafembed.guard import refuse_stopped, set_aside
 from leafembed.judge.evaluate import Candidate
 from leafembed.judge.gate import check
 from leafembed.learn.models import fingerprint_folder
-from leafembed.measured import fidelity, observed
+from leafembed.measured import fidelity, observed, vocabulary_facts
 from leafembed.neighbours import compare_neighbours
 from leafembed.points import measure_points
 from leafembed.recipe import Recipe
@@ -95,7 +95,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False, trained: P
     judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors={n: reports[n] for n in floors},
                     contamination=line.learned.corpus.contamination)  # fmt: skip
     verdict = judge(reports["student"], behaviour=behaviour["student"])
-    facts = facts_of(line, student, training)
+    facts = facts_of(line, student, training) | vocabulary_facts(line, student)
     if not verdict.passed and not allow_failed:
         set_aside(run_dir / "bundle")
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student", behaviour=behaviour))

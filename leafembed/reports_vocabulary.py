@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from leafembed.errors import NonFiniteError
 
 __all__ = ["Retokenised", "VocabularyReport"]
 
@@ -60,14 +63,21 @@ class VocabularyReport:
         size_after: Tokens after.
         counted_texts: Texts whose tokens were counted to choose by.
         languages: One entry a language, that of most texts first.
+        dev: Dev score of the teacher itself, without a prompt, with all tokens and with those that are kept; empty: not
+            measured.
+        dev_tasks: The tasks that it is the mean of.
     """
 
     size_before: int
     size_after: int
     counted_texts: int
     languages: tuple[Retokenised, ...]
+    dev: tuple[float, ...] = ()
+    dev_tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.dev)):
+            raise NonFiniteError(f"dev scores of a pruned vocabulary: got {self.dev}")
         if not self.languages:
             raise ValueError("got no held-out text, expected some: without it nothing is known of a pruned vocabulary")
 
@@ -79,9 +89,11 @@ class VocabularyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "languages": [asdict(entry) for entry in self.languages]}
+        lists = {name: list(getattr(self, name)) for name in ("dev", "dev_tasks")}
+        return {**asdict(self), **lists, "languages": [asdict(entry) for entry in self.languages]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VocabularyReport:
         """The inverse of :meth:`to_dict`."""
-        return cls(**{**data, "languages": tuple(Retokenised(**entry) for entry in data["languages"])})
+        lists = {name: tuple(data.get(name, ())) for name in ("dev", "dev_tasks")}
+        return cls(**{**data, **lists, "languages": tuple(Retokenised(**entry) for entry in data["languages"])})

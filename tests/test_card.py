@@ -280,6 +280,10 @@ def test_a_pruned_vocabulary_is_shown_by_language(manifest):
     assert "| x19 |" in card
     assert "| x20 |" not in card
     assert "5 more languages, with fewer texts each, are in the manifest" in card
+    assert "on dev with all of its tokens" not in card
+    manifest["vocabulary"] |= {"dev": [0.8314, 0.8126], "dev_tasks": ["sts/a.dev"]}
+    costs = "scores 0.831 on dev with all of its tokens, and\n0.813 with those that were kept (`sts/a.dev`, a sample)"
+    assert costs in render_card(manifest)
     manifest["vocabulary"]["languages"] = manifest["vocabulary"]["languages"][:2]
     assert "more languages, with fewer" not in render_card(manifest)
 

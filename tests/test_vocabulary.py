@@ -1,25 +1,30 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_rows
-from families import FAMILIES, gemma, toy_recipe, toy_texts
+from families import FAMILIES, bert, gemma, toy_recipe, toy_texts
 from tokenizers import Tokenizer
 
-from leafembed.errors import RecipeError
+from leafembed.errors import ModelError, RecipeError
+from leafembed.judge.evaluate import evaluate
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
-from leafembed.learn.vocabulary import REPORT, prune_student, read_report
+from leafembed.learn.teacher import TorchEncoder
+from leafembed.learn.vocabulary import REPORT, prune_student, read_report, with_tokens_of
+from leafembed.measured import vocabulary_facts
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.recipe_learn import StudentConfig
 from leafembed.reports_vocabulary import VocabularyReport
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.quantize import quantize
-from leafembed.steps import begin, build_floors
+from leafembed.steps import begin, build_floors, open_student
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -72,6 +77,27 @@ def test_vectors_are_the_teachers_where_the_tokens_are(family):
     if len(same) < len(texts):
         others = [t for t in texts if t not in same]
         assert np.sum(teacher.encode(others) * student.encode(others), axis=1).mean() < 1 - 1e-6
+
+
+def test_a_teacher_cut_to_a_students_tokens_is_like_the_student_of_all_layers(family):
+    teacher, student, _, size = family
+    texts = toy_texts(40, seed=7)
+    before, rows = teacher.encode(texts), len(teacher[0].tokenizer)
+    cut = with_tokens_of(student, teacher)
+    assert len(cut[0].tokenizer) == cut[0].auto_model.get_input_embeddings().num_embeddings == size
+    np.testing.assert_allclose(cut.encode(texts), student.encode(texts), atol=1e-5)
+    same = [cut.tokenizer.tokenize(text) == teacher.tokenizer.tokenize(text) for text in texts]
+    assert [bool(np.allclose(*pair, atol=1e-5)) for pair in zip(cut.encode(texts), before, strict=True)] == same
+    assert len(teacher[0].tokenizer) == rows
+    assert np.array_equal(teacher.encode(texts), before)
+    own = {id(weight) for weight in cut.parameters()} - {id(weight) for weight in teacher.parameters()}
+    assert own == {id(cut[0].auto_model.get_input_embeddings().weight)}
+
+
+def test_a_student_with_tokens_of_its_own_says_nothing_of_a_teachers(tmp_path):
+    teacher, student = (load_sentence_transformer(build(tmp_path / build.__name__)) for build in (gemma, bert))
+    with pytest.raises(ModelError, match="in a student, expected none but its teacher's"):
+        with_tokens_of(student, teacher)
 
 
 def test_the_saved_folder_gives_the_same_ids_to_both_loaders(family):
@@ -164,6 +190,32 @@ def test_tokens_are_counted_in_the_languages_or_the_file_that_the_recipe_names(t
             build_floors(begin(recipe, tmp_path / "refused"))
     with pytest.raises(RecipeError, match=r"student\.vocab_text: got .*beside student\.vocab_languages"):
         StudentConfig(layers=(0,), vocab_languages=("de",), vocab_text=tmp_path / "own.txt")
+
+
+@pytest.mark.parametrize("init", ["layers", "static"])
+def test_what_a_cut_costs_is_measured_on_the_teacher_once(tmp_path, eval_data, capsys, init):
+    plain = toy_recipe(tmp_path, gemma(tmp_path / "gemma"), eval_data, student={"init": init, "vocab_size": 112})
+    plain["student"] |= {"layers": [0]} if init == "layers" else {}
+    plain["eval"]["dev"] = ["sts/toy.dev", "agreement"]
+    line = begin(recipe_from_dict(plain), tmp_path / "run")
+    build_floors(line)
+    shutil.copytree(tmp_path / "run" / "untrained-student", tmp_path / "run" / "student")
+    found = vocabulary_facts(line, open_student(line))
+    report = VocabularyReport.from_dict(found["vocabulary"])
+    assert report.dev_tasks == ("sts/toy.dev",)
+    model, ref = line.learned.teacher.torch.model, line.learned.teacher.ref
+    bare = TorchEncoder(model, dataclasses.replace(ref, prompts={}), precision="fp32")
+    task, _ = line.learned.dev
+    assert report.dev[0] == pytest.approx(evaluate(bare, [task]).mean, abs=1e-3)
+    assert abs(report.dev[1] - report.dev[0]) > 0.01
+    assert "scoring" in capsys.readouterr().err
+    assert vocabulary_facts(line, open_student(line)) == found
+    assert "scoring" not in capsys.readouterr().err
+    plain["eval"]["dev"] = ["agreement"]  # which has no labels
+    again = vocabulary_facts(begin(recipe_from_dict(plain), tmp_path / "run"), open_student(line))
+    assert VocabularyReport.from_dict(again["vocabulary"]).dev == ()
+    (tmp_path / "run" / "student" / REPORT).unlink()
+    assert vocabulary_facts(line, open_student(line)) == {}
 
 
 @pytest.mark.parametrize("init", ["layers", "static"])

@@ -11,6 +11,7 @@ card.
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections import Counter
@@ -31,7 +32,16 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
-__all__ = ["REPORT", "compare", "count_tokens", "plain_tokenizer", "prune_student", "read_report", "write_report"]
+__all__ = [
+    "REPORT",
+    "compare",
+    "count_tokens",
+    "plain_tokenizer",
+    "prune_student",
+    "read_report",
+    "with_tokens_of",
+    "write_report",
+]
 
 REPORT = "vocabulary.json"
 """File of a student's folder with what pruning changed."""
@@ -60,7 +70,7 @@ def prune_student(
 
     first = student[0]
     static = isinstance(first, StaticEmbedding)
-    before = plain_tokenizer(first.tokenizer if static else first.tokenizer.backend_tokenizer)
+    before = _tokenizer_of(first)
     content = json.loads(before.to_str())
     total = len(tokens_of(content))
     if size is not None and size >= total:
@@ -88,6 +98,28 @@ def prune_student(
         f"{report.total.identical_share:.1%} of {report.total.texts:,} held-out texts are tokenised as before"
     )
     return report
+
+
+def with_tokens_of(student: SentenceTransformer, teacher: SentenceTransformer) -> SentenceTransformer:
+    """A copy of the teacher that knows only the tokens of a student whose tokenizer is the teacher's, pruned.
+
+    It shares all weights with the teacher but the token table.
+
+    Args:
+        student: Starts with a Transformer or a StaticEmbedding.
+        teacher: Starts with a Transformer.
+
+    Raises:
+        ModelError: If the teacher lacks a token of the student's.
+    """
+    content = json.loads(_tokenizer_of(student[0]).to_str())
+    whole = tokens_of(json.loads(_tokenizer_of(teacher[0]).to_str()))
+    tokens = sorted(tokens_of(content).items(), key=lambda item: item[1])
+    if strange := [token for token, _ in tokens if token not in whole]:
+        raise ModelError(f"got the token {strange[0]!r} in a student, expected none but its teacher's {len(whole):,}")
+    narrowed = copy.deepcopy(teacher, {id(weight): weight for weight in (*teacher.parameters(), *teacher.buffers())})
+    _prune_transformer(narrowed[0], content, np.array([whole[token] for token, _ in tokens]))
+    return narrowed
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[NDArray[np.int64], int]:
@@ -163,6 +195,11 @@ def _loaded(content: Mapping[str, Any]) -> Tokenizer:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+
+
+def _tokenizer_of(first: Any) -> Tokenizer:
+    """A copy of the tokenizer of a model's first module."""
+    return plain_tokenizer(getattr(first.tokenizer, "backend_tokenizer", first.tokenizer))
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> Tokenizer:

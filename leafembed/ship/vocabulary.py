@@ -31,6 +31,8 @@ def vocabulary_section(vocabulary: Mapping[str, Any]) -> dict[str, Any]:
         "table": table(_COLUMNS, [_row(entry) for entry in (report.total, *shown)]),
         "rows": len(shown) + 1,
         "rest": len(report.languages) - len(shown),
+        "dev": [fixed(score, 3) for score in report.dev],
+        "dev_tasks": ", ".join(f"`{task}`" for task in report.dev_tasks),
     }
 
 
