@@ -108,9 +108,11 @@ ALARM = {"name": "stall", "step": 1500, "message": "the loss fell | the score di
 def test_alarms_of_a_run_are_near_the_top(manifest):
     assert "## Alarms" not in render_card(manifest)
     manifest["training"]["alarms"] = [ALARM]
+    manifest["files"] = {"model.bin": {"bytes": 1, "sha256": ""}}
     card = render_card(manifest)
     assert "| stall | 1,500 | the loss fell \\| the score did not |" in card
-    assert card.index("# leaf-small") < card.index("## Alarms") < card.index("## Results")
+    places = [card.index(heading) for heading in ("# leaf-small", "## Use", "## Alarms", "## Results")]
+    assert places == sorted(places)
 
 
 def test_the_card_of_a_run_that_stopped_opens_with_the_diagnosis():
@@ -137,8 +139,8 @@ def test_scores_and_retention_are_those_of_the_reports(manifest):
     card = render_card(manifest)
     sts = (0.8213 + 0.7921) / 2
     row = next(row for row in card.splitlines() if row.startswith("| STS |"))
-    assert row.startswith(f"| STS | {sts:.4f} | {sts * 0.02:.4f} |")
-    assert row.endswith(f"| {sts * 0.954:.4f} | {sts * 0.953:.4f} | 0.953 |")
+    assert row.startswith(f"| STS | {sts * 0.953:.4f} | 0.953 | {sts * 0.954:.4f} | {sts:.4f} | {sts * 0.02:.4f} |")
+    assert "| task type | INT8 | retention | student | teacher | floor: random |" in card
     assert f"| STS | {sts * 0.954:.4f} | {sts * 0.953:.4f} | +{sts * 0.001:.4f} |" in card
 
 
@@ -240,7 +242,11 @@ def test_text_from_outside_cannot_break_a_table_or_bring_html(manifest):
 
 
 def test_prompts_are_listed(manifest):
+    assert "It takes no prompts" not in render_card(manifest)  # there are no files to use
+    manifest["files"] = {"model.bin": {"bytes": 1, "sha256": ""}}
     assert "It takes no prompts" in render_card(manifest)
+    manifest["student"]["prompts"] = {"query": "", "STS": ""}
+    assert "`prompt_name` may be\nquery, STS without changing anything." in render_card(manifest)
     manifest["student"]["prompts"] = {"query": "task: search | query: "}
     card = render_card(manifest)
     assert '| query | "task: search \\| query: " |' in card
@@ -313,7 +319,7 @@ def test_scores_carry_their_intervals(manifest):
     card = render_card(manifest)
     assert "In brackets: the 95 % interval" in card
     row = next(row for row in card.splitlines() if row.startswith("| sts/stsb_multi_mt.test | en |"))
-    assert "| 500 | 0.8213 [0.809, 0.841] |" in row
+    assert "| 0.8213 [0.809, 0.841] | " in row
     for kind in ("STS", "mean"):
         assert next(row for row in card.splitlines() if row.startswith(f"| {kind} |")).count(" [0.100, 0.200] |") == 7
 

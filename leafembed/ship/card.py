@@ -82,8 +82,9 @@ def _head(manifest: _Manifest) -> dict[str, Any]:
         f"language{'s' if languages != 1 else ''}.",
         "dim": student["dim"],
         "prompts": table(["prompt_name", "text"], [[k, json.dumps(v)] for k, v in prompts.items()], words=2)
-        if prompts
+        if any(prompts.values())
         else "",
+        "named": list(prompts),
         "recipe": to_toml(manifest["recipe"]),
         "licences": bullets({f"{m} {manifest[m]['name']}": _licence(manifest[m]) for m in ("teacher", "student")}),
         "gemma_notice": gemma_notice(manifest),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leafembed.reports import FLOOR, SHIPPED, EvalReport, GateResult
@@ -26,7 +26,9 @@ def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "failed": verdict.failed,
         "shipped": next((word for name, word in SHIPPED.items() if name in reports), ""),
         "results": _results(reports),
-        "results_by_task": table(["task", "language", "metric", "items", *reading_order(reports)], by_task, words=3),
+        "results_by_task": table(
+            ["task", "language", "metric", "items", *_words(reading_order(reports))], by_task, words=3
+        ),
         "result_rows": len(by_task),
         "has_intervals": any(report.intervals for report in reports.values()),
         "has_too_few": any(report.too_few for report in reports.values()),
@@ -48,9 +50,13 @@ def _outcome(passed: bool) -> str:
 
 
 def reading_order(reports: Mapping[str, EvalReport]) -> list[str]:
-    """Return the names of reports as one reads them: teacher, floors, student, INT8."""
+    """Return the names of reports as one reads them: what ships, what it came from, what it must beat."""
     floors = [name for name in reports if name.startswith(FLOOR)]
-    return [name for name in ["teacher", *floors, "student", "int8"] if name in reports]
+    return [name for name in [*SHIPPED, "teacher", *floors] if name in reports]
+
+
+def _words(names: Sequence[str]) -> list[str]:
+    return [SHIPPED.get(name, name) for name in names]
 
 
 def _results(reports: Mapping[str, EvalReport]) -> str:
@@ -61,13 +67,14 @@ def _results(reports: Mapping[str, EvalReport]) -> str:
         [kind, *(with_interval(types[name].get(kind), reports[name].intervals.get(kind)) for name in names)]
         for kind in types["teacher"]
     ]
-    last = names[-1]
-    if last not in SHIPPED:  # training stopped: nothing to compare with the teacher
+    shipped = names[0]
+    if shipped not in SHIPPED:  # training stopped: nothing to compare with the teacher
         return table(["task type", *names], rows)
-    retention = [ratio(types[last].get(kind), score) for kind, score in types["teacher"].items() if kind != "mean"]
-    retention.append(fixed(reports[last].mean_retention(reports["teacher"]), 3))
-    rows = [[*row, kept] for row, kept in zip(rows, retention, strict=True)]
-    return table(["task type", *names, "retention"], rows)
+    retention = [ratio(types[shipped].get(kind), score) for kind, score in types["teacher"].items() if kind != "mean"]
+    retention.append(fixed(reports[shipped].mean_retention(reports["teacher"]), 3))
+    rows = [[*row[:2], kept, *row[2:]] for row, kept in zip(rows, retention, strict=True)]
+    first, *others = _words(names)
+    return table(["task type", first, "retention", *others], rows)
 
 
 def _results_by_task(reports: Mapping[str, EvalReport]) -> list[list[str]]:
