@@ -106,6 +106,8 @@ def read_manifest(path: Path, *, refused: bool = False) -> dict[str, Any]:
         got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise BundleError(f"{file}: got format {got!r}, expected {FORMAT}; install the leafembed that wrote it")
     missing = [key for key in _KEYS if key not in manifest and not (refused and key == "files")]
+    if missing == ["files"]:
+        raise BundleError(f"{path}: got the card of a model that was refused before INT8, expected a bundle")
     if missing:
         raise BundleError(f"{file}: lacks {', '.join(missing)}; {_GET_ANOTHER}")
     files = manifest.get("files", {})
