@@ -30,7 +30,8 @@ def choose(
     """Return all points of a bundle with their rate on this machine, and the one to take.
 
     With a least retention it is the fastest that has it, of these the one with the fewest dimensions; with a least rate
-    alone, the one with most retention that is fast enough. Retention is what the run measured; rates are measured now.
+    alone, the one with most retention that is fast enough. What does not beat all floors is left out. Retention is what
+    the run measured; rates are measured now.
 
     Args:
         bundle: Folder of a bundle with early exits or further dimensions.
@@ -38,7 +39,7 @@ def choose(
         min_retention: Least share of the teacher's scores, 0 to 1.
         min_rate: Least texts a second.
         threads: CPU threads; ``None``: every core the process may use.
-        allow_failed: Open a bundle that the gate refused.
+        allow_failed: Open a bundle that the gate refused, and choose among what does not beat all floors too.
 
     Returns:
         ``points``, ``chosen`` (one of them) and ``machine``.
@@ -53,6 +54,8 @@ def choose(
         raise Error("leaf choose: got no condition, expected --min-retention, --min-rate or both")
     encoder = open_bundle(bundle, allow_failed=allow_failed, threads=threads)
     points = [dict(point) for point in (encoder.manifest or {}).get("points", ())]
+    if points and not allow_failed and not (points := [point for point in points if not point.get("under")]):
+        raise Error(f"{bundle}: got no exit and dimension that beats all floors, so there is nothing to choose from")
     if not points:
         raise Error(
             f"{bundle}: got one exit and one dimension, so there is nothing to choose from; train a student with "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leafembed.judge.evaluate import evaluate
+from leafembed.judge.gate import floors_above
 from leafembed.judge.tasks import contents_of
 from leafembed.judge.views import View
 from leafembed.learn.models import fingerprint_folder
@@ -43,17 +44,21 @@ class _Remembered:
         return np.stack([self._known[prompt_name, text] for text in texts]) if len(texts) else vectors
 
 
-def measure_points(line: Line, int8: BundleEncoder, reference: EvalReport) -> list[dict[str, Any]]:
+def measure_points(
+    line: Line, int8: BundleEncoder, reference: EvalReport, floors: Mapping[str, EvalReport]
+) -> list[dict[str, Any]]:
     """Score an INT8 model at each of its early exits and of the dimensions it was trained for, on the test tasks.
 
     Args:
         line: The run.
         int8: The model.
         reference: The teacher's scores.
+        floors: What it must beat, by name.
 
     Returns:
         For each exit (``None``: the whole model) and ``dim``: ``mean`` score, ``retention`` of the teacher, scores by
-        ``types``, and ``weights_mb`` that are loaded for it. Empty if it has neither exits nor further dimensions.
+        ``types``, ``under``, the floors that are not beaten, and ``weights_mb`` that are loaded for it. Empty if it has
+        neither exits nor further dimensions.
     """
     dims = sorted({int8.dim, *line.recipe.student.dims}, reverse=True)
     exits = [None, *sorted(int8.exits, reverse=True)]
@@ -62,7 +67,8 @@ def measure_points(line: Line, int8: BundleEncoder, reference: EvalReport) -> li
     learned = line.learned
     tasks = contents_of(learned.test)
     how = (fingerprint_folder(line.folder / "int8"), int8.threads, int8.batch_size)
-    key = fingerprint(dataclasses.asdict(int8.ref), how, tasks, dims, exits, reference.to_dict(), versions(PACKAGES))
+    held = [report.to_dict() for report in (reference, *floors.values())]
+    key = fingerprint(dataclasses.asdict(int8.ref), how, tasks, dims, exits, held, versions(PACKAGES))
 
     def build(_: Path) -> dict[str, Any]:
         found = []
@@ -80,6 +86,7 @@ def measure_points(line: Line, int8: BundleEncoder, reference: EvalReport) -> li
                         "mean": report.mean,
                         "retention": report.mean_retention(reference),
                         "types": report.by_type(),
+                        "under": floors_above(report, reference, floors),
                         "weights_mb": megabytes,
                     }
                 )

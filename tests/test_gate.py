@@ -12,7 +12,7 @@ from conftest import HashEncoder
 from leafembed.errors import DataError, NonFiniteError, RecipeError
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.floors import RandomEncoder
-from leafembed.judge.gate import check, require_known
+from leafembed.judge.gate import check, floors_above, require_known
 from leafembed.judge.tasks import Task, load_tasks
 from leafembed.recipe import GateConfig
 from leafembed.reports import EvalReport, GateResult, TaskResult, TooFew
@@ -98,6 +98,19 @@ def test_floors_alone_refuse_a_collapsed_student(
     result = check(evaluate(Collapsed(), tasks), teacher, lenient, floors=floors)
     assert any("above floor: random" in name for name in failed(result))
     assert all("above floor: random" in name for name in failed(result))
+
+
+def test_a_part_that_is_under_a_floor_in_one_language_is_named_by_it() -> None:
+    kinds = ("STS/a", "en"), ("STS/a", "pl")
+    teacher, words, table, low = (
+        report(dict(zip(kinds, scores, strict=True))) for scores in ((0.9, 0.5), (0.4, 0.7), (0.6, 0.3), (0.1, 0.1))
+    )
+    floors = {"floor: bag of words": words, "floor: static table": table, "floor: random": low}
+    assert floors_above(report({kinds[0]: 0.8, kinds[1]: 0.35}), teacher, floors) == []  # words beat the teacher in pl
+    assert floors_above(report({kinds[0]: 0.8, kinds[1]: 0.2}), teacher, floors) == [
+        "floor: bag of words",  # in the mean
+        "floor: static table",
+    ]
 
 
 def test_to_equal_a_floor_is_to_fail(teacher: EvalReport) -> None:

@@ -8,6 +8,7 @@ from families import gemma, toy_recipe
 from served import serving
 
 import leafembed
+from leafembed import choosing
 from leafembed.choosing import _best, choose
 from leafembed.cli import main
 from leafembed.errors import Error
@@ -50,6 +51,7 @@ def test_every_exit_and_dimension_is_scored_and_timed(ended, eval_data):
         part = View(encoder, dim=point["dim"], exit=point["exit"])
         assert point["mean"] == pytest.approx(evaluate(part, tasks).mean, abs=0.02)  # INT8 rounds by the batch
     assert points[0]["mean"] == pytest.approx(ended.manifest["reports"]["int8"]["results"][0]["main_score"], abs=1e-6)
+    assert [point["under"] for point in points] == [[]] * 6  # the recipe asks for no floor
     weights = [point["weights_mb"] for point in points[::2]]
     assert weights[0] > weights[1] > weights[2] > 0
     timed = [entry["name"] for entry in ended.manifest["speed"]]
@@ -124,6 +126,21 @@ def test_choose_times_them_and_says_how_to_load(bundle, capsys, tmp_path):
     assert all(point["texts_per_second"] > 0 for point in result["points"])
     assert main(["choose", str(bundle), "--min-rate", "0.001", "--texts", str(tmp_path / "texts")]) == 0
     assert "leafembed.load(" in capsys.readouterr().out
+
+
+def test_what_is_under_a_floor_is_not_chosen(bundle, monkeypatch):
+    kept = [{**point, "under": []} for point in leafembed.load(bundle).manifest["points"]]
+    found = [[], *[["floor: static table"]] * (len(kept) - 1)]
+    points = [{**point, "under": under} for point, under in zip(kept, found, strict=True)]
+    encoder = leafembed.load(bundle)
+    monkeypatch.setattr(choosing, "open_bundle", lambda *_, **__: encoder)
+    encoder.manifest["points"] = points
+    result = choose(bundle, ["en1"], min_rate=1e-3)
+    assert [(point["exit"], point["dim"]) for point in result["points"]] == [(None, 32)]
+    assert len(choose(bundle, ["en1"], min_rate=1e-3, allow_failed=True)["points"]) == len(kept)
+    points[0]["under"] = ["floor: random"]
+    with pytest.raises(Error, match="no exit and dimension that beats all floors"):
+        choose(bundle, ["en1"], min_rate=1e-3)
 
 
 def point(exit, dim, retention, rate):

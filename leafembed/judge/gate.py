@@ -15,7 +15,7 @@ from leafembed.recipe import GateConfig
 from leafembed.reports import BAG_OF_WORDS, FLOOR, Check, EvalReport, GateResult, TaskResult
 from leafembed.text import normalise_lang
 
-__all__ = ["check", "require_known"]
+__all__ = ["check", "floors_above", "require_known"]
 
 _NO_REACTION = 1e-6
 
@@ -74,6 +74,21 @@ def check(
     if behaviour is not None:
         checks += _behaviour(behaviour, config)
     return GateResult(tuple(checks))
+
+
+def floors_above(report: EvalReport, reference: EvalReport, floors: Mapping[str, EvalReport]) -> list[str]:
+    """Return the names of the floors that a model does not beat in some type or language, as the gate holds them.
+
+    Args:
+        report: Scores of the model, or of a part of it.
+        reference: Scores of the teacher on the same tasks and data.
+        floors: Scores of what must be beaten, by name.
+    """
+    return [
+        name
+        for name, floor in floors.items()
+        if not all(check.passed for check in _above(report, reference, {name: floor}))
+    ]
 
 
 def require_known(config: GateConfig, tasks: Iterable[Task]) -> None:

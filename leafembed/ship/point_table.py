@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from leafembed.reports import FLOOR
 from leafembed.ship.markdown import fixed, table
 
 __all__ = ["exit_name", "points_section", "rate_name"]
@@ -36,8 +37,18 @@ def points_section(manifest: Mapping[str, Any]) -> dict[str, str]:
             fixed(rates.get(rate_name(point["exit"])), 0),
             fixed(point["weights_mb"], 1),
             4 * point["dim"],
+            ", ".join(name.removeprefix(FLOOR) for name in point.get("under", ())) or "none",
         ]
         for point in points
     ]
-    heads = ["layers", "dimensions", *types, "retention", "texts/s", "MB of weights", "bytes of a vector"]
+    heads = [
+        "layers",
+        "dimensions",
+        *types,
+        "retention",
+        "texts/s",
+        "MB of weights",
+        "bytes of a vector",
+        "floors not beaten",
+    ]
     return {"points": table(heads, rows, words=1)}
