@@ -19,12 +19,13 @@ def load(path: str | Path | None = None, *, allow_failed: bool = False, **option
 
     Args:
         path: Bundle folder, as ``leaf run`` writes it; ``None``: the model that comes with the project.
-        allow_failed: Open a bundle that the gate refused.
+        allow_failed: Open a bundle that the gate refused, or a part of one that is under a floor.
         options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`, e.g. ``threads=4``,
             ``exit=4`` for an early exit, ``dim=256`` for shorter vectors.
 
     Raises:
-        BundleError: If there is no bundle, a file is missing or its hash differs from the manifest.
+        BundleError: If there is no bundle, a file is missing, its hash differs from the manifest, or the part that is
+            asked for is under a floor.
         GateFailedError: If the gate refused the bundle and ``allow_failed`` is not set.
     """
     from leafembed.ship.bundle import open_bundle

@@ -1,17 +1,19 @@
 """Exits and dimensions of a bundle: scored in a run, shown on its card, chosen from on a machine."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from families import gemma, toy_recipe
 from served import serving
+from tiny import reseal
 
 import leafembed
 from leafembed import choosing
 from leafembed.choosing import _best, choose
 from leafembed.cli import main
-from leafembed.errors import Error
+from leafembed.errors import BundleError, Error
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.tasks import load_tasks
 from leafembed.judge.views import View
@@ -19,7 +21,7 @@ from leafembed.learn.exits import Exits
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.pipeline import run
 from leafembed.recipe_io import recipe_from_dict
-from leafembed.serve.specs import ModelSpec
+from leafembed.serve.specs import About, ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,22 @@ def test_what_is_under_a_floor_is_not_chosen(bundle, monkeypatch):
     points[0]["under"] = ["floor: random"]
     with pytest.raises(Error, match="no exit and dimension that beats all floors"):
         choose(bundle, ["en1"], min_rate=1e-3)
+
+
+def test_a_part_under_a_floor_is_neither_loaded_nor_served(bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    next(p for p in manifest["points"] if (p["exit"], p["dim"]) == (1, 16))["under"] = ["floor: static table"]
+    reseal(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert leafembed.load(folder, exit=1).dim == 32
+    with pytest.raises(BundleError, match="exit 1 at 16 dimensions does not beat floor: static table"):
+        leafembed.load(folder, exit=1, dim=16)
+    spec = ModelSpec.parse(f"leaf={folder}@exit=1@dim=16")
+    with pytest.raises(BundleError, match="--model leaf: exit 1 at 16 dimensions does not beat"):
+        About.read(spec, allow_failed=False)
+    assert leafembed.load(folder, exit=1, dim=16, allow_failed=True).dim == 16
+    assert About.read(spec, allow_failed=True).config.dim == 32
 
 
 def point(exit, dim, retention, rate):

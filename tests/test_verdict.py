@@ -11,7 +11,7 @@ from tiny import as_if_of, judge, make_model_folder, refused_before_int8, reseal
 from leafembed.cli import main
 from leafembed.errors import BundleError, GateFailedError, RecipeError
 from leafembed.ship.bundle import open_bundle, read_manifest, write_bundle, write_refusal
-from leafembed.ship.verdict import judge_again, read_verdict
+from leafembed.ship.verdict import judge_again, read_verdict, require_part
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +241,15 @@ def _rules(**keys):
     from leafembed.recipe import GateConfig
 
     return GateConfig(**keys)
+
+
+def test_a_part_under_a_floor_is_not_opened_unless_it_may_be(tmp_path):
+    points = [{"exit": exit, "dim": dim, "under": ["floor: static table"] * (exit == 1 and dim == 4)}
+              for exit in (None, 1) for dim in (8, 4)]  # fmt: skip
+    manifest = sample_manifest() | {"points": points}
+    manifest["student"]["dim"] = 8
+    for exit, dim in ((None, None), (None, 4), (1, None), (1, 8), (1, 5)):
+        require_part(manifest, "here", exit=exit, dim=dim)
+    with pytest.raises(BundleError, match="here: exit 1 at 4 dimensions does not beat floor: static table; take"):
+        require_part(manifest, "here", exit=1, dim=4)
+    require_part(sample_manifest(), "here", exit=1, dim=4)

@@ -12,7 +12,7 @@ from leafembed.errors import Error, GateFailedError
 from leafembed.ship.bundle import read_manifest
 from leafembed.ship.card import MANIFEST
 from leafembed.ship.folder import EncoderConfig, read_prompts
-from leafembed.ship.verdict import read_verdict
+from leafembed.ship.verdict import read_verdict, require_part
 
 __all__ = ["NAME", "About", "ModelSpec"]
 
@@ -81,7 +81,7 @@ class About:
         """Read it if the bundle may be served.
 
         Raises:
-            BundleError: If it is no bundle.
+            BundleError: If it is no bundle, or the part that is asked for is under a floor.
             GateFailedError: If the gate refused it and that is not allowed.
             Error: If the spec names a prompt or a dimension that it lacks.
         """
@@ -98,4 +98,6 @@ class About:
             raise Error(f"--model {spec.name}: got @exit={spec.exit}, the bundle's early exits are {known}")
         if spec.dim is not None and spec.dim > config.dim:
             raise Error(f"--model {spec.name}: got @dim={spec.dim}, the bundle has {config.dim} dimensions")
+        if not allow_failed:
+            require_part(manifest, f"--model {spec.name}", exit=spec.exit, dim=spec.dim)
         return cls(manifest, config, prompts)

@@ -23,7 +23,7 @@ from leafembed.ship.card import CARD, MANIFEST, gemma_notice, render_card
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES, EncoderConfig
 from leafembed.ship.plots import PLOTS, draw_plots
-from leafembed.ship.verdict import read_verdict
+from leafembed.ship.verdict import read_verdict, require_part
 from leafembed.stages import file_sha256
 
 __all__ = [
@@ -142,11 +142,12 @@ def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any)
 
     Args:
         path: Bundle folder.
-        allow_failed: Open a bundle that the gate refused.
+        allow_failed: Open a bundle that the gate refused, or a part of one that is under a floor.
         options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`.
 
     Raises:
-        BundleError: If a file is missing or altered, or the verdict is not what follows from the scores.
+        BundleError: If a file is missing or altered, the verdict is not what follows from the scores, or the part that
+            is asked for is under a floor.
         GateFailedError: If the gate refused the model.
     """
     folder = Path(path)
@@ -154,6 +155,8 @@ def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any)
     verdict, stage = read_verdict(manifest, str(folder / MANIFEST))
     if not (verdict.passed or allow_failed):
         raise GateFailedError(verdict, stage=stage)
+    if not allow_failed:
+        require_part(manifest, str(folder), exit=options.get("exit"), dim=options.get("dim"))
     return BundleEncoder(folder, manifest=manifest, **options)
 
 

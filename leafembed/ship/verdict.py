@@ -20,7 +20,7 @@ from leafembed.recipe import GateConfig
 from leafembed.recipe_io import load_gate
 from leafembed.reports import FLOOR, FLOORS, Check, EvalReport, GateResult
 
-__all__ = ["INT8", "judge_again", "read_verdict"]
+__all__ = ["INT8", "judge_again", "read_verdict", "require_part"]
 
 INT8 = "INT8 model"
 """Stage of a bundle's verdict; a student refused before it was quantised has ``student``."""
@@ -78,6 +78,28 @@ def judge_again(manifest: Mapping[str, Any], where: str, rules: GateConfig | Non
     except (KeyError, TypeError, ValueError, AttributeError, Error) as error:
         raise BundleError(f"{where}: what the verdict follows from is not readable ({error!r}); {_REMEDY}") from error
     return check(config=rules, **given)
+
+
+def require_part(manifest: Mapping[str, Any], where: str, *, exit: int | None, dim: int | None) -> None:
+    """Check that an early exit or fewer dimensions of a bundle beat the floors that the whole had to beat.
+
+    Args:
+        manifest: Of the bundle.
+        where: What an error calls it.
+        exit: Layer after which the vector is taken; ``None``: after the last.
+        dim: Leading dimensions that are kept; ``None``: all. What was not scored is not judged.
+
+    Raises:
+        BundleError: If it was scored and does not.
+    """
+    part = (exit, manifest["student"]["dim"] if dim is None else dim)
+    for point in manifest.get("points", ()):
+        if (point["exit"], point["dim"]) == part and point.get("under"):
+            layers = "all layers" if exit is None else f"exit {exit}"
+            raise BundleError(
+                f"{where}: {layers} at {part[1]} dimensions does not beat {', '.join(point['under'])}; take another "
+                "part (leaf choose says which), or allow failed models"
+            )
 
 
 _REMEDY = "the manifest was edited or damaged, so write the bundle again or download it again"
