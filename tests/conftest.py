@@ -1,4 +1,4 @@
-"""Shared by the tests: an encoder that needs no model, and a small evaluation folder in every format."""
+"""Shared by the tests: an encoder without a model, text, evaluation data in every format, and a short training run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from leafembed.types import FloatArray, ModelRef
+
+if TYPE_CHECKING:
+    from training_runs import Start
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,6 +54,32 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     plain = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     path.write_bytes(gzip.compress(plain) if path.suffix == ".gz" else plain)
     return path
+
+
+@pytest.fixture
+def text_folder(tmp_path: Path) -> Path:
+    """A folder whose ``plain.txt`` holds the 100 ``lines`` of ``corpora``."""
+    from corpora import lines
+
+    (tmp_path / "plain.txt").write_text("\n".join(lines(100)), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def toy_start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """What the runs of ``training_runs`` start from; nothing changes it."""
+    from training_runs import prepare
+
+    return prepare(tmp_path_factory.mktemp("toy_start"))
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """An uninterrupted run from ``toy_start``: its folder, which nothing changes, and what it reported."""
+    from training_runs import go
+
+    root = tmp_path_factory.mktemp("toy_run")
+    return root, go(toy_start, root)[0]
 
 
 @pytest.fixture

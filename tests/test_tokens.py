@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from families import bert, gemma, gemma_headless, toy_recipe, toy_texts
-from test_train import go
+from training_runs import go
 
 from leafembed.errors import ModelError, NonFiniteError, RecipeError
 from leafembed.learn import token_pass
