@@ -30,5 +30,10 @@ def load(path: str | Path | None = None, *, allow_failed: bool = False, **option
     """
     from leafembed.ship.bundle import open_bundle
     from leafembed.ship.shipped import shipped
+    from leafembed.ship.verdict import require_part
 
-    return open_bundle(shipped() if path is None else path, allow_failed=allow_failed, **options)
+    folder = shipped() if path is None else path
+    encoder = open_bundle(folder, allow_failed=allow_failed, **options)
+    if not allow_failed and encoder.manifest is not None:
+        require_part(encoder.manifest, str(folder), exit=options.get("exit"), dim=options.get("dim"))
+    return encoder

@@ -27,7 +27,7 @@ def choose(
     threads: int | None = None,
     allow_failed: bool = False,
 ) -> dict[str, Any]:
-    """Return all points of a bundle with their rate on this machine, and the one to take.
+    """Return the points of a bundle with their rate on this machine, and the one to take.
 
     With a least retention it is the fastest that has it, of these the one with the fewest dimensions; with a least rate
     alone, the one with most retention that is fast enough. What does not beat all floors is left out. Retention is what
@@ -54,13 +54,15 @@ def choose(
         raise Error("leaf choose: got no condition, expected --min-retention, --min-rate or both")
     encoder = open_bundle(bundle, allow_failed=allow_failed, threads=threads)
     points = [dict(point) for point in (encoder.manifest or {}).get("points", ())]
-    if points and not allow_failed and not (points := [point for point in points if not point.get("under")]):
-        raise Error(f"{bundle}: got no exit and dimension that beats all floors, so there is nothing to choose from")
     if not points:
         raise Error(
             f"{bundle}: got one exit and one dimension, so there is nothing to choose from; train a student with "
             "student.exits and student.dims"
         )
+    if not allow_failed:
+        points = [point for point in points if not point.get("under")]
+        if not points:
+            raise Error(f"{bundle}: got no exit and dimension that beats all floors; --allow-failed chooses among them")
     rates = _rates(encoder, texts, sorted({point["exit"] for point in points}, key=lambda exit: exit or 0))
     for point in points:
         point["texts_per_second"] = rates[point["exit"]]

@@ -86,7 +86,7 @@ def choose(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result)
     else:
-        print_points(result["points"], result["chosen"], args.bundle)
+        print_points(result["points"], result["chosen"], args.bundle, allow_failed=args.allow_failed)
     return 0
 
 
@@ -158,7 +158,11 @@ def encode(args: argparse.Namespace) -> int:
     from leafembed.stages import file_sha256
 
     bundle, file = _bundle_and_file(args.words)
-    encoder = leafembed.load(bundle, allow_failed=args.allow_failed, threads=args.threads, exit=args.exit)
+    try:
+        encoder = leafembed.load(bundle, allow_failed=args.allow_failed, threads=args.threads, exit=args.exit,
+                                 dim=args.truncate_dim)  # fmt: skip
+    except ValueError as error:
+        raise Error(f"--truncate-{error}") from error
     if args.prompt_name is not None and args.prompt_name not in encoder.prompts:
         raise Error(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {', '.join(encoder.prompts) or 'none'}")
     options = {"prompt_name": args.prompt_name, "dim": args.truncate_dim, "overlap": args.chunk}

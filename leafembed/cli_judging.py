@@ -24,6 +24,11 @@ def evaluate(args: argparse.Namespace) -> int:
         raise Error(
             "--fetch: got it without --suite, expected it beside one; --mteb fetches what the cache lacks anyway"
         )
+    if args.fetch:
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        if HF_HUB_OFFLINE:
+            raise Error("--fetch: got HF_HUB_OFFLINE=1, expected a hub to ask; unset it, or leave --fetch out")
     wanted = Wanted(data=args.data, tasks=args.tasks, languages=args.languages, max_rows=args.max_rows, mteb=args.mteb,
                     suite=args.suite, fetch=args.fetch)  # fmt: skip
     part = "".join(f"@{what}={n}" for what, n in (("exit", args.exit), ("dim", args.dim)) if n)

@@ -6,6 +6,7 @@ Local results are kept and found again as those of ``leaf compare`` are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,12 +179,16 @@ def _open_suite(wanted: Wanted) -> list[Found]:
 
 def _find_native(wanted: Wanted, suite: Sequence[Found]) -> list[Any]:
     """The tasks of mteb to score: those of the suite but what local files stand for, then those that are named."""
-    ours = {(found.name, *found.task.hf_subsets): found.task for found in suite if found.where in ("cache", "hub")}
-    if not wanted.mteb:
-        return list(ours.values())
-    from leafembed.judge.mteb_run import find_mteb_tasks
+    named = [found.task for found in suite if found.where in ("cache", "hub")]
+    if wanted.mteb:
+        from leafembed.judge.mteb_run import find_mteb_tasks
 
-    return [*ours.values(), *find_mteb_tasks(wanted.mteb, languages=wanted.languages)]
+        named += find_mteb_tasks(wanted.mteb, languages=wanted.languages)
+    tasks: dict[str, Any] = {}
+    for task in named:  # members may share subsets, and each is scored once
+        kept = tasks.setdefault(task.metadata.name, copy(task))
+        kept.hf_subsets = list(dict.fromkeys([*kept.hf_subsets, *task.hf_subsets]))
+    return list(tasks.values())
 
 
 def _run_mteb(encoder: Candidate, tasks: Sequence[Any]) -> MtebRun | None:

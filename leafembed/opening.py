@@ -24,7 +24,7 @@ from typing import Protocol
 from leafembed.errors import GateFailedError, ModelError
 from leafembed.judge.evaluate import Candidate
 from leafembed.judge.floors import BagOfWords, RandomEncoder
-from leafembed.judge.views import View
+from leafembed.judge.views import View, require_view
 from leafembed.learn.cache import VectorStore
 from leafembed.learn.cached import CachedEncoder, InBatches
 from leafembed.learn.models import resolve
@@ -35,7 +35,7 @@ from leafembed.reports import BAG_OF_WORDS, RANDOM
 from leafembed.ship.bundle import open_bundle, read_manifest
 from leafembed.ship.card import MANIFEST
 from leafembed.ship.encoder import BundleEncoder
-from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES
+from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES, EncoderConfig
 from leafembed.ship.machine import versions
 from leafembed.ship.model2vec_folder import Model2VecEncoder, is_model2vec
 from leafembed.ship.onnx_folder import OnnxEncoder, find_graph
@@ -159,6 +159,8 @@ def locate(spec: str, *, allow_failed: bool = False) -> Located:
     """
     name, part = _split(spec)
     if name in FLOOR_SPECS:
+        if part and FLOOR_SPECS[name] == BAG_OF_WORDS:
+            raise ModelError(f"{spec}: got a part to score, expected the whole: its dimensions are words of each set")
         return Located(spec, TeacherConfig(model=name), part=part)
     config = _config(name)
     if is_url(config.model):
@@ -175,6 +177,9 @@ def locate(spec: str, *, allow_failed: bool = False) -> Located:
         article = "an" if kind[0] in "IO" else "a"
         limit = config.max_seq_length
         raise ModelError(f"{path}: got max_seq_length = {limit}, expected none: {article} {kind} has its own")
+    if part and (path / "encoder.json").is_file():  # known before anything is scored
+        known = EncoderConfig.read(path)
+        require_view(known.name, known.dim, known.exits, **part)
     if kind == _BUNDLE and not allow_failed:
         verdict, stage = read_verdict(read_manifest(path), str(path))
         if not verdict.passed:
@@ -204,6 +209,8 @@ def open_model(found: Located, *, cache_dir: Path, allow_failed: bool = False) -
         encoder = _as_teacher(config, cache_dir)
         return _part(found, encoder, _key_of(encoder))
     model = kind.open(path, config.model.rstrip("/").rpartition("/")[2], allow_failed)
+    if config.name:
+        model.ref = dataclasses.replace(model.ref, name=config.name)
     if config.prompts:
         model.ref = dataclasses.replace(model.ref, prompts=dict(config.prompts))
     place = f"{kind.identify(path, model)}-{fingerprint(versions([kind.engine, 'tokenizers']))}"
@@ -218,21 +225,22 @@ def _key_of(encoder: CachedEncoder) -> str:
 
 
 def _part(found: Located, whole: Candidate, key: str) -> Opened:
-    if not found.part:
+    if not found.part or isinstance(whole, BagOfWords):  # which has no parts
         return Opened(found.spec, whole, key)
-    if isinstance(whole, BagOfWords):
-        raise ModelError(f"{found.spec}: got a part to score, expected the whole: its dimensions are words of each set")
     view = View(whole, **found.part)
     return Opened(found.spec, view, fingerprint(key, view.part) if view.part else key)
 
 
 def _split(spec: str) -> tuple[str, dict[str, int]]:
     """The name of a model, and the part of it that is meant."""
-    name, part = spec, {}
+    name = spec
+    part: dict[str, int] = {}
     while found := _PART.search(name):
         what, number = found["what"], found["number"]
-        if what in part or not number.isdecimal() or not int(number):
-            raise ModelError(f"{spec}: got @{what}={number}, expected a whole number of at least 1, once")
+        if not number.isdecimal() or not int(number):
+            raise ModelError(f"{spec}: got @{what}={number}, expected a whole number of at least 1")
+        if what in part:
+            raise ModelError(f"{spec}: got @{what}={number} and @{what}={part[what]}, expected one of them")
         part[what] = int(number)
         name = name[: found.start()]
     return name, part

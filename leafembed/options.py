@@ -89,7 +89,10 @@ def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    failed: dict[str, Any] = {"action": "store_true", "help": "open a bundle that the gate refused"}
+    failed: dict[str, Any] = {
+        "action": "store_true",
+        "help": "open a bundle that the gate refused, or a part under a floor",
+    }
     _add_judging(add, failed)
     _add_overlap(add, failed)
     quantize = add("quantize", "turn a sentence-transformers folder into an INT8 model folder",
@@ -211,7 +214,7 @@ def _add_judging(add: Callable[..., argparse.ArgumentParser], failed: dict[str, 
     evaluate.add_argument(
         "--fetch",
         action="store_true",
-        help="ask the hub for the suite's data that the cache lacks; local files then stand for none",
+        help="ask the hub for the suite's data that the cache lacks (MTEB: gigabytes, hours), instead of local files",
     )
     evaluate.add_argument("--export-mteb", type=Path, metavar="DIR", help="write mteb's result files of the model")
     evaluate.add_argument("--export-card", type=Path, metavar="FILE",

@@ -95,7 +95,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False, trained: P
     judge = partial(check, reference=reports["teacher"], config=recipe.gate, floors={n: reports[n] for n in floors},
                     contamination=line.learned.corpus.contamination)  # fmt: skip
     verdict = judge(reports["student"], behaviour=behaviour["student"])
-    facts = facts_of(line, student, training) | vocabulary_facts(line, student)
+    facts = facts_of(line, student, training, vocabulary=vocabulary_facts(line))
     if not verdict.passed and not allow_failed:
         set_aside(run_dir / "bundle")
         write_refusal(run_dir / "refused", manifest(facts, reports, verdict, "student", behaviour=behaviour))
@@ -130,13 +130,15 @@ def _trained(line: Line) -> dict[str, Any]:
     """
     name = f"{FLOOR}{STATIC_TABLE}"
     floor = scored(line, name, build_floors(line)[name], dev=True).mean
+    first = line.recipe.train.start is None  # else the tokens are those of the student that it starts from
+    vocabulary = vocabulary_facts(line, trained=False) if first else None
     try:
         training = train_student(line, floor)
     except StoppedError as error:
         refuse_stopped(
             error,
             line.folder,
-            partial(facts_of, line, open_student(line, trained=False), trained=False),
+            partial(facts_of, line, open_student(line, trained=False), vocabulary=vocabulary, trained=False),
             _references(line, build_floors(line)),
         )
         raise

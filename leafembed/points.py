@@ -53,12 +53,12 @@ def measure_points(
         line: The run.
         int8: The model.
         reference: The teacher's scores.
-        floors: What it must beat, by name.
+        floors: What it must beat, by name; empty: nothing.
 
     Returns:
         For each exit (``None``: the whole model) and ``dim``: ``mean`` score, ``retention`` of the teacher, scores by
-        ``types``, ``under``, the floors that are not beaten, and ``weights_mb`` that are loaded for it. Empty if it has
-        neither exits nor further dimensions.
+        ``types``, ``under``, the floors that are not beaten (``None``: not asked), and ``weights_mb`` that are loaded
+        for it. Empty if it has neither exits nor further dimensions.
     """
     dims = sorted({int8.dim, *line.recipe.student.dims}, reverse=True)
     exits = [None, *sorted(int8.exits, reverse=True)]
@@ -86,7 +86,7 @@ def measure_points(
                         "mean": report.mean,
                         "retention": report.mean_retention(reference),
                         "types": report.by_type(),
-                        "under": floors_above(report, reference, floors),
+                        "under": floors_above(report, reference, floors) if floors else None,
                         "weights_mb": megabytes,
                     }
                 )

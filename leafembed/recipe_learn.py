@@ -112,7 +112,8 @@ class TeacherConfig:
     revision: str | None = None
     """Hub commit; None is only legal for a folder, package or URL."""
     name: str = ""
-    """What cards call the teacher, best its hub id, which hubs link to; empty: as in model, of a folder its name."""
+    """What cards call the teacher, best its hub id: hubs link to it, and its training data are known by it; empty: as
+    in model, of a folder its name."""
     served_model: str = ""
     """Name of the model at the URL; needed with one."""
     api_key_file: Path | None = None

@@ -76,8 +76,10 @@ class VocabularyReport:
     dev_tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.dev) not in (0, 2):
+            raise ValueError(f"dev scores of a pruned vocabulary: got {len(self.dev)}, expected two or none")
         if not all(map(math.isfinite, self.dev)):
-            raise NonFiniteError(f"dev scores of a pruned vocabulary: got {self.dev}")
+            raise NonFiniteError(f"dev scores of a pruned vocabulary: got {self.dev}, expected finite numbers")
         if not self.languages:
             raise ValueError("got no held-out text, expected some: without it nothing is known of a pruned vocabulary")
 

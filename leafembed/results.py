@@ -185,7 +185,9 @@ def print_overlap(found: Mapping[str, Any]) -> None:
     print(f"  {found['cosine']:.3f} is the mean cosine of the two models' queries")
 
 
-def print_points(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], bundle: object) -> None:
+def print_points(
+    points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], bundle: object, *, allow_failed: bool = False
+) -> None:
     """Every exit and dimension, the one to take, and how to load it."""
     rows = [
         [
@@ -201,6 +203,7 @@ def print_points(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any],
     head = ["", "layers", "dimensions", "retention", "texts/s here", "MB of weights"]
     _console().print(_table(head, rows, words=2))
     options = [f"{name}={chosen[name]}" for name in ("exit", "dim") if chosen[name] is not None]
+    options += ["allow_failed=True"] if allow_failed else []
     print(f"leafembed.load({str(bundle)!r}, {', '.join(options)})")
 
 

@@ -18,8 +18,9 @@ __all__ = ["Start", "starting_student"]
 
 _SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "layer_types")
 _CONFIG = "config.json"
-_FREE_OF_TEACHER = {"model", "revision", "engine", "precision", "batch_tokens", "shard_rows", "api_key_file"}
-"""Settings of the teacher that may change between parts: places, of which the fingerprint says more, and arithmetic."""
+_FREE_OF_TEACHER = {"model", "name", "revision", "engine", "precision", "batch_tokens", "shard_rows", "api_key_file"}
+"""Settings of the teacher that may change between parts: names and places, of which the fingerprint says more, and
+arithmetic."""
 
 _FREE_OF_STUDENT = {"exits", "dims", "model", "vocab_text"}
 """Settings of the student that may change: what is trained besides, and places."""

@@ -23,7 +23,6 @@ from leafembed.learn.models import describe, fingerprint_folder, load_sentence_t
 from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student, stand_in
 from leafembed.learn.teacher import TorchEncoder
-from leafembed.learn.vocabulary import read_report
 from leafembed.prepare import Material, embed
 from leafembed.progress import say
 from leafembed.race import Entry, race
@@ -188,7 +187,14 @@ def scored(line: Line, name: str, encoder: Candidate, *, dev: bool = False, how:
     return EvalReport.from_dict(once(line.folder / "reports" / folder.replace(" ", "-").replace(":", ""), key, build))
 
 
-def facts_of(line: Line, student: TorchEncoder, training: Mapping[str, Any], *, trained: bool = True) -> dict[str, Any]:
+def facts_of(
+    line: Line,
+    student: TorchEncoder,
+    training: Mapping[str, Any],
+    *,
+    vocabulary: Mapping[str, Any] | None,
+    trained: bool = True,
+) -> dict[str, Any]:
     """What the manifest says of a run before its models are judged, of the student after training or as it starts."""
     folder, learned, arithmetic = student_folder(line, trained), line.learned, line.learned.teacher.arithmetic
     parts = parts_of(student.model, read_factors(folder), line.recipe.student.table_bits)
@@ -199,7 +205,7 @@ def facts_of(line: Line, student: TorchEncoder, training: Mapping[str, Any], *, 
         student=student.ref,
         parts=[dataclasses.asdict(part) for part in parts],
         training=training,
-        vocabulary=read_report(folder),
+        vocabulary=vocabulary,
         scored_in={"precision": arithmetic.precision, "device": arithmetic.device},
     )
     return facts | teacher_facts(line.recipe, learned.corpus, learned.teacher.ref, learned.exposure)

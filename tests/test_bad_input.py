@@ -195,7 +195,7 @@ def test_a_bundle_whose_manifest_is_damaged(work, refusal):
     for damaged, message in (
         ({**manifest, "format": 1}, "got format 1, expected 2"),
         ({**manifest, "verdict": {"stage": "INT8 model", "checks": []}}, "the verdict is not readable"),
-        ({k: v for k, v in manifest.items() if k != "files"}, "got the card of a model that was refused"),
+        ({k: v for k, v in manifest.items() if k != "files"}, "got the card of a run without a bundle"),
     ):
         reseal(damaged)
         path.write_text(json.dumps(damaged), encoding="utf-8")

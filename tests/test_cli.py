@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import HashEncoder
+from huggingface_hub import constants
 from stub_server import serve
 from tiny import WORDS, make_model_folder, sample_manifest
 
@@ -333,6 +334,13 @@ def test_evaluate_shows_what_of_a_suite_is_here(leaf, eval_data, tmp_path, monke
     status, _, err = leaf(*argv, "--languages", "de")
     assert (status, len(err)) == (1, 1)
     assert "--languages: got de, expected none beside --suite" in err[0]
+    status, _, err = leaf("evaluate", model, "--data", eval_data, "--fetch")
+    assert (status, len(err)) == (1, 1)
+    assert "--fetch: got it without --suite" in err[0]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    status, _, err = leaf(*argv, "--fetch")
+    assert (status, len(err)) == (1, 1)
+    assert "--fetch: got HF_HUB_OFFLINE=1, expected a hub to ask" in err[0]
 
 
 def test_a_model_at_a_url_needs_its_name_and_hides_no_key(leaf, eval_data, tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mteb
 import pytest
@@ -114,6 +115,24 @@ def test_what_the_hub_gives_is_scored_and_what_it_does_not_is_missing(
     assert [result.task for result in judged.report.results] == ["mteb/STSBenchmark"]
     assert [(each["member"], each["data"]) for each in judged.members] == [("there", "hub"), ("not there", "missing")]
     assert "mteb/sts12" in judged.missing["STS12"]
+
+
+def test_subsets_that_members_share_are_scored_once(
+    hashed: Judge, monkeypatch: pytest.MonkeyPatch, eval_data: Path
+) -> None:
+    members = (suites.Member("a", "STS17", ("en-de",)), suites.Member("b", "STS17", ("en-de", "en-ar")))
+    monkeypatch.setattr(suites, "SUITES", {"mine": members})
+    asked: list[tuple[str, list[str]]] = []
+
+    def run(encoder: object, tasks: list[Any], **_: object) -> mteb_run.MtebRun:
+        asked.extend((task.metadata.name, list(task.hf_subsets)) for task in tasks)
+        return mteb_run.MtebRun((), (), {}, {task.metadata.name: "not here" for task in tasks})
+
+    monkeypatch.setattr(mteb_run, "run_mteb", run)
+    with pytest.raises(DataError, match="nothing was scored"):
+        hashed(Wanted(data=eval_data, suite="mine", fetch=True))
+    ((name, subsets),) = asked
+    assert (name, sorted(subsets)) == ("STS17", ["en-ar", "en-de"])
 
 
 def test_a_local_name_that_means_nothing_is_an_error(hashed: Judge, tmp_path: Path) -> None:

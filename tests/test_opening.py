@@ -185,12 +185,12 @@ def test_a_part_has_a_key_of_its_own_and_the_vectors_of_the_whole(folders, opene
     assert opened(f"{folder}@dim=4").key != part.key
     assert opened(f"{folder}@dim={whole.encoder.ref.dim}").key == whole.key
     with pytest.raises(ModelError, match="dim of tiny: got 99, expected 1 to 8"):
-        opened(f"{folder}@dim=99")
-    with pytest.raises(ModelError, match="exit of tiny: got 1, expected one of none it has"):
-        opened(f"{folder}@exit=1")
+        locate(f"{folder}@dim=99")
+    with pytest.raises(ModelError, match="exit of tiny: got 1, expected none: it has no early exits"):
+        locate(f"{folder}@exit=1")
 
 
-@pytest.mark.parametrize("part", ["dim=", "dim=0", "exit=-1", "exit=x", "dim=3@exit=2@dim=4"])
+@pytest.mark.parametrize("part", ["dim=", "dim=0", "exit=-1", "exit=x"])
 def test_a_part_that_is_no_number_is_refused_before_anything_is_opened(part):
     what, number = part.split("@")[0].split("=")
     with pytest.raises(
@@ -199,9 +199,20 @@ def test_a_part_that_is_no_number_is_refused_before_anything_is_opened(part):
         locate(f"nowhere@{part}")
 
 
+def test_a_part_is_named_once():
+    with pytest.raises(ModelError, match="got @dim=3 and @dim=4, expected one of them"):
+        locate("nowhere@dim=3@exit=2@dim=4")
+
+
+def test_a_file_may_name_its_model(folders, opened, tmp_path):
+    (tmp_path / "model.toml").write_text(f'model = "{folders["bundle"]}"\nname = "org/leaf"', encoding="utf-8")
+    assert opened(tmp_path / "model.toml").encoder.ref.name == "org/leaf"
+
+
 def test_an_exit_does_not_take_the_vectors_of_the_whole(folders, opened, monkeypatch):
     folder = folders["bundle"]
     monkeypatch.setattr(opening, "open_bundle", lambda path, **_: Exiting(8, name="tiny"))
+    monkeypatch.setattr(opening, "require_view", lambda *_, **__: None)  # its folder has no such exit
     whole = opened(folder)
     whole.encoder.encode(TEXTS)
     part = opened(f"{folder}@exit=2")
@@ -216,7 +227,7 @@ def test_a_floor_may_be_cut_unless_it_is_a_bag_of_words(opened):
     random, words = FLOOR_SPECS
     assert opened(f"{random}@dim=8").encoder.encode(TEXTS).shape == (2, 8)
     with pytest.raises(ModelError, match="floor:bag-of-words@dim=8: got a part to score, expected the whole"):
-        opened(f"{words}@dim=8")
+        locate(f"{words}@dim=8")
 
 
 def test_prompts_of_the_files_are_used_unless_others_are_given(opened, tmp_path):

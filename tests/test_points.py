@@ -53,7 +53,7 @@ def test_every_exit_and_dimension_is_scored_and_timed(ended, eval_data):
         part = View(encoder, dim=point["dim"], exit=point["exit"])
         assert point["mean"] == pytest.approx(evaluate(part, tasks).mean, abs=0.02)  # INT8 rounds by the batch
     assert points[0]["mean"] == pytest.approx(ended.manifest["reports"]["int8"]["results"][0]["main_score"], abs=1e-6)
-    assert [point["under"] for point in points] == [[]] * 6  # the recipe asks for no floor
+    assert [point["under"] for point in points] == [None] * 6  # the recipe asks for no floor
     weights = [point["weights_mb"] for point in points[::2]]
     assert weights[0] > weights[1] > weights[2] > 0
     timed = [entry["name"] for entry in ended.manifest["speed"]]
@@ -145,20 +145,37 @@ def test_what_is_under_a_floor_is_not_chosen(bundle, monkeypatch):
         choose(bundle, ["en1"], min_rate=1e-3)
 
 
-def test_a_part_under_a_floor_is_neither_loaded_nor_served(bundle, tmp_path):
+def test_a_part_under_a_floor_is_neither_loaded_nor_served(bundle, tmp_path, capsys):
     folder = shutil.copytree(bundle, tmp_path / "bundle")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     next(p for p in manifest["points"] if (p["exit"], p["dim"]) == (1, 16))["under"] = ["floor: static table"]
     reseal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert leafembed.load(folder, exit=1).dim == 32
-    with pytest.raises(BundleError, match="exit 1 at 16 dimensions does not beat floor: static table"):
+    with pytest.raises(BundleError, match="got exit 1 at 16 dimensions, which does not beat floor: static table"):
         leafembed.load(folder, exit=1, dim=16)
     spec = ModelSpec.parse(f"leaf={folder}@exit=1@dim=16")
-    with pytest.raises(BundleError, match="--model leaf: exit 1 at 16 dimensions does not beat"):
+    with pytest.raises(BundleError, match="--model leaf: got exit 1 at 16 dimensions"):
         About.read(spec, allow_failed=False)
     assert leafembed.load(folder, exit=1, dim=16, allow_failed=True).dim == 16
     assert About.read(spec, allow_failed=True).config.dim == 32
+    words = ["encode", str(folder), str(tmp_path / "texts"), "--exit", "1"]
+    (tmp_path / "texts").write_text("en1\n", encoding="utf-8")
+    assert [main([*words, *more]) for more in ([], ["--truncate-dim", "16"])] == [0, 1]
+    assert main([*words, "--truncate-dim", "16", "--allow-failed"]) == 0
+    assert main([*words, "--truncate-dim", "99"]) == 1
+    assert "--truncate-dim: got 99, expected 1 to 32" in capsys.readouterr().err
+    early = ModelSpec.parse(f"leaf={folder}@exit=1")
+    for allow_failed, status in ((False, 400), (True, 200)):
+        with serving([early], allow_failed=allow_failed) as served:
+            ask = {"model": "leaf", "input": "en1"}
+            assert served.ask("/v1/embeddings", ask)[0] == 200
+            got, answer, *_ = served.ask("/v1/embeddings", ask | {"dimensions": 16})
+            assert got == status
+            assert allow_failed or "does not beat floor: static table" in answer["error"]["message"]
+            got, answer, *_ = served.ask("/api/embed", ask | {"dimensions": 16})
+            assert got == status
+            assert allow_failed or "does not beat floor: static table" in answer["error"]
 
 
 def point(exit, dim, retention, rate):

@@ -75,7 +75,7 @@ def test_where_the_earlier_run_lies_does_not_matter(first, tmp_path):
     train(after(plain, folder), tmp_path / "run")
     moved = shutil.copytree(folder, tmp_path / "moved")
     marker = (tmp_path / "run" / "student" / "model.safetensors").stat().st_mtime_ns
-    train(after(plain, moved), tmp_path / "run")
+    train(after(plain, moved, teacher={"name": "org/tiny"}), tmp_path / "run")  # nor what its teacher is called
     assert (tmp_path / "run" / "student" / "model.safetensors").stat().st_mtime_ns == marker  # not trained again
 
 

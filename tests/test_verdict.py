@@ -250,6 +250,10 @@ def test_a_part_under_a_floor_is_not_opened_unless_it_may_be(tmp_path):
     manifest["student"]["dim"] = 8
     for exit, dim in ((None, None), (None, 4), (1, None), (1, 8), (1, 5)):
         require_part(manifest, "here", exit=exit, dim=dim)
-    with pytest.raises(BundleError, match="here: exit 1 at 4 dimensions does not beat floor: static table; take"):
+    with pytest.raises(
+        BundleError, match="here: got exit 1 at 4 dimensions, which does not beat floor: static table; take"
+    ):
         require_part(manifest, "here", exit=1, dim=4)
     require_part(sample_manifest(), "here", exit=1, dim=4)
+    points[0]["under"] = ["floor: random"]  # of the whole the verdict says it
+    require_part(manifest, "here", exit=None, dim=None)

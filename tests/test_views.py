@@ -55,7 +55,7 @@ def test_an_exit_is_passed_to_an_encoder_that_names_it() -> None:
 
 
 def test_a_part_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ModelError, match="exit of hash: got 2, expected one of none it has"):
+    with pytest.raises(ModelError, match="exit of hash: got 2, expected none: it has no early exits"):
         View(HashEncoder(), exit=2)
     with pytest.raises(ModelError, match=r"exit of hash: got 3, expected one of \[2, 4\]"):
         View(Exiting(), exit=3)

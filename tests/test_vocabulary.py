@@ -12,8 +12,10 @@ from conftest import write_rows
 from families import FAMILIES, bert, gemma, toy_recipe, toy_texts
 from tokenizers import Tokenizer
 
+from leafembed import measured
 from leafembed.errors import ModelError, RecipeError
 from leafembed.judge.evaluate import evaluate
+from leafembed.judge.tasks import scored_items
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.teacher import TorchEncoder
@@ -24,7 +26,7 @@ from leafembed.recipe_learn import StudentConfig
 from leafembed.reports_vocabulary import VocabularyReport
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.quantize import quantize
-from leafembed.steps import begin, build_floors, open_student
+from leafembed.steps import begin, build_floors
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -196,26 +198,52 @@ def test_tokens_are_counted_in_the_languages_or_the_file_that_the_recipe_names(t
 def test_what_a_cut_costs_is_measured_on_the_teacher_once(tmp_path, eval_data, capsys, init):
     plain = toy_recipe(tmp_path, gemma(tmp_path / "gemma"), eval_data, student={"init": init, "vocab_size": 112})
     plain["student"] |= {"layers": [0]} if init == "layers" else {}
-    plain["eval"]["dev"] = ["sts/toy.dev", "agreement"]
+    plain["eval"] |= {"dev": ["sts/toy.dev", "agreement"]}
     line = begin(recipe_from_dict(plain), tmp_path / "run")
     build_floors(line)
-    shutil.copytree(tmp_path / "run" / "untrained-student", tmp_path / "run" / "student")
-    found = vocabulary_facts(line, open_student(line))
-    report = VocabularyReport.from_dict(found["vocabulary"])
+    report = VocabularyReport.from_dict(vocabulary_facts(line, trained=False))
     assert report.dev_tasks == ("sts/toy.dev",)
     model, ref = line.learned.teacher.torch.model, line.learned.teacher.ref
     bare = TorchEncoder(model, dataclasses.replace(ref, prompts={}), precision="fp32")
     task, _ = line.learned.dev
     assert report.dev[0] == pytest.approx(evaluate(bare, [task]).mean, abs=1e-3)
     assert abs(report.dev[1] - report.dev[0]) > 0.01
-    assert "scoring" in capsys.readouterr().err
-    assert vocabulary_facts(line, open_student(line)) == found
-    assert "scoring" not in capsys.readouterr().err
-    plain["eval"]["dev"] = ["agreement"]  # which has no labels
-    again = vocabulary_facts(begin(recipe_from_dict(plain), tmp_path / "run"), open_student(line))
-    assert VocabularyReport.from_dict(again["vocabulary"]).dev == ()
-    (tmp_path / "run" / "student" / REPORT).unlink()
-    assert vocabulary_facts(line, open_student(line)) == {}
+    assert capsys.readouterr().err.count("on dev with") == 2
+    assert VocabularyReport.from_dict(vocabulary_facts(line, trained=False)) == report
+    assert "on dev with" not in capsys.readouterr().err
+
+    def again(**evaluation):
+        plain["eval"] |= evaluation
+        line = begin(recipe_from_dict(plain), tmp_path / "run")
+        return VocabularyReport.from_dict(vocabulary_facts(line, trained=False)).dev
+
+    assert again(dev=["agreement"]) == again(dev=["agreement", "retrieval/toy_de"]) == ()  # no labels; documents
+    report_file = tmp_path / "run" / "untrained-student" / REPORT
+    same = json.loads(report_file.read_text())
+    report_file.write_text(json.dumps(same | {"size_after": same["size_before"]}))
+    assert again(dev=["sts/toy.dev"]) == ()  # there was nothing to prune
+    report_file.unlink()
+    assert vocabulary_facts(line, trained=False) is None
+
+
+def test_the_cost_of_a_cut_leaves_out_what_the_test_scores_and_stops_no_run(tmp_path, eval_data, capsys, monkeypatch):
+    plain = toy_recipe(tmp_path, gemma(tmp_path / "gemma"), eval_data, student={"layers": [0], "vocab_size": 112})
+    plain["eval"] |= {"dev": ["sts/toy.dev"], "test": ["sts/toy.test"], "drop_shared": True}
+    line = begin(recipe_from_dict(plain), tmp_path / "run")
+    build_floors(line)
+    seen = []
+    load = measured.load_tasks
+    monkeypatch.setattr(measured, "load_tasks", lambda *args, **options: seen.append(options) or load(*args, **options))
+    vocabulary_facts(line, trained=False)
+    assert seen[0]["excluded"] == scored_items(line.learned.test) != frozenset()
+
+    def fail(*_):
+        raise ModelError("two token tables")
+
+    monkeypatch.setattr(measured, "with_tokens_of", fail)
+    shutil.rmtree(tmp_path / "run" / "reports")
+    assert VocabularyReport.from_dict(vocabulary_facts(line, trained=False)).dev == ()
+    assert "was not measured: two token tables" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("init", ["layers", "static"])

@@ -11,7 +11,7 @@ import numpy as np
 from leafembed.errors import ModelError
 from leafembed.types import Encoder, FloatArray, ModelRef, check_vectors
 
-__all__ = ["View"]
+__all__ = ["View", "require_view"]
 
 
 class View:
@@ -38,10 +38,7 @@ class View:
             ModelError: If it has no such exit or not as many dimensions.
         """
         exits = tuple(getattr(encoder, "exits", ()))
-        if exit is not None and exit not in exits:
-            raise ModelError(f"exit of {encoder.ref.name}: got {exit}, expected one of {list(exits) or 'none it has'}")
-        if dim is not None and not 1 <= dim <= encoder.ref.dim:
-            raise ModelError(f"dim of {encoder.ref.name}: got {dim}, expected 1 to {encoder.ref.dim}")
+        require_view(encoder.ref.name, encoder.ref.dim, exits, dim=dim, exit=exit)
         taken = {"exit": exit, "dim": dim if dim != encoder.ref.dim else None}
         words = [f"{name} {value}" for name, value in taken.items() if value is not None]
         name = encoder.ref.name + (f" ({', '.join(words)})" if words else "")
@@ -64,3 +61,18 @@ class View:
         # What has no length keeps none, and is refused for it.
         unit = vectors / np.where(lengths > 0, lengths, 1)
         return check_vectors(unit, n=len(texts), what=self.ref.name)
+
+
+def require_view(
+    name: str, whole: int, exits: Sequence[int], *, dim: int | None = None, exit: int | None = None
+) -> None:
+    """Check that a model of ``whole`` dimensions and these early exits has a part.
+
+    Raises:
+        ModelError: If it has not; calls the model by its name.
+    """
+    if exit is not None and exit not in exits:
+        known = f"one of {list(exits)}" if exits else "none: it has no early exits"
+        raise ModelError(f"exit of {name}: got {exit}, expected {known}")
+    if dim is not None and not 1 <= dim <= whole:
+        raise ModelError(f"dim of {name}: got {dim}, expected 1 to {whole}")

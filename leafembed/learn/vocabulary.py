@@ -39,6 +39,7 @@ __all__ = [
     "plain_tokenizer",
     "prune_student",
     "read_report",
+    "tokenizer_of",
     "with_tokens_of",
     "write_report",
 ]
@@ -70,7 +71,7 @@ def prune_student(
 
     first = student[0]
     static = isinstance(first, StaticEmbedding)
-    before = _tokenizer_of(first)
+    before = tokenizer_of(student)
     content = json.loads(before.to_str())
     total = len(tokens_of(content))
     if size is not None and size >= total:
@@ -112,8 +113,8 @@ def with_tokens_of(student: SentenceTransformer, teacher: SentenceTransformer) -
     Raises:
         ModelError: If the teacher lacks a token of the student's.
     """
-    content = json.loads(_tokenizer_of(student[0]).to_str())
-    whole = tokens_of(json.loads(_tokenizer_of(teacher[0]).to_str()))
+    content = json.loads(tokenizer_of(student).to_str())
+    whole = tokens_of(json.loads(tokenizer_of(teacher).to_str()))
     tokens = sorted(tokens_of(content).items(), key=lambda item: item[1])
     if strange := [token for token, _ in tokens if token not in whole]:
         raise ModelError(f"got the token {strange[0]!r} in a student, expected none but its teacher's {len(whole):,}")
@@ -197,9 +198,10 @@ def _loaded(content: Mapping[str, Any]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
 
 
-def _tokenizer_of(first: Any) -> Tokenizer:
-    """A copy of the tokenizer of a model's first module."""
-    return plain_tokenizer(getattr(first.tokenizer, "backend_tokenizer", first.tokenizer))
+def tokenizer_of(model: SentenceTransformer) -> Tokenizer:
+    """A copy of the tokenizer of a model's first module, which neither cuts nor pads."""
+    tokenizer: Any = model[0].tokenizer
+    return plain_tokenizer(getattr(tokenizer, "backend_tokenizer", tokenizer))
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> Tokenizer:

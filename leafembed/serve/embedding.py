@@ -224,10 +224,8 @@ class Service:
     def _dim(self, model: Model, asked: Asked) -> int:
         if asked.dim is None:
             return model.spec.dim or model.about.config.dim
-        if not 1 <= asked.dim <= model.about.config.dim:
-            raise Refusal(
-                "invalid", f"dimensions: got {asked.dim}, expected 1 to {model.about.config.dim}", param="dimensions"
-            )
+        if problem := model.about.wrong_dim(asked.dim, model.spec, allow_failed=model.allow_failed):
+            raise Refusal("invalid", f"dimensions: {problem}", param="dimensions")
         return asked.dim
 
     def _check_size(self, model: Model, texts: Sequence[str]) -> None:

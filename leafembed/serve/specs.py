@@ -12,7 +12,7 @@ from leafembed.errors import Error, GateFailedError
 from leafembed.ship.bundle import read_manifest
 from leafembed.ship.card import MANIFEST
 from leafembed.ship.folder import EncoderConfig, read_prompts
-from leafembed.ship.verdict import read_verdict, require_part
+from leafembed.ship.verdict import read_verdict, require_part, under_floors
 
 __all__ = ["NAME", "About", "ModelSpec"]
 
@@ -101,3 +101,10 @@ class About:
         if not allow_failed:
             require_part(manifest, f"--model {spec.name}", exit=spec.exit, dim=spec.dim)
         return cls(manifest, config, prompts)
+
+    def wrong_dim(self, dim: int, spec: ModelSpec, *, allow_failed: bool) -> str:
+        """What is wrong with vectors of so many dimensions, for who asks for them; empty: nothing."""
+        if not 1 <= dim <= self.config.dim:
+            return f"got {dim}, expected 1 to {self.config.dim}"
+        under = () if allow_failed else under_floors(self.manifest, exit=spec.exit, dim=dim)
+        return f"got {dim}, which does not beat {', '.join(under)}; leave it out, or ask for more" if under else ""

@@ -23,7 +23,7 @@ from leafembed.ship.card import CARD, MANIFEST, gemma_notice, render_card
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES, EncoderConfig
 from leafembed.ship.plots import PLOTS, draw_plots
-from leafembed.ship.verdict import read_verdict, require_part
+from leafembed.ship.verdict import read_verdict
 from leafembed.stages import file_sha256
 
 __all__ = [
@@ -107,7 +107,7 @@ def read_manifest(path: Path, *, refused: bool = False) -> dict[str, Any]:
         raise BundleError(f"{file}: got format {got!r}, expected {FORMAT}; install the leafembed that wrote it")
     missing = [key for key in _KEYS if key not in manifest and not (refused and key == "files")]
     if missing == ["files"]:
-        raise BundleError(f"{path}: got the card of a model that was refused before INT8, expected a bundle")
+        raise BundleError(f"{path}: got the card of a run without a bundle, expected a bundle; its README.md says why")
     if missing:
         raise BundleError(f"{file}: lacks {', '.join(missing)}; {_GET_ANOTHER}")
     files = manifest.get("files", {})
@@ -142,12 +142,11 @@ def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any)
 
     Args:
         path: Bundle folder.
-        allow_failed: Open a bundle that the gate refused, or a part of one that is under a floor.
+        allow_failed: Open a bundle that the gate refused.
         options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`.
 
     Raises:
-        BundleError: If a file is missing or altered, the verdict is not what follows from the scores, or the part that
-            is asked for is under a floor.
+        BundleError: If a file is missing or altered, or the verdict is not what follows from the scores.
         GateFailedError: If the gate refused the model.
     """
     folder = Path(path)
@@ -155,8 +154,6 @@ def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any)
     verdict, stage = read_verdict(manifest, str(folder / MANIFEST))
     if not (verdict.passed or allow_failed):
         raise GateFailedError(verdict, stage=stage)
-    if not allow_failed:
-        require_part(manifest, str(folder), exit=options.get("exit"), dim=options.get("dim"))
     return BundleEncoder(folder, manifest=manifest, **options)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from leafembed.reports import EvalReport
+from leafembed.reports import FLOOR, STATIC_TABLE, EvalReport
 from leafembed.ship.curves import has_curves, plot_curves
 from leafembed.ship.score_plot import Dot, plot_rates, plot_scores, series_of
 from leafembed.ship.scores import TIMED
@@ -16,7 +16,7 @@ __all__ = ["CURVES", "PLOTS", "RATES", "SCORES", "draw_plots", "plots_of"]
 CURVES, SCORES, RATES = PLOTS = ("curves.png", "scores.png", "rates.png")
 """Files that a bundle may have: training, scores by language, quality against rate."""
 
-_COMPARED = {"teacher": "teacher", "floor: static table": "static table", "student": "student", "int8": "INT8"}
+_COMPARED = {"teacher": "teacher", f"{FLOOR}{STATIC_TABLE}": STATIC_TABLE, "student": "student", "int8": "INT8"}
 """Reports that are drawn, and what the legend calls them."""
 
 

@@ -21,6 +21,12 @@ def exit_name(exit: int | None) -> str:
     return "all layers" if exit is None else f"exit {exit}"
 
 
+def _floors(under: Sequence[str] | None) -> str:
+    if under is None:
+        return "not judged"
+    return ", ".join(name.removeprefix(FLOOR) for name in under) or "none"
+
+
 def points_section(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return ``points``, the table; empty where a bundle has one exit and one dimension."""
     points: Sequence[Mapping[str, Any]] = manifest.get("points", ())
@@ -37,7 +43,7 @@ def points_section(manifest: Mapping[str, Any]) -> dict[str, str]:
             fixed(rates.get(rate_name(point["exit"])), 0),
             fixed(point["weights_mb"], 1),
             4 * point["dim"],
-            ", ".join(name.removeprefix(FLOOR) for name in point.get("under", ())) or "none",
+            _floors(point.get("under")),
         ]
         for point in points
     ]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leafembed.errors import MissingExtraError
-from leafembed.reports import FLOOR, SHIPPED, EvalReport, GateResult
+from leafembed.reports import FLOOR, SHIPPED, STATIC_TABLE, EvalReport, GateResult
 from leafembed.ship.markdown import count
 from leafembed.ship.scores import TIMED, reading_order
 from leafembed.ship.templates import fill_html
@@ -155,7 +155,7 @@ def _dev(go: Any, training: Mapping[str, Any]) -> Any:
 
 def _languages(go: Any, reports: Mapping[str, EvalReport]) -> Any:
     """Mean main score by language: teacher, static table and the judged model."""
-    table = next((name for name in reports if name == f"{FLOOR}static table"), None)
+    table = next((name for name in reports if name == f"{FLOOR}{STATIC_TABLE}"), None)
     names = [name for name in ("teacher", table, _judged(reports)) if name is not None]
     means = {name: _by_language(reports[name]) for name in dict.fromkeys(names)}
     order = sorted(means["teacher"], key=lambda lang: means[names[-1]][lang])

@@ -107,4 +107,4 @@ def _int8_drop(reports: Mapping[str, EvalReport]) -> str:
     rows = [
         [kind, fixed(student[kind], 4), fixed(int8[kind], 4), f"{student[kind] - int8[kind]:+z.4f}"] for kind in int8
     ]
-    return table(["task type", "student", "int8", "drop"], rows)
+    return table(["task type", "student", "INT8", "drop"], rows)

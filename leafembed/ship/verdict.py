@@ -20,7 +20,7 @@ from leafembed.recipe import GateConfig
 from leafembed.recipe_io import load_gate
 from leafembed.reports import FLOOR, FLOORS, Check, EvalReport, GateResult
 
-__all__ = ["INT8", "judge_again", "read_verdict", "require_part"]
+__all__ = ["INT8", "judge_again", "read_verdict", "require_part", "under_floors"]
 
 INT8 = "INT8 model"
 """Stage of a bundle's verdict; a student refused before it was quantised has ``student``."""
@@ -80,26 +80,33 @@ def judge_again(manifest: Mapping[str, Any], where: str, rules: GateConfig | Non
     return check(config=rules, **given)
 
 
-def require_part(manifest: Mapping[str, Any], where: str, *, exit: int | None, dim: int | None) -> None:
-    """Check that an early exit or fewer dimensions of a bundle beat the floors that the whole had to beat.
+def under_floors(manifest: Mapping[str, Any], *, exit: int | None, dim: int | None) -> tuple[str, ...]:
+    """Return the floors that an early exit or fewer dimensions of a bundle do not beat; the whole has its verdict.
 
     Args:
         manifest: Of the bundle.
-        where: What an error calls it.
         exit: Layer after which the vector is taken; ``None``: after the last.
-        dim: Leading dimensions that are kept; ``None``: all. What was not scored is not judged.
+        dim: Leading dimensions that are kept; ``None``: all. A part that was not scored is not judged.
+    """
+    whole = manifest["student"]["dim"]
+    part = (exit, dim or whole)
+    points = manifest.get("points", ()) if part != (None, whole) else ()
+    return tuple(name for point in points if (point["exit"], point["dim"]) == part for name in point.get("under") or ())
+
+
+def require_part(manifest: Mapping[str, Any], where: str, *, exit: int | None, dim: int | None) -> None:
+    """Check that a part of a bundle beats the floors; arguments as of :func:`under_floors`.
 
     Raises:
-        BundleError: If it was scored and does not.
+        BundleError: If it was scored and does not; says ``where``.
     """
-    part = (exit, manifest["student"]["dim"] if dim is None else dim)
-    for point in manifest.get("points", ()):
-        if (point["exit"], point["dim"]) == part and point.get("under"):
-            layers = "all layers" if exit is None else f"exit {exit}"
-            raise BundleError(
-                f"{where}: {layers} at {part[1]} dimensions does not beat {', '.join(point['under'])}; take another "
-                "part (leaf choose says which), or allow failed models"
-            )
+    if under := under_floors(manifest, exit=exit, dim=dim):
+        layers = "all layers" if exit is None else f"exit {exit}"
+        raise BundleError(
+            f"{where}: got {layers} at {dim or manifest['student']['dim']} dimensions, which does not beat "
+            f"{', '.join(under)}; take another part (leaf choose names one), or this one with --allow-failed "
+            "(allow_failed=True)"
+        )
 
 
 _REMEDY = "the manifest was edited or damaged, so write the bundle again or download it again"
