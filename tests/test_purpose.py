@@ -88,3 +88,18 @@ def test_rules_that_ask_for_less_than_usual_are_on_the_card():
         "Measured, and passed by the gate, whose rules ask for less than usual: min_mean_retention = 0.8, by default "
         "0.9; beat_floors = false, by default true. What was not measured" in card
     )
+
+
+def test_short_texts_to_learn_from_are_a_limit(manifest):
+    assert "Learned from texts" not in _limits(manifest)  # an old recipe does not say
+    manifest["student"]["max_seq_length"] = 256
+    for most, said in ((400, True), (20_000, False)):
+        manifest["recipe"]["data"] = {"max_chars": most}
+        assert ("Learned from texts of at most 400 characters" in _limits(manifest)) is said
+
+
+def test_languages_with_little_text_are_not_counted_as_taught(manifest):
+    manifest["corpus"]["languages"] = {"en": 5_000, "de": 100, "pl": 99, "und": 300}
+    assert "trained on text in 3 languages, 2 of them with 100 texts or more." in render_card(manifest)
+    manifest["corpus"]["languages"] = {"en": 5_000, "de": 100}
+    assert "trained on text in 2 languages.\n" in render_card(manifest)

@@ -30,6 +30,7 @@ __all__ = ["CARD", "MANIFEST", "gemma_notice", "render_card"]
 CARD, MANIFEST = "README.md", "manifest.json"
 """Files of a bundle that are not the model's; its plots are named in ``plots.py``."""
 
+_WELL = 100  # training texts below which a language counts as missing, see ``learn/alarms.py``
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _UNKNOWN, _MIXED = "und", "all"
 _TOP_LANGUAGES = 20
@@ -70,7 +71,8 @@ def gemma_notice(manifest: _Manifest) -> str:
 def _head(manifest: _Manifest) -> dict[str, Any]:
     """The front matter, what it is, and how it is used and licensed."""
     teacher, student = manifest["teacher"], manifest["student"]
-    languages = len(set(manifest["corpus"]["languages"]) - {_UNKNOWN})
+    rows = {lang: n for lang, n in manifest["corpus"]["languages"].items() if lang != _UNKNOWN}
+    languages, well = len(rows), sum(n >= _WELL for n in rows.values())
     engine = "INT8 weights, for CPUs" if "int8" in manifest["reports"] else "not quantized"
     reads = f"reads up to {student['max_seq_length']} tokens" if student["max_seq_length"] else "reads any length"
     prompts = student["prompts"]
@@ -79,7 +81,8 @@ def _head(manifest: _Manifest) -> dict[str, Any]:
         "front_matter": _front_matter(manifest),
         "summary": f"Text embeddings of {student['dim']} dimensions, distilled from {teacher['name']} "
         f"({teacher['dim']} dimensions); {engine}; {reads}; trained on text in {languages} "
-        f"language{'s' if languages != 1 else ''}.",
+        f"language{'s' if languages != 1 else ''}"
+        + (f", {well} of them with {_WELL} texts or more." if well < languages else "."),
         "dim": student["dim"],
         "prompts": table(["prompt_name", "text"], [[k, json.dumps(v)] for k, v in prompts.items()], words=2)
         if any(prompts.values())

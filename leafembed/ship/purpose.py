@@ -26,6 +26,7 @@ _USES = {
 _UNKNOWN = "und"
 _WORST = 3
 _MOST = 12
+_CHARS_PER_TOKEN = 4  # about, in English
 
 
 def purpose_section(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,6 +79,9 @@ def _limits(manifest: Mapping[str, Any], shipped: EvalReport, teacher: EvalRepor
         yield f"Farthest from the teacher: {', '.join(worst)}."
     if length := manifest["student"]["max_seq_length"]:
         yield f"Text after the first {count(length)} tokens is ignored; split longer texts."
+        longest = manifest["recipe"].get("data", {}).get("max_chars")
+        if longest is not None and longest < _CHARS_PER_TOKEN * length:
+            yield f"Learned from texts of at most {count(longest)} characters: of longer ones nothing was taught."
     yield "What the teacher gets wrong or holds against groups of people, the student has learned with the rest."
 
 
