@@ -1,5 +1,7 @@
 """The clients that people have, as they come from PyPI, pointed at a server of ours."""
 
+import gc
+
 import numpy as np
 import pytest
 from served import make_bundle, serving
@@ -13,6 +15,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def connections_end_here():
+    """What a client left open is collected under the filters above, and not in whatever test runs next."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

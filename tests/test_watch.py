@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from transformers import TrainerState
 from leafembed.errors import NonFiniteError, StoppedError
 from leafembed.learn.alarms import Alarm
 from leafembed.learn.models import load_sentence_transformer
+from leafembed.learn.nonfinite import EVIDENCE
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.train import train
 from leafembed.learn.watch import ALARMS, Watch, Watched
@@ -229,8 +231,16 @@ def test_collapsed_and_non_finite_vectors_are_seen(healthy, tmp_path):
     assert alarm.facts["mean_cosine"] > 0.99 > alarm.facts["teacher_mean_cosine"]
     with torch.no_grad():
         table[:] = torch.nan
-    with pytest.raises(NonFiniteError, match=rf"validation vectors at step 3: rows \[{TRAIN}, .* hold NaN"):
+    first = re.escape(healthy.held_out[0][:60])
+    with pytest.raises(
+        NonFiniteError, match=rf"NaN or infinity, the first for '{first}', at step 3 on validation rows"
+    ):
         watch.on_evaluate(args, state, None, metrics={}, model=model)
+    facts = json.loads((tmp_path / EVIDENCE / "batch.json").read_text(encoding="utf-8"))
+    assert (facts["step"], facts["rows"], facts["texts"]) == (3, list(rows), healthy.held_out)
+    with np.load(tmp_path / EVIDENCE / "batch.npz") as kept:
+        assert np.isnan(kept["student"]).all()
+        assert np.array_equal(kept["teacher"], healthy.vectors[TRAIN:])
 
 
 def test_as_many_vectors_as_texts():

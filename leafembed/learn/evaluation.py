@@ -116,7 +116,8 @@ class Evaluation(BaseEvaluator):
     def _refuse(self, what: str, batch: list[tuple[int, int]], features: Mapping[str, Any], step: int) -> None:
         rows = np.array([row for row, _ in batch])
         arrays = {"input_ids_0": features["input_ids"].cpu().numpy(), "teacher": self.objectives.targets(rows)}
-        refuse_batch(what, rows, step=step, work_dir=self.work_dir, texts=self.texts, arrays=arrays)
+        texts = [self.texts.text(int(row)) for row in rows]
+        refuse_batch(what, rows, step=step, work_dir=self.work_dir, texts=texts, held_out=True, arrays=arrays)
 
     def _check_names(self, metrics: Mapping[str, float]) -> None:
         config = self.config

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from leafembed.errors import NonFiniteError
-from leafembed.learn.feed import Texts
 
 __all__ = ["EVIDENCE", "refuse_batch"]
 
@@ -19,7 +18,14 @@ EVIDENCE = "non-finite"
 
 
 def refuse_batch(
-    what: str, rows: Any, *, step: int, work_dir: Path, texts: Texts, arrays: Mapping[str, Any]
+    what: str,
+    rows: Any,
+    *,
+    step: int,
+    work_dir: Path,
+    texts: Sequence[str],
+    held_out: bool,
+    arrays: Mapping[str, Any],
 ) -> NoReturn:
     """Keep the offending rows in ``work_dir/non-finite`` (``batch.json``, ``batch.npz``) and raise.
 
@@ -27,18 +33,19 @@ def refuse_batch(
 
     Args:
         what: What was not finite, as the error begins.
-        rows: Row numbers ``(n,)``; validation rows follow the training rows.
+        rows: Numbers ``(n,)`` of rows in the corpus, where validation rows follow the training rows.
         step: Optimiser step.
         work_dir: Folder of the checkpoints.
-        texts: Where the rows are read.
-        arrays: Token ids, teacher vectors, by name.
+        texts: The text of each row.
+        held_out: The rows are validation rows.
+        arrays: What else there is of them, by name: token ids, vectors.
 
     Raises:
         NonFiniteError: Always; names step, rows and where they lie.
     """
     numbers = np.asarray(rows).tolist()
     folder = work_dir / EVIDENCE
-    facts = {"step": step, "what": what, "rows": numbers, "texts": [texts.text(i) for i in numbers]}
+    facts = {"step": step, "what": what, "rows": numbers, "texts": list(texts)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "batch.json").unlink(missing_ok=True)
@@ -47,9 +54,8 @@ def refuse_batch(
         kept = f"kept in {folder}"
     except OSError as error:  # a full disk must not hide what happened
         kept = f"which could not be kept ({error})"
-    first = len(texts.corpus.train)
-    kind = "rows" if min(numbers) < first else "validation rows"
+    kind = "validation rows" if held_out else "rows"
     raise NonFiniteError(
-        f"{what} at step {step} on {kind} {numbers[:8]} (batch of {len(numbers)}), {kept}: look at its "
+        f"{what} at step {step} on {kind} {numbers[:8]} ({len(numbers)} in all), {kept}: look at its "
         "teacher vectors, or lower train.learning_rate"
     )

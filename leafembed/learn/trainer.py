@@ -128,7 +128,8 @@ class StudentTrainer(SentenceTransformerTrainer):
             rows,
             step=int(self.state.global_step) + 1,
             work_dir=Path(self.args.output_dir),
-            texts=self.texts,
+            texts=[self.texts.text(int(row)) for row in rows],
+            held_out=False,
             arrays={**ids, "teacher": self.loss.targets(rows)},
         )
 

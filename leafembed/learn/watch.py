@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from leafembed.errors import NonFiniteError, StoppedError
+from leafembed.errors import StoppedError
 from leafembed.learn.alarms import Alarm, Spread, below_floor, collapse, diagnosis, spread, stall, starved_rows
+from leafembed.learn.nonfinite import refuse_batch
 from leafembed.learn.token_rows import TrainedRows
 from leafembed.progress import say
 from leafembed.recipe_learn import AlarmConfig
@@ -79,7 +80,7 @@ class Watch(TrainerCallback):
 
     Raises:
         StoppedError: From ``on_evaluate``, when a fatal alarm rings before the last step and ``config.stop`` is set.
-        NonFiniteError: When a validation vector is NaN or infinite; names the step.
+        NonFiniteError: When a validation vector is NaN or infinite; names step and rows, which are kept.
     """
 
     def __init__(self, config: AlarmConfig, watched: Watched, work_dir: Path) -> None:
@@ -138,10 +139,15 @@ class Watch(TrainerCallback):
     def _require_finite(self, vectors: FloatArray, step: int) -> None:
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
         if bad:
-            rows, text = [self.watched.rows[i] for i in bad[:8]], self.watched.texts[bad[0]]
-            raise NonFiniteError(
-                f"validation vectors at step {step}: rows {rows} hold NaN or infinity ({len(bad)} do), the first of "
-                f"{text[:60]!r}; lower train.learning_rate"
+            watched = self.watched
+            refuse_batch(
+                f"the student's vectors hold NaN or infinity, the first for {watched.texts[bad[0]][:60]!r},",
+                [watched.rows[i] for i in bad],
+                step=step,
+                work_dir=self.path.parent,
+                texts=[watched.texts[i] for i in bad],
+                held_out=True,
+                arrays={"student": vectors[bad], "teacher": watched.vectors[bad]},
             )
 
     def _note(self, step: int, now: Spread, log: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
