@@ -332,3 +332,15 @@ def test_a_language_with_too_few_rows_says_so(manifest):
     row = next(row for row in card.splitlines() if row.startswith("| sts/stsb_multi_mt.test | sw |"))
     assert row.count("| too few rows (12) ") == 7
     assert "A language with too few rows has no score" in card
+
+
+def test_languages_that_lose_most_by_int8_are_named_with_their_drops(manifest):
+    results = manifest["reports"]["int8"]["results"]
+    before = {(r["task"], r["lang"]): r["main_score"] for r in manifest["reports"]["student"]["results"]}
+    for place, result in enumerate(results):
+        result["main_score"] = before[result["task"], result["lang"]] - 0.001 * (place + 1)
+    drops = {}
+    for place, result in enumerate(results):
+        drops.setdefault(result["lang"], []).append(0.001 * (place + 1))
+    worst, drop = max(((lang, sum(some) / len(some)) for lang, some in drops.items()), key=lambda one: one[1])
+    assert f"the largest drops: {worst} +{drop:.4f}" in render_card(manifest)

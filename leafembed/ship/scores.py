@@ -13,6 +13,8 @@ __all__ = ["TIMED", "reading_order", "score_tables"]
 TIMED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
 """Names of reports to what the same model is called where it was timed."""
 
+_LANGUAGES = 5  # that are named where INT8 loses most
+
 
 def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of scores and the verdict, by the name that the card's template knows them by."""
@@ -34,6 +36,7 @@ def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "has_too_few": any(report.too_few for report in reports.values()),
         "int8": int8,
         "int8_drop": _int8_drop(reports) if "int8" in reports else "",
+        "int8_worst": _int8_worst(reports) if "int8" in reports else "",
         "behaviour": _behaviour(manifest.get("behaviour") or {}),
         "gate": table(
             ["check", "value", "limit", "outcome"],
@@ -108,3 +111,13 @@ def _int8_drop(reports: Mapping[str, EvalReport]) -> str:
         [kind, fixed(student[kind], 4), fixed(int8[kind], 4), f"{student[kind] - int8[kind]:+z.4f}"] for kind in int8
     ]
     return table(["task type", "student", "INT8", "drop"], rows)
+
+
+def _int8_worst(reports: Mapping[str, EvalReport]) -> str:
+    """Where INT8 loses most: the drops of single languages, each the mean over its tasks, largest first."""
+    before = {(r.task, r.lang): r.main_score for r in reports["student"].results}
+    drops: dict[str, list[float]] = {}
+    for r in reports["int8"].results:
+        drops.setdefault(r.lang, []).append(before[r.task, r.lang] - r.main_score)
+    means = sorted(((sum(some) / len(some), lang) for lang, some in drops.items()), reverse=True)
+    return ", ".join(f"{lang} {drop:+z.4f}" for drop, lang in means[:_LANGUAGES])
