@@ -91,7 +91,12 @@ ALLOWED = {
     # Prices the config that the student would get, and the memory of its training; asks a server for its dim.
     # Bytes of a token on the disk, which a plan states.
     "learn.plan": {"learn.memory", "learn.models", "learn.remote", "learn.shapes", "learn.token_store"},
-    "learn.watch": {"learn.alarms", "learn.nonfinite", "learn.token_rows"},  # rings alarms on what it measures
+    "learn.watch": {
+        "learn.alarms",
+        "learn.checkpoints",
+        "learn.nonfinite",
+        "learn.token_rows",
+    },  # rings alarms on what it measures
     "learn.fused": {"learn.halves", "learn.kernels"},  # swaps a layer for its two halves
     "learn.halves": {"learn.kernels"},  # runs kernels between its matrix products
     # Training: what is minimised, on planned batches, by a trainer that is watched, kept and shown.

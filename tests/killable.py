@@ -1,13 +1,15 @@
-"""Trains a tiny student in processes that can be killed: ``python killable.py ROOT PAUSE [SECONDS ...]``.
+"""Trains a tiny student in processes that can be killed: ``python killable.py ROOT STEPS [SECONDS ...]``.
 
-Everything is imported once; each sitting is a fork, so that a kill costs no import. A sitting is killed after each of
-the given numbers of seconds of training; the last one runs to the end. Each dev evaluation takes PAUSE seconds more, so
-that no machine is fast enough to end before it is killed. Prints a JSON line a sitting: the newest sealed
-checkpoint when it began, and the steps that it lost.
+Everything is imported once; each sitting is a fork, so that a kill costs no import. For each number there is a sitting
+that is killed so many seconds after it sealed its first checkpoint, so that each gets somewhere however slow the
+machine is; the last one runs to the end. Each dev evaluation takes ``PAUSE`` seconds more, so that no machine is
+fast enough to end before it is killed. Prints a JSON line a sitting: the newest sealed checkpoint when it began and
+when it ended, and the last step that it had logged.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -29,6 +31,7 @@ from leafembed.recipe_learn import Phase, StudentConfig, TeacherConfig, TrainCon
 from leafembed.types import Corpus, Row
 
 TRAIN, VALIDATION = 96, 16
+PAUSE = 0.3
 PREPARED = ("untrained", "vectors.npy", "places.npy", "tokens")
 CONFIG = TrainConfig(
     max_steps=24,
@@ -82,21 +85,40 @@ def newest(work: Path) -> int:
     return max(map(step_of, complete(work)), default=0)
 
 
+def _logged(work: Path) -> int:
+    """The last step in the log, whose last line a kill may have cut."""
+    try:
+        lines = (work / "history.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return 0
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def _await_checkpoint(work: Path, child: int, began: int) -> None:
+    """Wait until there is a newer checkpoint than when the sitting began, or it is over."""
+    while newest(work) == began:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.005)
+
+
 def main() -> None:
-    root, (pause, *waits) = Path(sys.argv[1]), [float(value) for value in sys.argv[2:]]
+    root, steps, waits = Path(sys.argv[1]), int(sys.argv[2]), [float(value) for value in sys.argv[3:]]
     work = root / "killed" / "work"
     for wait in [*waits, None]:
         began = newest(work)
         child = os.fork()
         if child == 0:
-            facts = sit(root, work, pause=pause)
+            facts = sit(root, work, dataclasses.replace(CONFIG, max_steps=steps), pause=PAUSE)
             (root / "killed" / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
             os._exit(0)
         if wait is not None:
+            _await_checkpoint(work, child, began)
             time.sleep(wait)
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
-        sys.stdout.write(json.dumps({"began": began, "left": newest(work), "killed": os.WIFSIGNALED(status)}) + "\n")
+        sitting = {"began": began, "left": newest(work), "at": _logged(work), "killed": os.WIFSIGNALED(status)}
+        sys.stdout.write(json.dumps(sitting) + "\n")
         sys.stdout.flush()
         if not os.WIFSIGNALED(status):
             assert status == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from leafembed.guard import watched
 from leafembed.learn import student, watch
 from leafembed.pipeline import run
 from leafembed.prepare import embed
-from leafembed.recipe_io import recipe_from_dict
+from leafembed.recipe_io import load_recipe, recipe_from_dict
 from leafembed.ship.markdown import to_toml
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -143,6 +146,24 @@ def test_the_first_attempt_in_small_names_random_start_starved_rows_and_missing_
            for line in path.read_text().splitlines()]  # fmt: skip
     last = [entry["alarm"] for entry in log if "alarm" in entry and entry["step"] == training["steps"]]
     assert any("below floor" in alarm for alarm in last)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("start", "stops"), [(["student.init=random", "student.num_layers=3"], True), (["student.init=layers"], False)]
+)
+def test_a_random_start_stays_under_the_measured_floor_where_kept_layers_do_not(start, stops, tmp_path, capsys):
+    """A real teacher, and the floor as it is: its token table fitted to its vectors of the same rows."""
+    small = ["data.max_rows=600", "data.validation_rows=60", "train.max_steps=12", "train.eval_steps=4"]
+    judged = ['eval.test=["sts/sts17_en.test"]', "gate.min_retention={ STS = 0.93 }", f"cache_dir={tmp_path / 'cache'}"]
+    recipe = load_recipe(ROOT / "recipes" / "quick.toml", [*start, *small, *judged])
+    if stops:
+        with pytest.raises(StoppedError, match=r"a dev score of .* that of a static token table.*from random weights"):
+            run(recipe, tmp_path / "run")
+    else:
+        run(recipe, tmp_path / "run", allow_failed=True)
+        assert "ALARM: below floor" not in capsys.readouterr().err
 
 
 def test_a_run_that_collapses_says_so(whole_line, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -16,7 +17,6 @@ import time
 from pathlib import Path
 
 import killable
-import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -99,8 +99,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(root, whole, tmp_path, step)
 
 
 def test_the_comparison_can_fail(root, whole, tmp_path):
-    import dataclasses
-
     other = killable.sit(root, tmp_path / "work", dataclasses.replace(killable.CONFIG, curriculum=()))
     with pytest.raises(AssertionError):
         assert_same(other, whole)
@@ -192,10 +190,10 @@ def test_a_limit_on_file_size_is_met_by_the_real_writers(root, tmp_path):
     assert newest_checkpoint(tmp_path / "work") is None
 
 
-def kill_at(root, waits, *, pause):
+def kill_at(root, waits, *, steps=STEPS):
     """Run ``killable.py``; return what each sitting began with and left, and the facts of the last."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(killable.__file__)), str(root), str(pause), *(f"{wait:.3f}" for wait in waits)]
+    command = [sys.executable, str(Path(killable.__file__)), str(root), str(steps), *(f"{wait:.3f}" for wait in waits)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     facts = json.loads((root / "killed" / "facts.json").read_text(encoding="utf-8"))
@@ -210,8 +208,9 @@ def assert_nothing_lost(sittings, goes_on, kills):
     # Each sitting went on from the newest checkpoint there was; a sitting killed before it said so says nothing.
     assert set(goes_on) <= {sitting["began"] for sitting in sittings}
     assert goes_on == sorted(goes_on)
-    if sittings[-1]["began"]:
-        assert goes_on[-1] == sittings[-1]["began"]
+    assert goes_on[-1] == sittings[-1]["began"] > 0
+    # And what it had done since is all that a kill cost.
+    assert all(0 <= one["at"] - one["left"] <= EVAL_STEPS for one in sittings)
 
 
 def test_two_kills_lose_only_the_steps_since_the_last_checkpoint(root, whole, tmp_path):
@@ -219,18 +218,21 @@ def test_two_kills_lose_only_the_steps_since_the_last_checkpoint(root, whole, tm
     killable_root.mkdir()
     for name in killable.PREPARED:
         (killable_root / name).symlink_to(root / name)
-    sittings, goes_on, facts = kill_at(killable_root, [1.2, 1.0], pause=0.5)
+    sittings, goes_on, facts = kill_at(killable_root, [0.1, 0.4])
     assert_nothing_lost(sittings, goes_on, 2)
     assert_same(facts, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_twenty_kills_lose_only_the_steps_since_the_last_checkpoint(root, whole, tmp_path):
+def test_twenty_kills_lose_only_the_steps_since_the_last_checkpoint(root, tmp_path):
     for name in killable.PREPARED:
         (tmp_path / name).symlink_to(root / name)
-    rng = random.Random(5)
-    sittings, goes_on, facts = kill_at(tmp_path, [rng.uniform(0.3, 2.5) for _ in range(20)], pause=2.0)
-    assert np.sum([sitting["killed"] for sitting in sittings]) == 20
+    rng, steps = random.Random(5), 8 * STEPS
+    sittings, goes_on, facts = kill_at(tmp_path, [rng.uniform(0.0, 0.6) for _ in range(20)], steps=steps)
     assert_nothing_lost(sittings, goes_on, 20)
-    assert_same(facts, whole)
+    assert len({sitting["began"] for sitting in sittings}) == 21  # each got somewhere
+    assert any(sitting["at"] > sitting["left"] for sitting in sittings)  # and some lost what they had done since
+    assert_same(
+        facts, killable.sit(root, tmp_path / "whole" / "work", dataclasses.replace(killable.CONFIG, max_steps=steps))
+    )

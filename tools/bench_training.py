@@ -3,6 +3,8 @@
     python tools/bench_training.py --teacher DIR --texts FILE.jsonl.gz [--losses] [--json FILE]
 
 Rounds alternate between the routes over the same batches, so that a slow spell of the machine falls on all of them.
+With ``--stock-batches random`` the stock route takes batches of the same texts that were not sorted, as a plain loop
+does: then the ratio is of both at once, layers and batches, and rounds hold as many texts but not the same ones.
 Seconds of the processor are given beside those of the clock: on a shared machine they are the steadier of the two.
 With ``--losses`` every route also trains from the same start on the same batches, and the curves are compared. The
 control is the stock route with the texts within each batch in reverse: the same sums, rounded in another order.
@@ -94,13 +96,17 @@ def read_texts(path: Path, args: argparse.Namespace) -> list[str]:
 
 
 def make_batches(
-    model: Any, texts: Sequence[str], target_of: Callable[[list[str]], torch.Tensor], args: argparse.Namespace
+    model: Any,
+    texts: Sequence[str],
+    target_of: Callable[[list[str]], torch.Tensor],
+    args: argparse.Namespace,
+    sort: str,
 ) -> list[Batch]:
-    """Batches of like length, in random order, as in training; ``args.batches`` of them."""
+    """Batches of like length or, unsorted, of any, in random order as in training; ``args.batches`` of them."""
     lengths = [len(text) for text in texts]
-    if args.sort == "tokens":
+    if sort == "tokens":
         lengths = [len(ids) for ids in model.tokenizer(list(texts))["input_ids"]]
-    order = np.argsort(lengths, kind="stable")
+    order = np.arange(len(texts)) if sort == "random" else np.argsort(lengths, kind="stable")
     starts = list(range(0, len(order) - args.batch_size + 1, args.batch_size))
     random.Random(args.seed).shuffle(starts)
     batches = []
@@ -120,26 +126,26 @@ def time_steps(trainee: Trainee, batches: Sequence[Batch], route: str) -> tuple[
         return time.perf_counter() - clock, time.process_time() - processor
 
 
-def race(trainee: Trainee, batches: Sequence[Batch], args: argparse.Namespace) -> dict[str, Any]:
+def race(
+    trainee: Trainee, batches: Sequence[Batch], stock: Sequence[Batch], args: argparse.Namespace
+) -> dict[str, Any]:
     """Alternate between the routes; rates by route, and ratios to the stock route of the same round."""
     first = {route: time_steps(trainee, batches[:3], route)[0] for route in args.routes}  # compiles, or finds it cached
+    taken = {route: stock if route == "stock" else batches for route in args.routes}
     rounds: dict[str, list[tuple[float, float]]] = {route: [] for route in args.routes}
     per_round = len(batches) // args.rounds
     for i in range(args.rounds):
-        part = batches[i * per_round : (i + 1) * per_round]
         for route in args.routes if i % 2 == 0 else args.routes[::-1]:
-            rounds[route].append(time_steps(trainee, part, route))
-    used = batches[: args.rounds * per_round]
-    texts = [sum(b.texts for b in used[i * per_round : (i + 1) * per_round]) for i in range(args.rounds)]
-    tokens = [sum(b.tokens for b in used[i * per_round : (i + 1) * per_round]) for i in range(args.rounds)]
-    padded = sum(batch.features["input_ids"].numel() for batch in used)
-    result: dict[str, Any] = {
-        "tokens_a_text": sum(tokens) / sum(texts),
-        "padding": 1 - sum(tokens) / padded,
-        "steps_a_round": per_round,
-    }
+            rounds[route].append(time_steps(trainee, taken[route][i * per_round : (i + 1) * per_round], route))
+    result: dict[str, Any] = {"steps_a_round": per_round, "stock_batches": args.stock_batches}
     for route, timed in rounds.items():
+        parts = [taken[route][i * per_round : (i + 1) * per_round] for i in range(args.rounds)]
+        texts = [sum(batch.texts for batch in part) for part in parts]
+        tokens = [sum(batch.tokens for batch in part) for part in parts]
+        padded = sum(batch.features["input_ids"].numel() for part in parts for batch in part)
         result[route] = {
+            "tokens_a_text": sum(tokens) / sum(texts),
+            "padding": 1 - sum(tokens) / padded,
             "texts_per_second": _spread([n / clock for n, (clock, _) in zip(texts, timed, strict=True)]),
             "tokens_per_second": _spread([n / clock for n, (clock, _) in zip(tokens, timed, strict=True)]),
             "texts_per_processor_second": _spread([n / cpu for n, (_, cpu) in zip(texts, timed, strict=True)]),
@@ -178,6 +184,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--join", type=int, default=1, help="lines a text: 8 give about 120 tokens")
     parser.add_argument("--batch-size", type=int, default=96, help="texts a step")
     parser.add_argument("--sort", choices=["tokens", "characters"], default="characters", help="batches of like what")
+    parser.add_argument("--stock-batches", choices=["same", "random"], default="same", help="those of the stock route")
     parser.add_argument("--rounds", type=int, default=5, help="rounds for each route")
     parser.add_argument("--steps", type=int, default=4, help="steps a round")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of the products")
@@ -211,7 +218,9 @@ def main() -> None:
         return result.float()
 
     args.batches = LOSS_BATCHES if args.losses else args.rounds * args.steps
-    batches = make_batches(start, read_texts(args.texts, args), vectors, args)
+    texts = read_texts(args.texts, args)
+    batches = make_batches(start, texts, vectors, args, args.sort)
+    stock = batches if args.stock_batches == "same" else make_batches(start, texts, vectors, args, "random")
 
     def trainee() -> Trainee:
         return Trainee(copy.deepcopy(start), learning_rate=1e-4, bf16=bf16)
@@ -225,7 +234,8 @@ def main() -> None:
         "sort": args.sort,
         "layers": args.layers,
     }
-    result |= {"losses": compare_losses(trainee, batches, args)} if args.losses else race(trainee(), batches, args)
+    found = {"losses": compare_losses(trainee, batches, args)} if args.losses else race(trainee(), batches, stock, args)
+    result |= found
     text = json.dumps(result, indent=2, default=str)
     if args.json:
         args.json.write_text(text + "\n", encoding="utf-8")

@@ -6,13 +6,14 @@ D = dim. ``student_BD`` and ``teacher_BD`` are unit vectors of the same texts in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["alignment", "contrastive", "cut", "distillation", "token_distillation", "triplet"]
+__all__ = ["alignment", "contrastive", "cut", "distillation", "exit_alignment", "token_distillation", "triplet"]
 
 
 def distillation(student_BD: Tensor, teacher_BD: Tensor, *, kind: Literal["cosine", "l2"] = "cosine") -> Tensor:
@@ -25,10 +26,20 @@ def distillation(student_BD: Tensor, teacher_BD: Tensor, *, kind: Literal["cosin
     Regression onto teacher vectors: Reimers & Gurevych 2020 (arXiv 2004.09813, section 2); l2 as in LEAF (arXiv
     2509.12539). Says nothing about how texts relate to each other; :func:`alignment` does.
     """
-    if kind == "l2":
-        distances: Tensor = torch.linalg.vector_norm(student_BD - teacher_BD, dim=-1)
-        return distances.mean()
-    return (1 - functional.cosine_similarity(student_BD, teacher_BD, dim=-1)).mean()
+    from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
+
+    loss = EmbedDistillLoss(model=None, distance_metric=kind)
+    value: Tensor = loss.compute_loss_from_embeddings([student_BD], [teacher_BD])
+    return value
+
+
+def exit_alignment(exits_EBD: Sequence[Tensor], teacher_BD: Tensor, *, kind: Literal["cosine", "l2"]) -> Tensor:
+    """Mean over the E early exits of :func:`distillation`: each exit's vector against the one target of its text.
+
+    ``(1 / E) sum_e distillation(x_e, t)``, range 0 to 2; 0 when the vector is the teacher's after every exit layer
+    already. Training all exits at once after LayerSkip (arXiv 2404.16710, section 4.1.2), with equal weights.
+    """
+    return torch.stack([distillation(exit_BD, teacher_BD, kind=kind) for exit_BD in exits_EBD]).mean()
 
 
 def alignment(student_BD: Tensor, teacher_BD: Tensor, *, temperature: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from leafembed.errors import RecipeError
 from leafembed.learn.exits import Exits
 from leafembed.learn.links import Links, pairs_in, triplets_in
-from leafembed.learn.losses import alignment, contrastive, cut, distillation, triplet
+from leafembed.learn.losses import alignment, contrastive, cut, distillation, exit_alignment, triplet
 from leafembed.learn.token_objective import TokenObjective
 from leafembed.recipe_learn import TrainConfig
 
@@ -146,8 +146,7 @@ class Objectives(nn.Module):
         if NEAR in self.names:
             parts[NEAR] = alignment(student_BD, teacher_BD, temperature=NEAR_TEMPERATURE)
         if exits_EBD:
-            distances = [distillation(exit_BD, teacher_BD, kind=kind) for exit_BD in exits_EBD]
-            parts["exit_alignment"] = torch.stack(distances).mean()
+            parts["exit_alignment"] = exit_alignment(exits_EBD, teacher_BD, kind=kind)
         if "contrastive" in places:
             sides = [student_BD[place] for place in places["contrastive"]]
             parts["contrastive"] = contrastive(

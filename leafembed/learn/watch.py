@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from leafembed.errors import StoppedError
 from leafembed.learn.alarms import Alarm, Spread, below_floor, collapse, diagnosis, spread, stall, starved_rows
+from leafembed.learn.checkpoints import writing
 from leafembed.learn.nonfinite import refuse_batch
 from leafembed.learn.token_rows import TrainedRows
 from leafembed.progress import say
@@ -109,7 +110,8 @@ class Watch(TrainerCallback):
         self.alarms, self.history, self._ringing = [], [], set()
         if kept is not None:
             self._restore(kept["attributes"])
-        self.path.write_text("".join(json.dumps(alarm.to_dict()) + "\n" for alarm in self.alarms), encoding="utf-8")
+        with writing(self.path.parent, "the alarms"):
+            self.path.write_text("".join(json.dumps(one.to_dict()) + "\n" for one in self.alarms), encoding="utf-8")
         if kept is None:
             for alarm in self.watched.known:
                 self._keep(alarm, state)
@@ -194,7 +196,7 @@ class Watch(TrainerCallback):
     def _keep(self, alarm: Alarm, state: Any) -> None:
         self.alarms.append(alarm)
         state.log_history.append({"step": alarm.step, "alarm": str(alarm)})  # for the view and the log
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path.parent, "the alarms"), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(alarm.to_dict()) + "\n")
 
     @property
