@@ -29,8 +29,8 @@ def load(path: str | Path | None = None, *, allow_failed: bool = False, **option
         GateFailedError: If the gate refused the bundle and ``allow_failed`` is not set.
     """
     from leafembed.ship.bundle import open_bundle
+    from leafembed.ship.parts import require_part
     from leafembed.ship.shipped import shipped
-    from leafembed.ship.verdict import require_part
 
     folder = shipped() if path is None else path
     encoder = open_bundle(folder, allow_failed=allow_failed, **options)

@@ -13,6 +13,7 @@ from leafembed.recipe import BenchmarkConfig
 from leafembed.ship.benchmark import Contender, benchmark
 from leafembed.ship.bundle import open_bundle
 from leafembed.ship.machine import machine_facts
+from leafembed.ship.parts import read_points
 from leafembed.ship.point_table import exit_name
 
 __all__ = ["choose"]
@@ -53,14 +54,14 @@ def choose(
     if min_retention is None and min_rate is None:
         raise Error("leaf choose: got no condition, expected --min-retention, --min-rate or both")
     encoder = open_bundle(bundle, allow_failed=allow_failed, threads=threads)
-    points = [dict(point) for point in (encoder.manifest or {}).get("points", ())]
+    points = read_points(encoder.manifest or {}, str(bundle))
     if not points:
         raise Error(
             f"{bundle}: got one exit and one dimension, so there is nothing to choose from; train a student with "
             "student.exits and student.dims"
         )
     if not allow_failed:
-        points = [point for point in points if not point.get("under")]
+        points = [point for point in points if not point["why_not"]]
         if not points:
             raise Error(f"{bundle}: got no exit and dimension that beats all floors; --allow-failed chooses among them")
     rates = _rates(encoder, texts, sorted({point["exit"] for point in points}, key=lambda exit: exit or 0))

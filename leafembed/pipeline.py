@@ -110,8 +110,7 @@ def run(recipe: Recipe, run_dir: Path, *, allow_failed: bool = False, trained: P
         reports["int8"], fp32=reports["student"], int8_cosine=kept["cosine_mean"], behaviour=behaviour["int8"]
     )
     speed = timed(line, student, int8)
-    held = {name: reports[name] for name in floors} if recipe.gate.beat_floors else {}
-    points = measure_points(line, int8, reports["teacher"], held)
+    points = measure_points(line, int8)
     content = manifest(
         facts, reports, verdict, "INT8 model", behaviour=behaviour, int8=kept, speed=speed, points=points
     )

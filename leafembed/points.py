@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leafembed.judge.evaluate import evaluate
-from leafembed.judge.gate import floors_above
 from leafembed.judge.tasks import contents_of
 from leafembed.judge.views import View
 from leafembed.learn.models import fingerprint_folder
 from leafembed.progress import say
 from leafembed.record import PACKAGES
-from leafembed.reports import EvalReport
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.engine import weight_megabytes
 from leafembed.ship.folder import EncoderConfig
@@ -44,21 +42,16 @@ class _Remembered:
         return np.stack([self._known[prompt_name, text] for text in texts]) if len(texts) else vectors
 
 
-def measure_points(
-    line: Line, int8: BundleEncoder, reference: EvalReport, floors: Mapping[str, EvalReport]
-) -> list[dict[str, Any]]:
+def measure_points(line: Line, int8: BundleEncoder) -> list[dict[str, Any]]:
     """Score an INT8 model at each of its early exits and of the dimensions it was trained for, on the test tasks.
 
     Args:
         line: The run.
         int8: The model.
-        reference: The teacher's scores.
-        floors: What it must beat, by name; empty: nothing.
 
     Returns:
-        For each exit (``None``: the whole model) and ``dim``: ``mean`` score, ``retention`` of the teacher, scores by
-        ``types``, ``under``, the floors that are not beaten (``None``: not asked), and ``weights_mb`` that are loaded
-        for it. Empty if it has neither exits nor further dimensions.
+        For each exit (``None``: the whole model) and ``dim``: ``report``, its scores, and ``weights_mb`` that are
+        loaded for it; ``ship/parts.py`` tells what follows. Empty if it has neither exits nor further dimensions.
     """
     dims = sorted({int8.dim, *line.recipe.student.dims}, reverse=True)
     exits = [None, *sorted(int8.exits, reverse=True)]
@@ -67,8 +60,7 @@ def measure_points(
     learned = line.learned
     tasks = contents_of(learned.test)
     how = (fingerprint_folder(line.folder / "int8"), int8.threads, int8.batch_size)
-    held = [report.to_dict() for report in (reference, *floors.values())]
-    key = fingerprint(dataclasses.asdict(int8.ref), how, tasks, dims, exits, held, versions(PACKAGES))
+    key = fingerprint(dataclasses.asdict(int8.ref), how, tasks, dims, exits, versions(PACKAGES))
 
     def build(_: Path) -> dict[str, Any]:
         found = []
@@ -79,17 +71,7 @@ def measure_points(
             for dim in dims:
                 say(f"scoring exit {exit or 'none'}, {dim} dimensions")
                 report = evaluate(View(remembered, dim=dim), learned.test)
-                found.append(
-                    {
-                        "exit": exit,
-                        "dim": dim,
-                        "mean": report.mean,
-                        "retention": report.mean_retention(reference),
-                        "types": report.by_type(),
-                        "under": floors_above(report, reference, floors) if floors else None,
-                        "weights_mb": megabytes,
-                    }
-                )
+                found.append({"exit": exit, "dim": dim, "report": report.to_dict(), "weights_mb": megabytes})
         return {"points": found}
 
     return list(once(line.folder / "reports" / "int8-points", key, build)["points"])

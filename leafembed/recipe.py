@@ -90,6 +90,8 @@ class GateConfig:
     words in the mean over types, and in each type and language in which the teacher itself is above it."""
     max_int8_drop: float = 0.01
     """Most that the INT8 model may lose against its own fp32 student in any task type."""
+    max_int8_drop_in_language: float = 0.02
+    """The same in any one language of a type; more, since a language has fewer items than its type."""
     min_int8_cosine: float = 0.999
     """Least mean cosine between INT8 and fp32 vectors on held-out text."""
     languages: tuple[str, ...] = ()
@@ -112,7 +114,8 @@ class GateConfig:
         return found
 
     def __post_init__(self) -> None:
-        shares = ("min_mean_retention", "max_int8_drop", "max_contamination", "min_tail_response")
+        drops = ("max_int8_drop", "max_int8_drop_in_language")
+        shares = ("min_mean_retention", *drops, "max_contamination", "min_tail_response")
         for name in (*shares, "min_int8_cosine", "min_batch_cosine"):
             require(0 <= getattr(self, name) <= 1, f"gate.{name}", getattr(self, name), "a number from 0 to 1")
         for name, least in (("min_retention", 0), ("min_score", -1)):

@@ -96,6 +96,7 @@ def report_run(run: Path, out: Path | None = None) -> Path:
     if found[0] == run and out is None:
         raise DataError(f"{run}: got a bundle, to which nothing may be added; name the page's place with --out")
     manifest = read_manifest(found[0], refused=True)
+    read_verdict(manifest, str(found[0] / MANIFEST))  # the page shows one that follows from its scores, or none
     stopped = "diagnosis" in manifest["training"]  # then what an earlier student was compared by lies there
     page = render_report(manifest, None if stopped else read_neighbours(run))
     target = out or run / "report.html"

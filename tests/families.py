@@ -78,7 +78,13 @@ def toy_recipe(root: Path, teacher_dir: Path, eval_data: Path, /, **sections: An
         "eval": {"data": str(eval_data), "dev": ["agreement"], "test": ["retrieval/toy_en"], "min_rows": 8},
         # A random teacher knows nothing that a gate could judge by: what is tested here is the line.
         "alarms": {"stop": False},
-        "gate": {"beat_floors": False, "min_mean_retention": 0.0, "max_int8_drop": 1.0, "min_int8_cosine": 0.9},
+        "gate": {
+            "beat_floors": False,
+            "min_mean_retention": 0.0,
+            "max_int8_drop": 1.0,
+            "max_int8_drop_in_language": 1.0,
+            "min_int8_cosine": 0.9,
+        },
         "benchmark": {"texts": 8, "repeats": 1, "threads": 1, "batch_size": 8},
         "quantize": {"check_texts": 24},
     }

@@ -8,6 +8,7 @@ ALLOWED = {
     # A bundle is a model folder with card and plots, and opens as an encoder where its verdict allows.
     "ship.bundle": {"ship.card", "ship.encoder", "ship.folder", "ship.plots", "ship.verdict"},
     "ship.hub": {"ship.bundle", "ship.card", "ship.verdict"},  # verified before it leaves and after it comes
+    "ship.parts": {"judge.gate", "recipe_io", "ship.verdict"},  # a part is held against the floors as the whole is
     "ship.verdict": {"judge.gate", "recipe_io"},  # judged again by the one gate, by rules as recipes have them
     # Which plots there are to show; tables and sections; results as hubs list them.
     "ship.card": {
@@ -17,7 +18,7 @@ ALLOWED = {
     },
     "ship.contamination": {"ship.markdown"},
     "ship.plots": {"ship.curves", "ship.score_plot", "ship.scores"},  # drawn from the manifest
-    "ship.point_table": {"ship.markdown"},
+    "ship.point_table": {"ship.markdown", "ship.parts"},
     "ship.engine_table": {"ship.markdown"},
     "ship.purpose": {"recipe_io", "ship.markdown"},  # rules, as recipes have them
     "ship.scores": {"ship.markdown"},
@@ -172,7 +173,7 @@ ALLOWED = {
     "serve.reloading": {"serve.embedding", "serve.logs", "serve.models"},
     "serve.protocol": {"serve.settings"},  # limits on what is not a request yet
     "serve.server": {"serve.embedding", "serve.protocol", "serve.reloading"},
-    "serve.specs": {"ship.bundle", "ship.card", "ship.folder", "ship.verdict"},
+    "serve.specs": {"ship.bundle", "ship.card", "ship.folder", "ship.parts", "ship.verdict"},
     "serve.workers": {"serve.logs", "serve.merged"},  # what a process that died had counted
     "serve.tei": {"serve.embedding", "serve.ollama", "serve.refusals", "serve.wire"},
     "serve.tokens": {"serve.refusals"},

@@ -90,6 +90,22 @@ def test_where_the_reference_scores_nothing_there_is_nothing_to_retain() -> None
     assert set(kept) == {"STS"}
 
 
+def test_few_hits_that_some_resample_misses_give_no_retention_rather_than_nan() -> None:
+    few = {**HARD, ("Retrieval/b", "de"): np.array([1.0] * 4 + [0.0] * 96)}
+    reference = judged("teacher", few)
+    assert reference.report.intervals["Retrieval"][0] > 0
+    assert reference.drawn["Retrieval"].min() == 0
+    assert set(retention(judged("model", few), reference)) == {"STS"}
+
+
+def test_in_the_mean_no_type_makes_up_for_another() -> None:
+    better = {("Retrieval/b", "de"): np.minimum(1, 1.2 * HARD["Retrieval/b", "de"])}
+    kept = retention(judged("model", {**HARD, **better}), judged("teacher", HARD))
+    assert kept["Retrieval"].value > 1
+    assert kept["mean"].value == pytest.approx(1)
+    assert kept["mean"].interval[1] <= 1
+
+
 def test_a_language_is_the_mean_over_its_tasks() -> None:
     model = judged("a", {**HARD, ("STS/c", "de"): np.full(60, 0.9)})
     scores = model.by_language()

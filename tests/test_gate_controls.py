@@ -186,7 +186,8 @@ def test_a_student_that_loses_the_order(judged):
 
 def test_a_student_that_reads_eight_tokens(judged):
     # The other tasks do not notice: what they ask for is in the first eight words.
-    of_retrieval = {"retention of Retrieval", "INT8 drop in Retrieval", "Retrieval in en above floor: static table"}
+    of_retrieval = {"retention of Retrieval", "Retrieval in en above floor: static table"}
+    of_retrieval |= {"INT8 drop in Retrieval", "INT8 drop in Retrieval in en"}
     assert failed(judged(Truncated())) == {*of_retrieval, TAIL}
 
 

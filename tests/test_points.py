@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from families import gemma, toy_recipe
 from served import serving
-from tiny import reseal
+from tiny import judge, write_sealed
 
 import leafembed
-from leafembed import choosing
 from leafembed.choosing import _best, choose
 from leafembed.cli import main
 from leafembed.errors import BundleError, Error
@@ -22,6 +21,7 @@ from leafembed.learn.models import load_sentence_transformer
 from leafembed.pipeline import run
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.serve.specs import About, ModelSpec
+from leafembed.ship.parts import read_points
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def bundle(ended):
 
 
 def test_every_exit_and_dimension_is_scored_and_timed(ended, eval_data):
-    points = ended.manifest["points"]
+    points = read_points(ended.manifest, "here")
     assert [(point["exit"], point["dim"]) for point in points] == [
         *((None, 32), (None, 16), (2, 32), (2, 16), (1, 32), (1, 16)),
     ]
@@ -54,6 +54,7 @@ def test_every_exit_and_dimension_is_scored_and_timed(ended, eval_data):
         assert point["mean"] == pytest.approx(evaluate(part, tasks).mean, abs=0.02)  # INT8 rounds by the batch
     assert points[0]["mean"] == pytest.approx(ended.manifest["reports"]["int8"]["results"][0]["main_score"], abs=1e-6)
     assert [point["under"] for point in points] == [None] * 6  # the recipe asks for no floor
+    assert all(point.keys() == {"exit", "dim", "weights_mb", "report"} for point in ended.manifest["points"])
     weights = [point["weights_mb"] for point in points[::2]]
     assert weights[0] > weights[1] > weights[2] > 0
     timed = [entry["name"] for entry in ended.manifest["speed"]]
@@ -130,52 +131,70 @@ def test_choose_times_them_and_says_how_to_load(bundle, capsys, tmp_path):
     assert "leafembed.load(" in capsys.readouterr().out
 
 
-def test_what_is_under_a_floor_is_not_chosen(bundle, monkeypatch):
-    kept = [{**point, "under": []} for point in leafembed.load(bundle).manifest["points"]]
-    found = [[], *[["floor: static table"]] * (len(kept) - 1)]
-    points = [{**point, "under": under} for point, under in zip(kept, found, strict=True)]
-    encoder = leafembed.load(bundle)
-    monkeypatch.setattr(choosing, "open_bundle", lambda *_, **__: encoder)
-    encoder.manifest["points"] = points
-    result = choose(bundle, ["en1"], min_rate=1e-3)
-    assert [(point["exit"], point["dim"]) for point in result["points"]] == [(None, 32)]
-    assert len(choose(bundle, ["en1"], min_rate=1e-3, allow_failed=True)["points"]) == len(kept)
-    points[0]["under"] = ["floor: random"]
-    with pytest.raises(Error, match="no exit and dimension that beats all floors"):
-        choose(bundle, ["en1"], min_rate=1e-3)
+def _set(report, score):
+    for result in report["results"]:
+        result["scores"][result["metric"]] = result["main_score"] = score
 
 
-def test_a_part_under_a_floor_is_neither_loaded_nor_served(bundle, tmp_path, capsys):
+@pytest.fixture
+def held(bundle, tmp_path):
+    """The bundle by rules with floors, all at .01: exit 1 at 16 dimensions does not beat them."""
     folder = shutil.copytree(bundle, tmp_path / "bundle")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    next(p for p in manifest["points"] if (p["exit"], p["dim"]) == (1, 16))["under"] = ["floor: static table"]
-    reseal(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert leafembed.load(folder, exit=1).dim == 32
-    with pytest.raises(BundleError, match="got exit 1 at 16 dimensions, which does not beat floor: static table"):
-        leafembed.load(folder, exit=1, dim=16)
-    spec = ModelSpec.parse(f"leaf={folder}@exit=1@dim=16")
+    manifest["recipe"]["gate"]["beat_floors"] = True
+    for name, report in manifest["reports"].items():
+        if name.startswith("floor"):
+            _set(report, 0.01)
+    _set(next(p for p in manifest["points"] if (p["exit"], p["dim"]) == (1, 16))["report"], 0.005)
+    judge(manifest)
+    write_sealed(folder, manifest)
+    return folder
+
+
+def test_what_is_under_a_floor_is_not_chosen(held):
+    result = choose(held, ["en1"], min_rate=1e-3)
+    assert [(point["exit"], point["dim"]) for point in result["points"]] == [
+        *((None, 32), (None, 16), (2, 32), (2, 16), (1, 32)),
+    ]
+    assert len(choose(held, ["en1"], min_rate=1e-3, allow_failed=True)["points"]) == 6
+
+
+def test_where_no_part_beats_the_floors_there_is_no_choice(held):
+    manifest = json.loads((held / "manifest.json").read_text(encoding="utf-8"))
+    for point in manifest["points"]:
+        _set(point["report"], 0.005)
+    write_sealed(held, manifest)
+    with pytest.raises(Error, match="no exit and dimension that beats all floors"):
+        choose(held, ["en1"], min_rate=1e-3)
+
+
+def test_a_part_under_a_floor_is_neither_loaded_nor_served(held, tmp_path, capsys):
+    assert leafembed.load(held, exit=1).dim == 32
+    for dim in (16, 20, 9):
+        with pytest.raises(BundleError, match=rf"got exit 1 at {dim} dimensions, which does not beat floor: random, "):
+            leafembed.load(held, exit=1, dim=dim)
+    spec = ModelSpec.parse(f"leaf={held}@exit=1@dim=16")
     with pytest.raises(BundleError, match="--model leaf: got exit 1 at 16 dimensions"):
         About.read(spec, allow_failed=False)
-    assert leafembed.load(folder, exit=1, dim=16, allow_failed=True).dim == 16
+    assert leafembed.load(held, exit=1, dim=16, allow_failed=True).dim == 16
     assert About.read(spec, allow_failed=True).config.dim == 32
-    words = ["encode", str(folder), str(tmp_path / "texts"), "--exit", "1"]
+    words = ["encode", str(held), str(tmp_path / "texts"), "--exit", "1"]
     (tmp_path / "texts").write_text("en1\n", encoding="utf-8")
     assert [main([*words, *more]) for more in ([], ["--truncate-dim", "16"])] == [0, 1]
     assert main([*words, "--truncate-dim", "16", "--allow-failed"]) == 0
     assert main([*words, "--truncate-dim", "99"]) == 1
     assert "--truncate-dim: got 99, expected 1 to 32" in capsys.readouterr().err
-    early = ModelSpec.parse(f"leaf={folder}@exit=1")
+    early = ModelSpec.parse(f"leaf={held}@exit=1")
     for allow_failed, status in ((False, 400), (True, 200)):
         with serving([early], allow_failed=allow_failed) as served:
             ask = {"model": "leaf", "input": "en1"}
             assert served.ask("/v1/embeddings", ask)[0] == 200
             got, answer, *_ = served.ask("/v1/embeddings", ask | {"dimensions": 16})
             assert got == status
-            assert allow_failed or "does not beat floor: static table" in answer["error"]["message"]
+            assert allow_failed or "does not beat floor: random" in answer["error"]["message"]
             got, answer, *_ = served.ask("/api/embed", ask | {"dimensions": 16})
             assert got == status
-            assert allow_failed or "does not beat floor: static table" in answer["error"]
+            assert allow_failed or "does not beat floor: random" in answer["error"]
 
 
 def point(exit, dim, retention, rate):

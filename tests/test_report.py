@@ -130,3 +130,16 @@ def test_no_page_of_an_edited_manifest(tmp_path, capsys):
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 1
     assert "was edited after it was written" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
+
+
+def test_no_page_says_passed_of_a_refused_model_whose_checks_were_edited(tmp_path, capsys):
+    """With the seal computed anew: the verdict is had again from the scores, not read."""
+    manifest = refused_before_int8()
+    for check in manifest["verdict"]["checks"]:
+        check.update(value=check["limit"], passed=True)
+    manifest["verdict"]["passed"] = True
+    (tmp_path / "refused").mkdir()
+    write_sealed(tmp_path / "refused", manifest)
+    assert main(["report", str(tmp_path)]) == 1
+    assert "the scores and the recipe give" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()

@@ -11,7 +11,7 @@ from tiny import as_if_of, judge, make_model_folder, refused_before_int8, reseal
 from leafembed.cli import main
 from leafembed.errors import BundleError, GateFailedError, RecipeError
 from leafembed.ship.bundle import open_bundle, read_manifest, write_bundle, write_refusal
-from leafembed.ship.verdict import judge_again, read_verdict, require_part
+from leafembed.ship.verdict import judge_again, read_verdict
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,13 @@ def _without_floor(manifest, name):
     """Take a floor out with every check against it, as someone would who is below it."""
     del manifest["reports"][name]
     manifest["verdict"]["checks"] = [one for one in manifest["verdict"]["checks"] if name not in one["name"]]
+
+
+def _without_cosine(manifest):
+    """Take out what one check follows from, with the check, as someone would who fails it alone."""
+    manifest["int8"]["cosine_mean"] = None
+    checks = [one for one in manifest["verdict"]["checks"] if "cosine of INT8" not in one["name"]]
+    manifest["verdict"].update(checks=checks, passed=True)
 
 
 SAYS = "the verdict says .*, the scores and the recipe give"
@@ -89,6 +96,9 @@ UNREADABLE = "what the verdict follows from is not readable"
         (lambda m: [report["results"].pop() for report in m["reports"].values()], SAYS),
         (lambda m: m["int8"].update(cosine_mean=0.99999), SAYS),
         (lambda m: m.pop("int8"), UNREADABLE),
+        (lambda m: _without_cosine(m), r"int8\.cosine_mean None, expected a number"),
+        (lambda m: m["recipe"].update(eval={"test": ["sts/other"]}), r"no scores of sts/other"),
+        (lambda m: m["recipe"].update(eval={"test": ["sts/*", "pair/*"]}), r"no scores of pair/\*"),
         (lambda m: m["contamination"][1].update(exact=3), UNREADABLE),
         (lambda m: m["contamination"][1].update(exact=3, share=3 / 500), SAYS),
         (lambda m: m["contamination"].pop(1), UNREADABLE),
@@ -241,19 +251,3 @@ def _rules(**keys):
     from leafembed.recipe import GateConfig
 
     return GateConfig(**keys)
-
-
-def test_a_part_under_a_floor_is_not_opened_unless_it_may_be(tmp_path):
-    points = [{"exit": exit, "dim": dim, "under": ["floor: static table"] * (exit == 1 and dim == 4)}
-              for exit in (None, 1) for dim in (8, 4)]  # fmt: skip
-    manifest = sample_manifest() | {"points": points}
-    manifest["student"]["dim"] = 8
-    for exit, dim in ((None, None), (None, 4), (1, None), (1, 8), (1, 5)):
-        require_part(manifest, "here", exit=exit, dim=dim)
-    with pytest.raises(
-        BundleError, match="here: got exit 1 at 4 dimensions, which does not beat floor: static table; take"
-    ):
-        require_part(manifest, "here", exit=1, dim=4)
-    require_part(sample_manifest(), "here", exit=1, dim=4)
-    points[0]["under"] = ["floor: random"]  # of the whole the verdict says it
-    require_part(manifest, "here", exit=None, dim=None)

@@ -3,7 +3,7 @@
     python tools/ablate.py recipes/ablations/why_v1.toml --out docs/results/why-v1 --set teacher.model=FOLDER
 
 The list is a TOML file: ``recipe`` (relative to it), ``set`` (the scale, for all runs) and ``[[change]]`` tables of
-``name`` and ``set``. Nothing is judged or quantised; what counts is the dev score after an equal number of text visits,
+``name`` and ``set``. Nothing is judged or quantised; what counts is the dev score after an equal number of steps,
 beside that before the first step: training can make a model worse. An interrupted call goes on where it stopped, and
 what results.json already says of the same changes to the same recipe at the same scale is kept, so that a list may grow
 elsewhere.

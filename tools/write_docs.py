@@ -1,7 +1,8 @@
 """Write what is generated, from what it is generated from.
 
-``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, the results in ``README.md`` from the
-manifest in ``docs/results/quick``, and the table in ``docs/why-v1-failed.md`` from ``docs/results/why-v1``.
+``docs/recipe.md`` from the recipe's fields, ``docs/cli.md`` from ``--help``, the results in ``README.md`` from
+``docs/results/quick``, ``docs/results/benchmark`` and the shipped model's manifest, and the table in
+``docs/why-v1-failed.md`` from ``docs/results/why-v1``.
 ``tests/test_docs.py`` fails while a page and its source differ.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from leafembed.bench_page import DATA, PLOT, overview
 from leafembed.options import build_parser
 from leafembed.recipe_io import reference_page
 from leafembed.reports import EvalReport
@@ -22,6 +24,8 @@ DOCS = ROOT / "docs"
 RESULTS = DOCS / "results" / "quick" / "manifest.json"
 MODEL = ROOT / "models" / "leaf-embeddinggemma-int8" / "manifest.json"
 RESULTS_BLOCK = "<!-- results -->", "<!-- end of results -->"
+BENCHMARK = DOCS / "results" / "benchmark"
+BENCHMARK_BLOCK = "<!-- benchmark -->", "<!-- end of benchmark -->"
 MODEL_BLOCK = "<!-- model -->", "<!-- end of model -->"
 ROWS = {
     "teacher": "teacher, torch fp32",
@@ -56,6 +60,7 @@ def commands_page() -> str:
 def with_results(readme: str) -> str:
     """Return the README with its results as the manifests have them."""
     page = _between(readme, results_section())
+    page = _between(page, benchmark_section(), BENCHMARK_BLOCK)
     return _between(page, model_section(), MODEL_BLOCK) if MODEL.is_file() else page
 
 
@@ -110,6 +115,22 @@ def model_section() -> str:
         f"{machine['cpu']}, {first['threads']} threads, batch {first['batch_size']}, {_tokens(manifest['speed'])}."
     )
     return table(["model", *langs, "mean", "retention", "texts/s"], rows) + "\n\n" + how
+
+
+def benchmark_section() -> str:
+    """Return what ``leaf benchmark --out`` measured of the model in the repository: its first table and its plot."""
+    result = json.loads((BENCHMARK / DATA).read_text(encoding="utf-8"))
+    machine, quality = result["machine"], result["quality"]
+    tasks = ", ".join(f"`{task}`" for task in quality["tasks"])
+    student = next(one for one in result["contenders"] if one["name"] == "student, INT8")
+    tokens = student["tokens"]["sentences"] / result["mixes"]["sentences"]
+    how = (
+        f"{machine['cpu']}, {result['threads']} threads, batch 32, one run, {result['repeats']} rounds in turn; "
+        f"sentences of {tokens:.1f} tokens as the student reads them. Quality: mean over the task types of {tasks}, "
+        f"at most {quality['max_rows']} items each. [All of it](docs/results/benchmark/README.md)."
+    )
+    plot = f"![Quality against texts a second](docs/results/benchmark/{PLOT})"
+    return "\n\n".join([overview(result["contenders"]), how, plot])
 
 
 def _tokens(speeds: Sequence[Mapping[str, Any]]) -> str:

@@ -122,17 +122,18 @@ def _pair(a: Judged, b: Judged) -> Pair:
 def retention(model: Judged, reference: Judged) -> dict[str, Estimate]:
     """Return the model's score over the reference's, by task type, and under ``mean`` their mean.
 
-    A type in which the reference's own interval reaches down to 0 is left out, since nothing is there to retain; then
-    there is no mean either.
+    As the gate has it, each type counts as 1 at most in the mean: no type makes up for another. A type in which the
+    reference scores 0 or less in some resample is left out, since nothing is there to retain; then there is no mean
+    either.
     """
     drawn = {
         kind: model.drawn[kind] / base
         for kind, base in reference.drawn.items()
-        if kind != "mean" and reference.report.intervals[kind][0] > 0
+        if kind != "mean" and reference.scores[kind] > 0 and base.min() > 0
     }
     ratios = {kind: model.scores[kind] / reference.scores[kind] for kind in drawn}
     found = {kind: Estimate(ratio, bounds(drawn[kind])) for kind, ratio in ratios.items()}
     if len(found) == len(reference.report.by_type()):
-        mean = float(np.mean(list(ratios.values())))
-        found["mean"] = Estimate(mean, bounds(np.mean(list(drawn.values()), axis=0)))
+        mean = float(np.minimum(list(ratios.values()), 1).mean())
+        found["mean"] = Estimate(mean, bounds(np.minimum(list(drawn.values()), 1).mean(axis=0)))
     return found

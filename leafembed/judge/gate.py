@@ -64,9 +64,7 @@ def check(
         *_languages(report, config),
     ]
     if fp32 is not None:
-        theirs = fp32.by_type()
-        for kind, score in report.by_type().items():
-            checks.append(Check(f"INT8 drop in {kind}", theirs[kind] - score, config.max_int8_drop, at_least=False))
+        checks += _drops(report, fp32, config)
     if int8_cosine is not None:
         checks.append(Check("mean cosine of INT8 with fp32", int8_cosine, config.min_int8_cosine))
     if contamination is not None:
@@ -147,6 +145,14 @@ def _by_language(report: EvalReport) -> dict[str, float]:
     for result in report.results:
         scores.setdefault(f"{result.type} in {result.lang}", []).append(result.main_score)
     return {what: sum(values) / len(values) for what, values in scores.items()}
+
+
+def _drops(report: EvalReport, fp32: EvalReport, config: GateConfig) -> Iterator[Check]:
+    limits = ((EvalReport.by_type, config.max_int8_drop), (_by_language, config.max_int8_drop_in_language))
+    for scores, limit in limits:
+        theirs = scores(fp32)
+        for what, score in scores(report).items():
+            yield Check(f"INT8 drop in {what}", theirs[what] - score, limit, at_least=False)
 
 
 def _languages(report: EvalReport, config: GateConfig) -> Iterator[Check]:

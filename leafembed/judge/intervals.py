@@ -162,7 +162,13 @@ def redraw(items: Items) -> Draws:
 
 
 def bounds(draws: Draws) -> tuple[float, float]:
-    """Return the interval that holds :data:`LEVEL` of the draws, as much beyond it on either side."""
+    """Return the interval that holds :data:`LEVEL` of the draws, as much beyond it on either side.
+
+    Raises:
+        NonFiniteError: If a draw is NaN or infinite.
+    """
+    if not np.isfinite(draws).all():
+        raise NonFiniteError(f"{int((~np.isfinite(draws)).sum())} of {draws.size} resamples are NaN or infinite")
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

@@ -12,7 +12,8 @@ from leafembed.errors import Error, GateFailedError
 from leafembed.ship.bundle import read_manifest
 from leafembed.ship.card import MANIFEST
 from leafembed.ship.folder import EncoderConfig, read_prompts
-from leafembed.ship.verdict import read_verdict, require_part, under_floors
+from leafembed.ship.parts import require_part, why_not
+from leafembed.ship.verdict import read_verdict
 
 __all__ = ["NAME", "About", "ModelSpec"]
 
@@ -106,5 +107,5 @@ class About:
         """What is wrong with vectors of so many dimensions, for who asks for them; empty: nothing."""
         if not 1 <= dim <= self.config.dim:
             return f"got {dim}, expected 1 to {self.config.dim}"
-        under = () if allow_failed else under_floors(self.manifest, exit=spec.exit, dim=dim)
-        return f"got {dim}, which does not beat {', '.join(under)}; leave it out, or ask for more" if under else ""
+        problem = "" if allow_failed else why_not(self.manifest, str(spec.path), exit=spec.exit, dim=dim)
+        return f"got {dim}, which {problem}; leave it out, or ask for more" if problem else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from leafembed.reports import FLOOR
 from leafembed.ship.markdown import fixed, table
+from leafembed.ship.parts import read_points
 
 __all__ = ["exit_name", "points_section", "rate_name"]
 
@@ -29,7 +30,7 @@ def _floors(under: Sequence[str] | None) -> str:
 
 def points_section(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return ``points``, the table; empty where a bundle has one exit and one dimension."""
-    points: Sequence[Mapping[str, Any]] = manifest.get("points", ())
+    points = read_points(manifest, "manifest")
     if not points:
         return {"points": ""}
     rates = {entry["name"]: entry["texts_per_second"] for entry in manifest.get("speed", ())}
@@ -43,7 +44,7 @@ def points_section(manifest: Mapping[str, Any]) -> dict[str, str]:
             fixed(rates.get(rate_name(point["exit"])), 0),
             fixed(point["weights_mb"], 1),
             4 * point["dim"],
-            _floors(point.get("under")),
+            _floors(point["under"]),
         ]
         for point in points
     ]

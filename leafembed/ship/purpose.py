@@ -52,7 +52,10 @@ def _uses(shipped: EvalReport, teacher: EvalReport, floors: Mapping[str, EvalRep
     lines = []
     for kind, score in shipped.by_type().items():
         langs = sorted({result.lang for result in shipped.results if result.type == kind})
-        where = _listed(langs, "languages")
+        pairs = [lang for lang in langs if "-" in lang]
+        alone = [lang for lang in langs if lang not in pairs]
+        places = [_listed(some, what) for some, what in ((alone, "languages"), (pairs, "pairs of languages")) if some]
+        where = " and between ".join(places) if len(places) == 2 or alone else f"between {places[0]}"
         use = _USES.get(kind, kind)
         line = f"{kind}, {use}: {fixed(score, 3)} of the teacher's {fixed(teacher.by_type()[kind], 3)}; in {where}"
         for name, floor in floors.items():

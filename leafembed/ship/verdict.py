@@ -8,6 +8,7 @@ Who edits one of them, deletes a check or softens a rule is noticed. Who edits a
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -20,10 +21,13 @@ from leafembed.recipe import GateConfig
 from leafembed.recipe_io import load_gate
 from leafembed.reports import FLOOR, FLOORS, Check, EvalReport, GateResult
 
-__all__ = ["INT8", "judge_again", "read_verdict", "require_part", "under_floors"]
+__all__ = ["INT8", "REMEDY", "consistent", "judge_again", "read_verdict"]
 
 INT8 = "INT8 model"
 """Stage of a bundle's verdict; a student refused before it was quantised has ``student``."""
+
+REMEDY = "the manifest was edited or damaged, so write the bundle again or download it again"
+"""What to do about a manifest that cannot be believed."""
 
 _STAGES = {"student": "student", INT8: "int8"}  # and the report that is judged there
 
@@ -43,7 +47,7 @@ def read_verdict(manifest: Mapping[str, Any], where: str) -> tuple[GateResult, s
         outcomes = [(bool(one["passed"]), str(one["name"])) for one in manifest["verdict"]["checks"]]
         claimed = bool(manifest["verdict"]["passed"])
     except (KeyError, TypeError, ValueError, Error) as error:
-        raise BundleError(f"{where}: the verdict is not readable ({error!r}); {_REMEDY}") from error
+        raise BundleError(f"{where}: the verdict is not readable ({error!r}); {REMEDY}") from error
     if "diagnosis" in manifest.get("training", {}) and "files" not in manifest and not stored.passed:
         return stored, stage  # training stopped itself: there are no scores of a student to judge
     again = judge_again(manifest, where)
@@ -51,11 +55,11 @@ def read_verdict(manifest: Mapping[str, Any], where: str) -> tuple[GateResult, s
         if not _agree(mine, theirs):
             said, found = (f"'{one}'" if one else "no such check" for one in (theirs, mine))
             raise BundleError(
-                f"{where}: the verdict says {said}, the scores and the recipe give {found}; {_REMEDY}; if an older "
+                f"{where}: the verdict says {said}, the scores and the recipe give {found}; {REMEDY}; if an older "
                 "leafembed wrote it, the rules were others: run its recipe again"
             )
     if (claimed, outcomes) != (again.passed, [(one.passed, one.name) for one in again.checks]):
-        raise BundleError(f"{where}: the stated outcome is not that of the checks; {_REMEDY}")
+        raise BundleError(f"{where}: the stated outcome is not that of the checks; {REMEDY}")
     return again, stage
 
 
@@ -76,40 +80,8 @@ def judge_again(manifest: Mapping[str, Any], where: str, rules: GateConfig | Non
         if rules is None:
             return check(config=load_gate(manifest["recipe"].get("gate", {})), **given)
     except (KeyError, TypeError, ValueError, AttributeError, Error) as error:
-        raise BundleError(f"{where}: what the verdict follows from is not readable ({error!r}); {_REMEDY}") from error
+        raise BundleError(f"{where}: what the verdict follows from is not readable ({error!r}); {REMEDY}") from error
     return check(config=rules, **given)
-
-
-def under_floors(manifest: Mapping[str, Any], *, exit: int | None, dim: int | None) -> tuple[str, ...]:
-    """Return the floors that an early exit or fewer dimensions of a bundle do not beat; the whole has its verdict.
-
-    Args:
-        manifest: Of the bundle.
-        exit: Layer after which the vector is taken; ``None``: after the last.
-        dim: Leading dimensions that are kept; ``None``: all. A part that was not scored is not judged.
-    """
-    whole = manifest["student"]["dim"]
-    part = (exit, dim or whole)
-    points = manifest.get("points", ()) if part != (None, whole) else ()
-    return tuple(name for point in points if (point["exit"], point["dim"]) == part for name in point.get("under") or ())
-
-
-def require_part(manifest: Mapping[str, Any], where: str, *, exit: int | None, dim: int | None) -> None:
-    """Check that a part of a bundle beats the floors; arguments as of :func:`under_floors`.
-
-    Raises:
-        BundleError: If it was scored and does not; says ``where``.
-    """
-    if under := under_floors(manifest, exit=exit, dim=dim):
-        layers = "all layers" if exit is None else f"exit {exit}"
-        raise BundleError(
-            f"{where}: got {layers} at {dim or manifest['student']['dim']} dimensions, which does not beat "
-            f"{', '.join(under)}; take another part (leaf choose names one), or this one with --allow-failed "
-            "(allow_failed=True)"
-        )
-
-
-_REMEDY = "the manifest was edited or damaged, so write the bundle again or download it again"
 
 
 def _given(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,10 +91,11 @@ def _given(manifest: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"stage {stage!r}, expected one of {list(_STAGES)}")
     if stage != INT8 and "files" in manifest:
         raise ValueError(f"stage {stage!r} of a bundle, expected {INT8!r}")
-    reports = {name: _consistent(EvalReport.from_dict(report)) for name, report in manifest["reports"].items()}
+    reports = {name: consistent(EvalReport.from_dict(report)) for name, report in manifest["reports"].items()}
     judged = _STAGES[stage]
     _require_models(manifest, reports)
-    given = {
+    _require_tasks(manifest["recipe"], reports[judged])
+    given: dict[str, Any] = {
         "report": reports[judged],
         "reference": reports["teacher"],
         "floors": {name: report for name, report in reports.items() if name.startswith(FLOOR)},
@@ -130,8 +103,19 @@ def _given(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "behaviour": Behaviour(**manifest["behaviour"][judged]),
     }
     if stage == INT8:
-        given |= {"fp32": reports["student"], "int8_cosine": manifest["int8"]["cosine_mean"]}
+        cosine = manifest["int8"]["cosine_mean"]
+        if not isinstance(cosine, float):  # without one there would be nothing to judge
+            raise ValueError(f"int8.cosine_mean {cosine!r}, expected a number")
+        given |= {"fp32": reports["student"], "int8_cosine": cosine}
     return given
+
+
+def _require_tasks(recipe: Mapping[str, Any], report: EvalReport) -> None:
+    """Every task that the recipe says it is judged by was scored: a weak one was not left out with its checks."""
+    scored = {result.task for result in report.results}
+    for name in recipe.get("eval", {}).get("test", ()):
+        if not fnmatch.filter(scored, name):
+            raise ValueError(f"no scores of {name}, which the recipe's eval.test names")
 
 
 def _require_models(manifest: Mapping[str, Any], reports: Mapping[str, EvalReport]) -> None:
@@ -145,7 +129,12 @@ def _require_models(manifest: Mapping[str, Any], reports: Mapping[str, EvalRepor
                 raise ValueError(f"report {name!r} is of a model with fingerprint {theirs}, {model} has {mine}")
 
 
-def _consistent(report: EvalReport) -> EvalReport:
+def consistent(report: EvalReport) -> EvalReport:
+    """Return the report.
+
+    Raises:
+        ValueError: If a main score is not the score that it is stored as besides.
+    """
     for result in report.results:
         if result.scores[result.metric] != result.main_score:
             raise ValueError(
