@@ -121,6 +121,10 @@ def _page(models: Sequence[Judged], reference: Judged | None) -> str:
     parts.append(_fold("## By task", table(header, tasks, words=3), len(tasks)))
     about = [[m.label, m.spec, m.report.model.dim, m.report.model.max_seq_length or "any", m.key] for m in models]
     parts += ["## Models", table(["model", "named by", "dim", "tokens read", "key"], about, words=2)]
+    parts.append(
+        "Whether text of these sets was in a model's training is not looked at here. The card of a bundle lists the "
+        "sets that were kept out of its text, with what they share."
+    )
     machine = machine_facts()
     packages = ", ".join(f"{name} {version}" for name, version in versions(SCORERS).items())
     parts.append(line(f"Scored on {machine['cpu']}, {machine['cores']} cores, with {packages}."))

@@ -207,3 +207,22 @@ def test_a_wrong_token_writes_nothing(leaf, hub, bundle):
     got = leaf("push", bundle, REPO, HF_TOKEN="hf_wrong")
     assert got.returncode == 1
     assert REPO not in hub.commits
+
+
+def test_a_model_of_the_hub_is_judged_by_its_id_at_a_commit(leaf, hub, tmp_path, eval_data):
+    from families import bert
+
+    folder = bert(tmp_path / "model")
+    hub.create(REPO, private=True)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    first = hub.commit(REPO, "main", files)
+    hub.commit(REPO, "main", {"model.safetensors": b"another one"})
+    what = ("--data", eval_data, "--tasks", "sts/toy.test", "--json", "--cache-dir", tmp_path / "cache")
+    by_id, local = leaf("evaluate", f"{REPO}@{first}", *what), leaf("evaluate", folder, *what)
+    assert by_id.returncode == local.returncode == 0, by_id.stderr + local.stderr
+    scores = [json.loads(one.stdout)["results"][0]["main_score"] for one in (by_id, local)]
+    assert scores[0] == scores[1]
+    assert leaf("evaluate", f"{REPO}@{first}", *what, HF_HUB_OFFLINE="1").returncode == 0  # fetched once
+    gone = leaf("evaluate", f"{REPO}@{'0' * 40}", *what)
+    assert gone.returncode == 1
+    assert f"leaf: {REPO}@{'0' * 40}: cannot be fetched" in gone.stderr

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from families import gemma, toy_recipe
+from scipy.stats import spearmanr
 from served import serving
 from tiny import judge, write_sealed
 
@@ -14,6 +15,8 @@ from leafembed.choosing import _best, choose
 from leafembed.cli import main
 from leafembed.errors import BundleError, Error
 from leafembed.judge.evaluate import evaluate
+from leafembed.judge.mteb_model import MtebModel
+from leafembed.judge.mteb_run import run_mteb
 from leafembed.judge.tasks import load_tasks
 from leafembed.judge.views import View
 from leafembed.learn.exits import Exits
@@ -231,3 +234,22 @@ def test_a_bundle_with_one_point_has_nothing_to_choose_from(tmp_path):
 
     with pytest.raises(Error, match=r"nothing to choose from; train a student with student\.exits"):
         choose(make_bundle(tmp_path), ["red"], min_rate=1)
+
+
+def test_mteb_scores_an_early_exit_as_it_is(bundle):
+    from mteb.mocks import mock_tasks
+
+    task = mock_tasks.MockSTSTask()
+    task.load_data()
+    rows = task.dataset["test"]
+    encoder = leafembed.load(bundle, threads=1)
+    cosines = {}
+    for exit in (None, 1):
+        one, other = (encoder.encode(list(rows[name]), exit=exit) for name in ("sentence1", "sentence2"))
+        cosines[exit] = np.sum(one * other, axis=1)
+        for part in (View(encoder, exit=exit), leafembed.load(bundle, threads=1, exit=exit)):
+            (result,) = run_mteb(part, [mock_tasks.MockSTSTask()]).results
+            assert result.main_score == pytest.approx(spearmanr(cosines[exit], rows["score"]).statistic, abs=1e-6)
+            found = MtebModel(part).encode([{"text": list(rows["sentence1"])}], task_metadata=task.metadata)
+            assert np.sum(found * one, axis=1).min() > 0.9999
+    assert np.abs(cosines[None] - cosines[1]).max() > 1e-3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from test_report import neighbours
 from tiny import sample_manifest
@@ -68,6 +70,34 @@ def test_nothing_is_wider_than_the_screen_and_every_plot_is_drawn(browser):
         assert marks > 0, name
 
 
+def test_a_name_in_the_legend_hides_its_curve_and_shows_it_again(browser):
+    def shown():
+        return browser.execute_script(
+            "return document.querySelector('#losses').data.map(one => [undefined, true].includes(one.visible))"
+        )
+
+    before = shown()
+    toggle = browser.find_element("css selector", "#losses .legendtoggle")
+    for expected in (not before[0], before[0]):
+        # plotly waits for a second click, which would hide all the others
+        browser.execute_script(
+            "for (const kind of ['mousedown', 'mouseup'])"
+            " arguments[0].dispatchEvent(new MouseEvent(kind, {bubbles: true, view: window}))", toggle
+        )  # fmt: skip
+        end = time.monotonic() + 10
+        while shown()[0] != expected and time.monotonic() < end:
+            time.sleep(0.05)
+        assert shown() == [expected, *before[1:]]
+        toggle = browser.find_element("css selector", "#losses .legendtoggle")
+
+
+def test_examples_of_disagreement_can_be_read(browser):
+    example = browser.find_element("css selector", "details[open]")
+    assert example.is_displayed()
+    assert "nearest for the teacher" in example.text
+    assert "<script>" in browser.find_element("css selector", "main, body").get_attribute("textContent")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_either_scheme_and_the_console_is_clean(browser, scheme):
     features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -77,6 +107,12 @@ def test_text_stands_out_in_either_scheme_and_the_console_is_clean(browser, sche
     )
     assert contrast(ink, back) >= 7
     assert (luminance(back) < 0.1) == (scheme == "dark")
+    for what in (".xtick text", ".ytick text", ".legendtext", ".xtitle"):
+        words = browser.execute_script(
+            "return [...document.querySelectorAll(arguments[0])].map(one => getComputedStyle(one).fill)", what
+        )
+        assert words, what
+        assert min(contrast(word, back) for word in words) >= 4.5, what
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 

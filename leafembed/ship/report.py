@@ -17,7 +17,7 @@ from leafembed.ship.templates import fill_html
 
 __all__ = ["render_report"]
 
-_GREY, _GRID = "#7b8794", "rgba(123, 135, 148, 0.25)"  # readable on white and on black
+_GREY, _GRID = "#7b8794", "rgba(123, 135, 148, 0.25)"  # of lines; text takes the colour of the page
 _COLOURS = ("#0f9d8a", "#8b5cf6", "#65a30d", "#2f80d0", "#d97706", "#d6336c", "#7b8794")
 _LOSSES = ("loss", "distillation", "alignment", "token_distillation", "exit_alignment", "contrastive", "triplet")
 _CONFIG = {"responsive": True, "displayModeBar": False}
