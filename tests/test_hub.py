@@ -220,7 +220,7 @@ def test_a_model_of_the_hub_is_judged_by_its_id_at_a_commit(leaf, hub, tmp_path,
     what = ("--data", eval_data, "--tasks", "sts/toy.test", "--json", "--cache-dir", tmp_path / "cache")
     by_id, local = leaf("evaluate", f"{REPO}@{first}", *what), leaf("evaluate", folder, *what)
     assert by_id.returncode == local.returncode == 0, by_id.stderr + local.stderr
-    scores = [json.loads(one.stdout)["results"][0]["main_score"] for one in (by_id, local)]
+    scores = [json.loads(one.stdout)["model"]["results"][0]["main_score"] for one in (by_id, local)]
     assert scores[0] == scores[1]
     assert leaf("evaluate", f"{REPO}@{first}", *what, HF_HUB_OFFLINE="1").returncode == 0  # fetched once
     gone = leaf("evaluate", f"{REPO}@{'0' * 40}", *what)
