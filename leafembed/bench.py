@@ -30,8 +30,14 @@ from leafembed.text import read_rows
 
 __all__ = ["MIXES", "Plan", "length_mixes", "measure"]
 
-MIXES = ("queries", "sentences", "paragraphs", "2,048 tokens")
-"""Lengths of text that are timed: of one kind each."""
+MIXES = {
+    "queries": "Retrieval-query",
+    "sentences": "STS",
+    "paragraphs": "Retrieval-document",
+    "2,048 tokens": "Retrieval-document",
+}
+"""Lengths of text that are timed, of one kind each, and the role in which they are read: a model with a prompt for it
+takes the prompt, as where quality is scored."""
 
 _STARTS, _PASSES = 5, 5
 """Cold starts, and passes over the queries one at a time."""
@@ -179,12 +185,12 @@ def _alone(entrant: Entrant, mixes: Mapping[str, Sequence[str]], threads: int) -
         with _Process(entrant, threads) as process:
             starts.append(process.cold_start)
             if number == 0:
-                process.ask("time", mixes["sentences"])
+                process.ask("time", _in_role("sentences", mixes["sentences"]))
                 memory = process.ask("memory", None)
-                facts = {name: process.ask("facts", texts) for name, texts in mixes.items()}
+                facts = {name: process.ask("facts", _in_role(name, texts)) for name, texts in mixes.items()}
     with _Process(entrant, 1) as process:
         queries, step = mixes["queries"], min(_PASSES, len(mixes["queries"]))
-        passes = [process.ask("latencies", queries[number::step]) for number in range(step)]
+        passes = [process.ask("latencies", _in_role("queries", queries[number::step])) for number in range(step)]
     p50, p95, p99 = np.percentile(np.concatenate(passes), [50, 95, 99])
     medians = [1e3 * float(np.median(one)) for one in passes]
     return {
@@ -221,13 +227,17 @@ def _interleaved(
             say(f"round {number} of {plan.repeats}" if number else "warming up")
             for mix, name in product(mixes, [name for name in processes if name not in missing]):
                 with _noted(name, missing):
-                    seconds = processes[name].ask("time", mixes[mix])
+                    seconds = processes[name].ask("time", _in_role(mix, mixes[mix]))
                     if number:
                         result[name]["seconds"][mix].append(seconds)
     finally:
         for process in processes.values():
             process.end()
     return {name: found for name, found in result.items() if name not in missing}
+
+
+def _in_role(mix: str, texts: Sequence[str]) -> dict[str, Any]:
+    return {"texts": list(texts), "role": MIXES[mix]}
 
 
 @contextmanager

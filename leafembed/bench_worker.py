@@ -91,22 +91,25 @@ class Worker:
         self.encoder = encoder
         self.entrant = entrant
 
-    def time(self, texts: list[str]) -> float:
-        """Seconds of encoding the texts."""
+    def time(self, wanted: dict[str, Any]) -> float:
+        """Seconds of encoding ``texts`` with the prompt that the encoder has for the ``role``, as it is scored."""
+        prompt = self._prompt(wanted["role"])
         start = time.perf_counter()
-        self.encoder.encode(texts)
+        self.encoder.encode(wanted["texts"], prompt_name=prompt)
         return time.perf_counter() - start
 
-    def latencies(self, texts: list[str]) -> list[float]:
+    def latencies(self, wanted: dict[str, Any]) -> list[float]:
         """Seconds of each text, one at a time, after one uncounted."""
-        self.encoder.encode(texts[:1])
-        return [self.time([text]) for text in texts]
+        one_by_one = [{**wanted, "texts": [text]} for text in wanted["texts"]]
+        self.time(one_by_one[0])
+        return [self.time(one) for one in one_by_one]
 
-    def facts(self, texts: list[str]) -> dict[str, Any]:
+    def facts(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Tokens of the texts where it has tokens, weights in matrix products where that is known, dimensions."""
         counted = getattr(self.encoder, "count_tokens", None)
         products = getattr(self.encoder, "matmul_parameters", None)
-        tokens = sum(counted(texts)) if counted else None
+        before = self.encoder.ref.prompts.get(self._prompt(wanted["role"]) or "", "")
+        tokens = sum(counted([before + text for text in wanted["texts"]])) if counted else None
         weights: int | None = products() if products else None
         if self.entrant["kind"] == "bundle":
             from leafembed.ship.engine import product_weights
@@ -115,6 +118,11 @@ class Worker:
             folder = Path(self.entrant["path"])
             weights = product_weights(folder / "model.xml", EncoderConfig.read(folder), self.entrant["exit"])
         return {"tokens": tokens, "matmul_parameters": weights, "dim": self.encoder.ref.dim}
+
+    def _prompt(self, role: str) -> str | None:
+        from leafembed.judge.kinds import find_prompt
+
+        return find_prompt(self.encoder.ref.prompts, role)
 
     def memory(self, _: Any) -> float | None:
         """Most resident memory so far, MB."""

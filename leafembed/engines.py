@@ -163,6 +163,9 @@ def _set_up(name: str, line: Line, student: TorchEncoder, plain: Path) -> _Candi
         change = {"precision": name} if name == "bf16" else {"group_size": int(name.removeprefix("group-"))}
         once(folder, fingerprint(key, file_sha256(plain / "model.bin")), partial(_write_changed, plain, change))
     why_not = "vectors would depend on the machine" if name == "bf16" else ""
+    small = line.recipe.student
+    if name == "static" and (small.table_bits or small.table_rank):  # it is made anew, with the table in INT8
+        why_not = "its token table would not be stored as the student's is"
     return _Candidate(BundleEncoder(folder, threads=how.threads, batch_size=how.batch_size), folder, why_not)
 
 

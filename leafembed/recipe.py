@@ -91,7 +91,8 @@ class GateConfig:
     max_int8_drop: float = 0.01
     """Most that the INT8 model may lose against its own fp32 student in any task type."""
     max_int8_drop_in_language: float = 0.02
-    """The same in any one language of a type; more, since a language has fewer items than its type."""
+    """The same in any one language of a type; more, since a language has fewer items than its type. What three of its
+    items make up is allowed in any case."""
     min_int8_cosine: float = 0.999
     """Least mean cosine between INT8 and fp32 vectors on held-out text."""
     languages: tuple[str, ...] = ()

@@ -341,6 +341,6 @@ def test_languages_that_lose_most_by_int8_are_named_with_their_drops(manifest):
         result["main_score"] = before[result["task"], result["lang"]] - 0.001 * (place + 1)
     drops = {}
     for place, result in enumerate(results):
-        drops.setdefault(result["lang"], []).append(0.001 * (place + 1))
+        drops.setdefault(f"{result['type']} in {result['lang']}", []).append(0.001 * (place + 1))
     worst, drop = max(((lang, sum(some) / len(some)) for lang, some in drops.items()), key=lambda one: one[1])
     assert f"the largest drops: {worst} +{drop:.4f}" in render_card(manifest)

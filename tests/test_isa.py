@@ -51,12 +51,8 @@ def test_what_a_cpu_loses(flags, group, lost):
     assert arithmetic_here(0, flags) == Arithmetic(0)  # nothing to lose
 
 
-@pytest.mark.skipif(not cpu_flags() >= AVX2, reason="caps are of x86 with AVX2")
-@pytest.mark.parametrize(("cap", "flags"), [("AVX2", "sse2 avx2"), ("AVX512_CORE", "sse2 avx2 avx512f")])
-def test_the_same_folder_runs_on_a_lesser_cpu_and_says_so(model, tmp_path, cap, flags):
-    if not cpu_flags() >= set(flags.split()):
-        pytest.skip(f"this CPU is less than {cap}")
-    folder, exact = model
+def encode_capped(model, tmp_path, cap, flags):
+    """Vectors of a process whose engine may use no more than ``cap`` and that reads ``flags`` of its CPU."""
     code = f"""
         import json, logging, sys
         import numpy as np
@@ -66,19 +62,35 @@ def test_the_same_folder_runs_on_a_lesser_cpu_and_says_so(model, tmp_path, cap, 
         from leafembed.ship.encoder import BundleEncoder
         np.save(sys.argv[2], BundleEncoder(sys.argv[1], threads=1).encode(json.loads(sys.argv[3])))
     """
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(folder), str(tmp_path / "v.npy"), json.dumps(TEXTS)],
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(model[0]), str(tmp_path / "v.npy"), json.dumps(TEXTS)],
         env={**os.environ, "ONEDNN_MAX_CPU_ISA": cap},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.skipif(not cpu_flags() >= AVX2, reason="caps are of x86 with AVX2")
+@pytest.mark.parametrize(("cap", "flags"), [("AVX2", "sse2 avx2"), ("AVX512_CORE", "sse2 avx2 avx512f")])
+def test_the_same_folder_runs_on_a_lesser_cpu_and_says_so(model, tmp_path, cap, flags):
+    if not cpu_flags() >= set(flags.split()):
+        pytest.skip(f"this CPU is less than {cap}")
+    ended = encode_capped(model, tmp_path, cap, flags)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stderr.strip().startswith("tiny: this CPU has n")
     vectors = np.load(tmp_path / "v.npy", allow_pickle=False)
-    cosines = np.sum(vectors * exact, axis=1)
+    cosines = np.sum(vectors * model[1], axis=1)
     assert cosines.mean() > 0.999
     assert cosines.min() > 0.99
+
+
+@pytest.mark.skipif(not cpu_flags() >= AVX2 | {"avx512_vnni"}, reason="needs what it takes away")
+def test_the_cap_is_one(model, tmp_path):
+    """An engine that is capped and not told so cannot run groups of INT8 activations at all."""
+    ended = encode_capped(model, tmp_path, "AVX2", " ".join(cpu_flags()))
+    assert ended.returncode != 0
+    assert "this CPU has n" not in ended.stderr
 
 
 def test_a_vector_does_not_depend_on_neighbours_or_padding(model):

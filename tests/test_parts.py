@@ -30,7 +30,13 @@ def manifest():
     made["points"] = [
         {"exit": exit, "dim": dim, "weights_mb": 1.0, "report": of(made, "int8", kept[exit, dim])} for exit, dim in kept
     ] + [{"exit": 1, "dim": 4, "weights_mb": 1.0, "report": of(made, FLOOR, 0.9)}]
+    for point in made["points"]:
+        point["report"]["model"] = {**made["reports"]["int8"]["model"], "dim": point["dim"]}
     return made
+
+
+def refused(manifest, exit, dim):
+    return why_not(manifest, read_points(manifest, "here"), exit=exit, dim=dim)
 
 
 def test_what_parts_are_worth_follows_from_their_scores(manifest):
@@ -46,21 +52,30 @@ def test_what_parts_are_worth_follows_from_their_scores(manifest):
 
 
 def test_a_part_under_a_floor_is_refused_and_dimensions_between_go_by_the_next_smaller_one(manifest):
-    for exit, dim in ((None, None), (None, 8), (None, 4), (None, 7), (None, 2), (1, None), (1, 8)):
+    for exit, dim in ((None, None), (None, 8), (None, 4), (None, 7), (1, None), (1, 8)):
         require_part(manifest, "here", exit=exit, dim=dim)
-    for dim in (4, 5, 7, 3, 1):
+    for dim in (4, 5, 7):
         with pytest.raises(BundleError, match=rf"here: got exit 1 at {dim} dimensions, which does not beat .*; take"):
             require_part(manifest, "here", exit=1, dim=dim)
+    for exit in (None, 1):  # below the smallest that was scored nothing is known
+        with pytest.raises(BundleError, match=r"at 3 dimensions, which was not held against the floors; take"):
+            require_part(manifest, "here", exit=exit, dim=3)
 
 
 def test_what_was_stored_of_a_part_besides_its_scores_is_not_believed(manifest):
     manifest["points"][3] |= {"under": [], "mean": 1.0, "why_not": ""}
-    assert why_not(manifest, "here", exit=1, dim=4)
+    assert refused(manifest, 1, 4)
     manifest["points"][3]["report"]["results"][0]["main_score"] = 0.99
     with pytest.raises(BundleError, match="here: the scores of its parts are not readable"):
-        why_not(manifest, "here", exit=1, dim=4)
+        refused(manifest, 1, 4)
     manifest["points"][3]["report"]["results"].pop()
     with pytest.raises(BundleError, match="here: the scores of its parts are not readable"):
+        read_points(manifest, "here")
+
+
+def test_scores_of_another_model_are_none(manifest):
+    manifest["points"][3]["report"] = copy.deepcopy(manifest["reports"]["teacher"])
+    with pytest.raises(BundleError, match=r"here: .*scores of exit 1 at 4 dimensions are of"):
         read_points(manifest, "here")
 
 
@@ -69,23 +84,23 @@ def test_a_bad_part_cannot_be_left_out(manifest):
     read_points(manifest, "here")
     del manifest["points"][3]
     with pytest.raises(BundleError, match=r"no scores of exit and dimension \[\(1, 4\)\], which the recipe trains"):
-        why_not(manifest, "here", exit=1, dim=4)
+        refused(manifest, 1, 4)
 
 
 def test_a_part_that_was_never_judged_is_refused_unless_no_floor_is_asked_for(manifest):
     manifest["points"] = manifest["points"][:2]
-    assert why_not(manifest, "here", exit=1, dim=8) == "was not held against the floors"
+    assert refused(manifest, 1, 8) == "was not held against the floors"
     old = {"exit": 1, "dim": 8, "mean": 0.7, "retention": 0.9, "types": {"STS": 0.7}, "weights_mb": 1.0}
     manifest["points"].append(old)
     assert read_points(manifest, "here")[2]["under"] is None
-    assert why_not(manifest, "here", exit=1, dim=8) == "was not held against the floors"
+    assert refused(manifest, 1, 8) == "was not held against the floors"
     manifest["recipe"]["gate"]["beat_floors"] = False
-    assert why_not(manifest, "here", exit=1, dim=8) == ""
+    assert refused(manifest, 1, 8) == ""
     del manifest["points"]
     assert read_points(manifest, "here") == []
-    assert why_not(manifest, "here", exit=1, dim=8) == ""
+    assert refused(manifest, 1, 8) == ""
 
 
 def test_shorter_vectors_of_a_model_that_was_judged_whole_are_nobodys_promise(manifest):
     del manifest["points"]
-    assert why_not(manifest, "here", exit=None, dim=4) == ""
+    assert refused(manifest, None, 4) == ""

@@ -205,10 +205,8 @@ def assert_nothing_lost(sittings, goes_on, kills):
     assert [sitting["killed"] for sitting in sittings] == [True] * kills + [False]
     for one, following in itertools.pairwise(sittings):
         assert one["began"] <= one["left"] == following["began"]
-    # Each sitting went on from the newest checkpoint there was; a sitting killed before it said so says nothing.
-    assert set(goes_on) <= {sitting["began"] for sitting in sittings}
-    assert goes_on == sorted(goes_on)
-    assert goes_on[-1] == sittings[-1]["began"] > 0
+    assert goes_on == [sitting["began"] for sitting in sittings[1:]]  # from the newest checkpoint that there was
+    assert goes_on[0] > 0
     # And what it had done since is all that a kill cost.
     assert all(0 <= one["at"] - one["left"] <= EVAL_STEPS for one in sittings)
 

@@ -1,6 +1,7 @@
 """Shows that memory does not grow with the number of texts: ``python tools/bench_memory.py BUNDLE [--texts N]``.
 
-Streams short texts through a bundle and prints resident memory at every tenth of the way.
+Streams short texts through a bundle and prints resident memory at every tenth of the way. Exit status 1 if it grows by
+more than ``--most`` MB between the first of these and the last.
 """
 
 import argparse
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--texts", type=int, default=1_000_000)
+    parser.add_argument("--most", type=float, default=50.0, help="MB that it may grow by after the first tenth")
     args = parser.parse_args()
     encoder = leafembed.load(args.bundle, allow_failed=True)
     opened, start, done, marks = resident_mb(), time.perf_counter(), 0, []
@@ -35,6 +37,9 @@ def main() -> None:
     print(json.dumps({"opened_mb": round(opened, 1), "marks": marks, "peak_mb": peak_memory_mb(),
                       "texts_per_second": round(done / (time.perf_counter() - start)), "threads": encoder.threads,
                       "machine": machine_facts()}, indent=2))  # fmt: skip
+    grown = marks[-1]["resident_mb"] - marks[0]["resident_mb"]
+    if grown > args.most:
+        parser.exit(1, f"got {grown:.0f} MB more at the end than after a tenth, expected at most {args.most:g}\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Rounds alternate between the routes over the same batches, so that a slow spell of the machine falls on all of them.
 With ``--stock-batches random`` the stock route takes batches of the same texts that were not sorted, as a plain loop
-does: then the ratio is of both at once, layers and batches, and rounds hold as many texts but not the same ones.
+does: then the ratio is of both at once, layers and batches. A round holds as many texts then but not the same ones;
+all rounds together hold the same, and ``whole`` is the ratio of all seconds.
 Seconds of the processor are given beside those of the clock: on a shared machine they are the steadier of the two.
 With ``--losses`` every route also trains from the same start on the same batches, and the curves are compared. The
 control is the stock route with the texts within each batch in reverse: the same sums, rounded in another order.
@@ -149,6 +150,7 @@ def race(
             "texts_per_second": _spread([n / clock for n, (clock, _) in zip(texts, timed, strict=True)]),
             "tokens_per_second": _spread([n / clock for n, (clock, _) in zip(tokens, timed, strict=True)]),
             "texts_per_processor_second": _spread([n / cpu for n, (_, cpu) in zip(texts, timed, strict=True)]),
+            "whole": sum(s[0] for s in rounds["stock"]) / sum(clock for clock, _ in timed),
             "ratio": _spread([s[0] / t[0] for s, t in zip(rounds["stock"], timed, strict=True)]),
             "processor_ratio": _spread([s[1] / t[1] for s, t in zip(rounds["stock"], timed, strict=True)]),
             "compile_seconds": max(0.0, first[route] - 3 * statistics.median(clock for clock, _ in timed) / per_round),
@@ -195,6 +197,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of texts and targets")
     parser.add_argument("--json", type=Path, help="file for the result")
     args = parser.parse_args()
+    if args.losses and args.stock_batches != "same":
+        parser.error("--losses compares routes on the same batches: leave --stock-batches out")
     args.routes = ["stock", *args.routes]
     return args
 
@@ -219,6 +223,8 @@ def main() -> None:
 
     args.batches = LOSS_BATCHES if args.losses else args.rounds * args.steps
     texts = read_texts(args.texts, args)
+    if not args.losses:  # every text is in one batch of each route
+        texts = texts[: args.batches * args.batch_size]
     batches = make_batches(start, texts, vectors, args, args.sort)
     stock = batches if args.stock_batches == "same" else make_batches(start, texts, vectors, args, "random")
 

@@ -18,6 +18,7 @@ from leafembed.text import normalise_lang
 __all__ = ["check", "floors_above", "require_known"]
 
 _NO_REACTION = 1e-6
+_CHANCE = 3  # items of a language that INT8 may turn from right to wrong
 
 # Where questions repeat the words of passages, a bag of words beats good models, teachers among them: it is a floor of
 # the mean over types, and of a type or language in which the teacher itself is above it.
@@ -148,11 +149,17 @@ def _by_language(report: EvalReport) -> dict[str, float]:
 
 
 def _drops(report: EvalReport, fp32: EvalReport, config: GateConfig) -> Iterator[Check]:
-    limits = ((EvalReport.by_type, config.max_int8_drop), (_by_language, config.max_int8_drop_in_language))
-    for scores, limit in limits:
-        theirs = scores(fp32)
-        for what, score in scores(report).items():
-            yield Check(f"INT8 drop in {what}", theirs[what] - score, limit, at_least=False)
+    types, langs = fp32.by_type(), _by_language(fp32)
+    for kind, score in report.by_type().items():
+        yield Check(f"INT8 drop in {kind}", types[kind] - score, config.max_int8_drop, at_least=False)
+    items: dict[str, int] = {}
+    for result in report.results:
+        what = f"{result.type} in {result.lang}"
+        items[what] = min(result.n, items.get(what, result.n))
+    for what, score in _by_language(report).items():
+        # Where a language has few items, so many of them may turn out otherwise by chance.
+        limit = max(config.max_int8_drop_in_language, _CHANCE / items[what])
+        yield Check(f"INT8 drop in {what}", langs[what] - score, limit, at_least=False)
 
 
 def _languages(report: EvalReport, config: GateConfig) -> Iterator[Check]:

@@ -12,7 +12,7 @@ from leafembed.errors import Error, GateFailedError
 from leafembed.ship.bundle import read_manifest
 from leafembed.ship.card import MANIFEST
 from leafembed.ship.folder import EncoderConfig, read_prompts
-from leafembed.ship.parts import require_part, why_not
+from leafembed.ship.parts import read_points, require_part, why_not
 from leafembed.ship.verdict import read_verdict
 
 __all__ = ["NAME", "About", "ModelSpec"]
@@ -71,11 +71,13 @@ class About:
         manifest: Sealed, its verdict that of its scores.
         config: What the model reads and gives.
         prompts: By name.
+        points: Its parts, as ``ship/parts.py`` reads them.
     """
 
     manifest: Mapping[str, Any]
     config: EncoderConfig
     prompts: Mapping[str, str]
+    points: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def read(cls, spec: ModelSpec, *, allow_failed: bool) -> About:
@@ -101,11 +103,11 @@ class About:
             raise Error(f"--model {spec.name}: got @dim={spec.dim}, the bundle has {config.dim} dimensions")
         if not allow_failed:
             require_part(manifest, f"--model {spec.name}", exit=spec.exit, dim=spec.dim)
-        return cls(manifest, config, prompts)
+        return cls(manifest, config, prompts, tuple(read_points(manifest, str(spec.path))))
 
     def wrong_dim(self, dim: int, spec: ModelSpec, *, allow_failed: bool) -> str:
         """What is wrong with vectors of so many dimensions, for who asks for them; empty: nothing."""
         if not 1 <= dim <= self.config.dim:
             return f"got {dim}, expected 1 to {self.config.dim}"
-        problem = "" if allow_failed else why_not(self.manifest, str(spec.path), exit=spec.exit, dim=dim)
+        problem = "" if allow_failed else why_not(self.manifest, self.points, exit=spec.exit, dim=dim)
         return f"got {dim}, which {problem}; leave it out, or ask for more" if problem else ""

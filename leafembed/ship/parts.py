@@ -40,44 +40,42 @@ def read_points(manifest: Mapping[str, Any], where: str) -> list[dict[str, Any]]
         _require_all(points, manifest)
         reports = {name: EvalReport.from_dict(report) for name, report in manifest["reports"].items()} if points else {}
         beat_floors = bool(points) and _judges_floors(manifest)
-        return [_read_point(point, reports, beat_floors=beat_floors) for point in points]
+        return [_read_point(point, manifest["student"], reports, beat_floors=beat_floors) for point in points]
     except (KeyError, TypeError, ValueError, AttributeError, Error) as error:
         raise BundleError(f"{where}: the scores of its parts are not readable ({error!r}); {REMEDY}") from error
 
 
-def why_not(manifest: Mapping[str, Any], where: str, *, exit: int | None, dim: int | None) -> str:
+def why_not(
+    manifest: Mapping[str, Any], points: Sequence[Mapping[str, Any]], *, exit: int | None, dim: int | None
+) -> str:
     """Return why an early exit or fewer dimensions of a bundle may not be used; empty: they may.
 
-    A dimension that was not scored is as good as the next smaller one that was, or as the smallest. The whole has its
-    verdict; and where neither exits nor dimensions were scored, fewer dimensions are nobody's promise.
+    A dimension that was not scored is as good as the next smaller one that was; below the smallest nothing is known.
+    The whole has its verdict. Where neither exits nor dimensions were scored, fewer dimensions are nobody's promise.
 
     Args:
         manifest: Of the bundle.
-        where: What an error calls it.
+        points: Its parts, from :func:`read_points`.
         exit: Layer after which the vector is taken; ``None``: after the last.
         dim: Leading dimensions that are kept; ``None``: all.
-
-    Raises:
-        BundleError: As :func:`read_points`.
     """
-    whole = manifest["student"]["dim"]
-    dim = dim or whole
-    if (exit, dim) == (None, whole):
+    dim = dim or manifest["student"]["dim"]
+    if not _judges_floors(manifest) or (exit, dim) == (None, manifest["student"]["dim"]):
         return ""
-    points = {point["dim"]: point for point in read_points(manifest, where) if point["exit"] == exit}
-    if not points:
-        return _UNJUDGED if exit is not None and _judges_floors(manifest) else ""
-    nearest = max((known for known in points if known <= dim), default=min(points))
-    return "" if nearest == whole and exit is None else str(points[nearest]["why_not"])
+    known = {point["dim"]: point for point in points if point["exit"] == exit}
+    if not known:
+        return _UNJUDGED if exit is not None else ""
+    nearest = max((scored for scored in known if scored <= dim), default=None)
+    return _UNJUDGED if nearest is None else str(known[nearest]["why_not"])
 
 
 def require_part(manifest: Mapping[str, Any], where: str, *, exit: int | None, dim: int | None) -> None:
-    """Check that a part of a bundle may be used; arguments as of :func:`why_not`.
+    """Check that a part of a bundle may be used; ``exit`` and ``dim`` as of :func:`why_not`.
 
     Raises:
-        BundleError: If it may not, or cannot be judged; says ``where``.
+        BundleError: If it may not, or its parts cannot be judged; says ``where``.
     """
-    if problem := why_not(manifest, where, exit=exit, dim=dim):
+    if problem := why_not(manifest, read_points(manifest, where), exit=exit, dim=dim):
         layers = "all layers" if exit is None else f"exit {exit}"
         raise BundleError(
             f"{where}: got {layers} at {dim or manifest['student']['dim']} dimensions, which {problem}; take another "
@@ -95,11 +93,15 @@ def _require_all(points: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any
         raise ValueError(f"no scores of exit and dimension {sorted(missing, key=str)}, which the recipe trains")
 
 
-def _read_point(point: Mapping[str, Any], reports: Mapping[str, EvalReport], *, beat_floors: bool) -> dict[str, Any]:
+def _read_point(
+    point: Mapping[str, Any], student: Mapping[str, Any], reports: Mapping[str, EvalReport], *, beat_floors: bool
+) -> dict[str, Any]:
     found = {key: point[key] for key in ("exit", "dim", "weights_mb")}
     under: list[str] | None = None
     if "report" in point:
         report, teacher = consistent(EvalReport.from_dict(point["report"])), reports["teacher"]
+        if (report.model.fingerprint, report.model.dim) != (student["fingerprint"], point["dim"]):
+            raise ValueError(f"scores of exit {point['exit']} at {point['dim']} dimensions are of {report.model}")
         found |= {"mean": report.mean, "retention": report.mean_retention(teacher), "types": report.by_type()}
         if beat_floors:
             floors = {name: other for name, other in reports.items() if name.startswith(FLOOR)}
@@ -107,7 +109,8 @@ def _read_point(point: Mapping[str, Any], reports: Mapping[str, EvalReport], *, 
     else:  # of before scores were kept by language
         found |= {key: point[key] for key in ("mean", "retention", "types")}
     problem = _UNJUDGED if under is None else f"does not beat {', '.join(under)}" if under else ""
-    return {**found, "under": under, "why_not": problem if beat_floors else ""}
+    whole = (point["exit"], point["dim"]) == (None, student["dim"])  # which has the gate's verdict
+    return {**found, "under": under, "why_not": problem if beat_floors and not whole else ""}
 
 
 def _judges_floors(manifest: Mapping[str, Any]) -> bool:

@@ -55,9 +55,9 @@ def _uses(shipped: EvalReport, teacher: EvalReport, floors: Mapping[str, EvalRep
         pairs = [lang for lang in langs if "-" in lang]
         alone = [lang for lang in langs if lang not in pairs]
         places = [_listed(some, what) for some, what in ((alone, "languages"), (pairs, "pairs of languages")) if some]
-        where = " and between ".join(places) if len(places) == 2 or alone else f"between {places[0]}"
+        where = f"in {' and between '.join(places)}" if alone else f"between {places[0]}"
         use = _USES.get(kind, kind)
-        line = f"{kind}, {use}: {fixed(score, 3)} of the teacher's {fixed(teacher.by_type()[kind], 3)}; in {where}"
+        line = f"{kind}, {use}: {fixed(score, 3)} of the teacher's {fixed(teacher.by_type()[kind], 3)}; {where}"
         for name, floor in floors.items():
             if (theirs := floor.by_type()[kind]) >= score:
                 line += f". {name.removeprefix(FLOOR).capitalize()} alone scores {fixed(theirs, 3)}"

@@ -114,10 +114,10 @@ def _int8_drop(reports: Mapping[str, EvalReport]) -> str:
 
 
 def _int8_worst(reports: Mapping[str, EvalReport]) -> str:
-    """Where INT8 loses most: the drops of single languages, each the mean over its tasks, largest first."""
+    """Where INT8 loses most: the drops of single languages of a type, each the mean over its tasks, largest first."""
     before = {(r.task, r.lang): r.main_score for r in reports["student"].results}
     drops: dict[str, list[float]] = {}
     for r in reports["int8"].results:
-        drops.setdefault(r.lang, []).append(before[r.task, r.lang] - r.main_score)
-    means = sorted(((sum(some) / len(some), lang) for lang, some in drops.items()), reverse=True)
-    return ", ".join(f"{lang} {drop:+z.4f}" for drop, lang in means[:_LANGUAGES])
+        drops.setdefault(f"{r.type} in {r.lang}", []).append(before[r.task, r.lang] - r.main_score)
+    means = sorted(((sum(some) / len(some), what) for what, some in drops.items()), reverse=True)
+    return ", ".join(f"{what} {drop:+z.4f}" for drop, what in means[:_LANGUAGES])

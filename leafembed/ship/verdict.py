@@ -55,8 +55,8 @@ def read_verdict(manifest: Mapping[str, Any], where: str) -> tuple[GateResult, s
         if not _agree(mine, theirs):
             said, found = (f"'{one}'" if one else "no such check" for one in (theirs, mine))
             raise BundleError(
-                f"{where}: the verdict says {said}, the scores and the recipe give {found}; {REMEDY}; if an older "
-                "leafembed wrote it, the rules were others: run its recipe again"
+                f"{where}: the verdict says {said}, the scores and the recipe give {found}; if an older leafembed "
+                f"wrote it, the rules were others: run its recipe again; else {REMEDY}"
             )
     if (claimed, outcomes) != (again.passed, [(one.passed, one.name) for one in again.checks]):
         raise BundleError(f"{where}: the stated outcome is not that of the checks; {REMEDY}")
@@ -112,7 +112,7 @@ def _given(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_tasks(recipe: Mapping[str, Any], report: EvalReport) -> None:
     """Every task that the recipe says it is judged by was scored: a weak one was not left out with its checks."""
-    scored = {result.task for result in report.results}
+    scored = {result.task for result in report.results} | {few.task for few in report.too_few}
     for name in recipe.get("eval", {}).get("test", ()):
         if not fnmatch.filter(scored, name):
             raise ValueError(f"no scores of {name}, which the recipe's eval.test names")
