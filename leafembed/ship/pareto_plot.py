@@ -74,7 +74,8 @@ def plot_pareto(dots: Sequence[Dot], path: Path) -> None:
     names = "\n".join(f"{number}  {dot.label}, {dot.megabytes:,.0f} MB" for number, dot in enumerate(dots, start=1))
     axes.text(1.02, 0.98, names, transform=axes.transAxes, fontsize=8.5, va="top", linespacing=1.6)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    wide = max(dot.rate for dot in dots) > 300 * min(dot.rate for dot in dots)  # numbers would touch each other
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if wide else (1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.1, y=0.15)
