@@ -40,8 +40,9 @@ test-js: install ## exported students in transformers.js, the server with client
 	$(BIN)/pytest -q -m slow --timeout 3600 tests/test_transformers_js.py tests/test_serve_npm.py
 
 BUNDLE ?= models/leaf-embeddinggemma-int8
-bench: install ## BUNDLE beside its teacher and what others would use; table and plot in runs/benchmark
-	$(BIN)/leaf benchmark $(BUNDLE) --out runs/benchmark
+BENCH_ARGS ?=
+bench: install ## BUNDLE beside what others would use, and its teacher (BENCH_ARGS="--teacher FOLDER"): table, plot
+	$(BIN)/leaf benchmark $(BUNDLE) --out runs/benchmark $(BENCH_ARGS)
 
 bench-memory: install ## a million short texts through BUNDLE: memory on the way
 	$(BIN)/python tools/bench_memory.py $(BUNDLE)
