@@ -68,7 +68,16 @@ class CheckpointError(Error):
 
 
 class NonFiniteError(Error):
-    """A loss, vector or score is NaN or infinite."""
+    """A loss, vector or score is NaN or infinite.
+
+    Attributes:
+        texts: What it came from, where that is known: of bad vectors their texts, of a bad score all that it rests on.
+        vectors: The bad vectors ``(len(texts), dim)``; ``None`` where none is.
+    """
+
+    def __init__(self, message: str, *, texts: Sequence[str] = (), vectors: Any = None) -> None:
+        super().__init__(message)
+        self.texts, self.vectors = tuple(texts), vectors
 
 
 class BundleError(Error):

@@ -172,8 +172,14 @@ class Factors:
             )
 
 
-def check_vectors(vectors: NDArray[Any], *, n: int, what: str) -> FloatArray:
+def check_vectors(vectors: NDArray[Any], *, n: int, what: str, texts: Sequence[str] | None = None) -> FloatArray:
     """Return ``vectors`` as float32 if they are ``(n, dim)``, finite and of unit length to 1e-3.
+
+    Args:
+        vectors: What a model gave.
+        n: How many were asked for.
+        what: Whose they are, as an error begins.
+        texts: What each was made from ``(n,)``; an error then carries those of the bad rows, and the rows.
 
     Raises:
         ValueError: If the shape is wrong.
@@ -184,12 +190,12 @@ def check_vectors(vectors: NDArray[Any], *, n: int, what: str) -> FloatArray:
     result: FloatArray = np.asarray(vectors, dtype=np.float32)
     norms = np.linalg.norm(result, axis=1)
     bad = ~np.isfinite(norms)
+    wrong = f"holds NaN or infinity ({int(bad.sum())} rows do)"
+    if not bad.any():
+        bad = np.abs(norms - 1) > 1e-3
+        wrong = f"has length {norms[bad.argmax()]:.4f}, expected 1 ({int(bad.sum())} rows)"
     if bad.any():
-        raise NonFiniteError(f"{what}: row {int(bad.argmax())} of {n} holds NaN or infinity ({int(bad.sum())} rows do)")
-    off = np.abs(norms - 1) > 1e-3
-    if off.any():
-        row = int(off.argmax())
-        raise NonFiniteError(
-            f"{what}: row {row} of {n} has length {norms[row]:.4f}, expected 1 ({int(off.sum())} rows)"
-        )
+        rows = np.flatnonzero(bad).tolist()
+        given = [] if texts is None else [texts[row] for row in rows]
+        raise NonFiniteError(f"{what}: row {rows[0]} of {n} {wrong}", texts=given, vectors=result[rows])
     return result

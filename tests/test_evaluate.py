@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from conftest import HashEncoder
 
 from leafembed.errors import NonFiniteError
-from leafembed.judge.evaluate import evaluate
+from leafembed.judge.evaluate import evaluate, score_part
 from leafembed.judge.floors import BagOfWords
+from leafembed.judge.intervals import Scored
 from leafembed.judge.tasks import load_tasks
 from leafembed.reports import EvalReport
 from leafembed.types import FloatArray
@@ -78,8 +80,21 @@ def test_a_repeated_text_is_encoded_once_and_keeps_its_places(eval_data: Path) -
 
 @pytest.mark.parametrize("how", ["nan", "inf", "long", "zero"])
 def test_a_bad_vector_raises_where_it_arises(eval_data: Path, how: str) -> None:
-    with pytest.raises(NonFiniteError, match=r"broken on sts/toy\.test \(de\): row \d+ of \d+"):
-        evaluate(Broken(how), load_tasks(eval_data, NAMES))
+    tasks = load_tasks(eval_data, NAMES)
+    with pytest.raises(NonFiniteError, match=r"broken on sts/toy\.test \(de\): row \d+ of \d+") as caught:
+        evaluate(Broken(how), tasks)
+    (text,) = caught.value.texts
+    assert text in tasks[0].parts[0].texts
+    assert caught.value.vectors.shape[0] == 1
+
+
+def test_a_score_that_is_nan_names_its_task_and_carries_its_texts(eval_data: Path) -> None:
+    (task,) = load_tasks(eval_data, NAMES[:1])
+    part = task.parts[0]
+    scored = replace(part, score=lambda encode: Scored({task.metric: math.nan}, part.score(encode).items))
+    with pytest.raises(NonFiniteError, match=r"sts/toy\.test \(de\).* is nan") as caught:
+        score_part(HashEncoder(), task, scored)
+    assert caught.value.texts == part.texts
 
 
 def test_missing_vectors_and_missing_tasks_raise(eval_data: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from leafembed.errors import NonFiniteError
 from leafembed.learn.train import train
+from leafembed.types import check_vectors
 
 
 def test_the_offending_batch_is_kept(toy_start, tmp_path):
@@ -94,12 +95,20 @@ def test_a_dev_score_of_nan_stops(toy_start, tmp_path):
         scored(toy_start, tmp_path, [0.1, math.nan])
 
 
-def test_nan_vectors_in_a_dev_evaluation_stop_with_the_step(toy_start, tmp_path):
-    def score(model):
-        raise NonFiniteError("the student gives NaN")
-
+def test_nan_vectors_of_dev_texts_are_kept_with_their_texts(toy_start, tmp_path):
     initial, corpus, targets = toy_start
     (tmp_path / "work").mkdir()
-    with pytest.raises(NonFiniteError, match="dev evaluation at step 0: the student gives NaN"):
+    vectors = np.full((3, 4), 0.5, dtype=np.float32)
+    vectors[1, 2] = np.nan
+
+    def score(model):
+        check_vectors(vectors, n=3, what="the student on a task (de)", texts=["one", "two", "three"])
+
+    with pytest.raises(NonFiniteError, match=r"dev evaluation at step 0: the student on a task .* row 1 .* kept in"):
         train(initial, corpus, lambda rows: targets[rows], score, config=CONFIG, seed=0, work_dir=tmp_path / "work",
               target=tmp_path / "student")  # fmt: skip
+    folder = tmp_path / "work" / "non-finite"
+    facts = json.loads((folder / "batch.json").read_text(encoding="utf-8"))
+    assert (facts["step"], facts["texts"]) == (0, ["two"])
+    with np.load(folder / "batch.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["student"], vectors[[1]], equal_nan=True)

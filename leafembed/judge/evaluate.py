@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from leafembed.errors import NonFiniteError
 from leafembed.judge.floors import BagOfWords
 from leafembed.judge.intervals import RESAMPLES, Draws, bounds, redraw
 from leafembed.judge.kinds import Encode, find_prompt
@@ -45,7 +46,21 @@ def evaluate(encoder: Candidate, tasks: Sequence[Task], *, on_task: Callable[[st
 
 
 def score_part(encoder: Candidate, task: Task, part: Part) -> tuple[TaskResult, Draws]:
-    """Return the scores of ``encoder`` on one task in one language, and the main score in each resample."""
+    """Return the scores of ``encoder`` on one task in one language, and the main score in each resample.
+
+    Raises:
+        NonFiniteError: As :func:`evaluate`, or if a score is NaN; carries the texts.
+    """
+    try:
+        return _scored(encoder, task, part)
+    except NonFiniteError as error:
+        if error.texts:
+            raise
+        where = f"{encoder.ref.name} on {task.id} ({part.lang}): "
+        raise NonFiniteError(f"{where}{error}", texts=part.texts) from error
+
+
+def _scored(encoder: Candidate, task: Task, part: Part) -> tuple[TaskResult, Draws]:
     start = time.perf_counter()
     here = encoder.fitted(task.texts) if isinstance(encoder, BagOfWords) else encoder
     scored = part.score(_checked(here, f"{encoder.ref.name} on {task.id} ({part.lang})"))
@@ -92,7 +107,8 @@ def _checked(encoder: Encoder, what: str) -> Encode:
         position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         # Tasks name the prompt they would like; a model without it reads the bare text.
         known = find_prompt(encoder.ref.prompts, prompt_name)
-        unique = check_vectors(encoder.encode(list(position), prompt_name=known), n=len(position), what=what)
+        some = list(position)
+        unique = check_vectors(encoder.encode(some, prompt_name=known), n=len(some), what=what, texts=some)
         return unique[[position[text] for text in texts]]
 
     return encode

@@ -17,7 +17,7 @@ from leafembed.learn.batches import plan_pass
 from leafembed.learn.feed import Collator, Texts
 from leafembed.learn.history import metric_key
 from leafembed.learn.links import Links
-from leafembed.learn.nonfinite import refuse_batch
+from leafembed.learn.nonfinite import keep_evidence, refuse_batch
 from leafembed.learn.objectives import Objectives
 from leafembed.recipe_learn import TrainConfig
 
@@ -68,7 +68,7 @@ class Evaluation(BaseEvaluator):
         """Metrics ``dev_...`` and ``validation_...``; the trainer puts ``eval_`` before their names.
 
         Raises:
-            NonFiniteError: If one, or a vector behind it, is NaN or infinite; names the step, and of a loss the rows.
+            NonFiniteError: If one, or a vector behind it, is NaN or infinite; names the step, keeps what it is of.
             RecipeError: If the recipe watches a metric that is not among them.
         """
         training = model.training
@@ -77,7 +77,8 @@ class Evaluation(BaseEvaluator):
         try:
             metrics = {f"dev_{name}": float(value) for name, value in self.score(model).items()}
         except NonFiniteError as error:
-            raise NonFiniteError(f"dev evaluation at step {steps}: {error}; lower train.learning_rate") from error
+            kept = self._kept(error, steps)
+            raise NonFiniteError(f"dev evaluation at step {steps}: {error}{kept}; lower train.learning_rate") from error
         metrics |= {f"validation_{name}": value for name, value in losses.items()}
         model.train(training)
         for name, value in metrics.items():
@@ -112,6 +113,14 @@ class Evaluation(BaseEvaluator):
                 counts[name] = counts.get(name, 0) + len(batch)
         means = {name: total / counts[name] for name, total in totals.items()}
         return {"loss": float(np.sum([self.objectives.weights[n] * v for n, v in means.items()])), **means}
+
+    def _kept(self, error: NonFiniteError, step: int) -> str:
+        """Keep the dev texts that an error carries, with their vectors; they are no rows of the corpus."""
+        if not error.texts:
+            return ""
+        facts = {"step": step, "what": str(error), "rows": [], "texts": list(error.texts)}
+        arrays = {} if error.vectors is None else {"student": error.vectors}
+        return ", " + keep_evidence(self.work_dir, facts, arrays)
 
     def _refuse(self, what: str, batch: list[tuple[int, int]], features: Mapping[str, Any], step: int) -> None:
         rows = np.array([row for row, _ in batch])
