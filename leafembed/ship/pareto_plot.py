@@ -15,6 +15,8 @@ _GRID = "#e4e7eb"
 _AREA = 6.0
 """Square points of a megabyte."""
 _LEAST = 30.0
+_NEAR_RATE, _NEAR_QUALITY = 1.4, 0.02
+"""Two dots whose numbers would lie on each other: the ratio of their rates, the difference of their scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,12 @@ def front(dots: Sequence[Dot]) -> list[Dot]:
     return kept[::-1]
 
 
+def _side(dot: Dot, dots: Sequence[Dot]) -> int:
+    """Where a dot's number stands: 1, to its right, or -1 where a near dot lies there."""
+    near = [one for one in dots if abs(one.quality - dot.quality) < _NEAR_QUALITY]
+    return -1 if any(dot.rate < one.rate < _NEAR_RATE * dot.rate for one in near) else 1
+
+
 def plot_pareto(dots: Sequence[Dot], path: Path) -> None:
     """Write the plot as PNG; a line joins those that nobody beats in both.
 
@@ -69,8 +77,9 @@ def plot_pareto(dots: Sequence[Dot], path: Path) -> None:
         axes.scatter(*places, s=sizes, color=colour, alpha=0.35, linewidth=0, zorder=2)
         axes.scatter(*places, s=14, color=colour, zorder=3, label=group)
     for number, dot in enumerate(dots, start=1):
-        beside = (4, 4) if number % 2 else (-9, -11)  # two that lie on each other can often be told apart
-        axes.annotate(str(number), (dot.rate, dot.quality), xytext=beside, textcoords="offset points", fontsize=8.5)
+        side = _side(dot, dots)
+        axes.annotate(str(number), (dot.rate, dot.quality), xytext=(7 * side, 0), textcoords="offset points",
+                      fontsize=8.5, va="center", ha="left" if side > 0 else "right")  # fmt: skip
     names = "\n".join(f"{number}  {dot.label}, {dot.megabytes:,.0f} MB" for number, dot in enumerate(dots, start=1))
     axes.text(1.02, 0.98, names, transform=axes.transAxes, fontsize=8.5, va="top", linespacing=1.6)
     axes.set_xscale("log")
