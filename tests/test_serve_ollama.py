@@ -27,7 +27,7 @@ def test_vectors_are_those_of_the_encoder(served, encoder):
     texts = ["red", "", "green blue two", "one"]
     status, data, headers = served.ask("/api/embed", {"model": "leaf", "input": texts})
     assert (status, headers["content-type"]) == (200, "application/json; charset=utf-8")
-    assert list(data) == ["model", "embeddings", "total_duration", "prompt_eval_count"]
+    assert list(data) == ["model", "embeddings", "total_duration", "load_duration", "prompt_eval_count"]
     assert data["model"] == "leaf"
     assert np.array(data["embeddings"], np.float32) == pytest.approx(encoder.encode(texts), abs=1e-6)
     assert data["prompt_eval_count"] == sum(encoder.count_tokens(texts))
@@ -68,7 +68,9 @@ def test_a_content_type_is_not_looked_at(served, kind):
         (b'{"model":"leaf","input":' + b"9" * 5_000 + b"}", 400, "invalid"),
         ({"input": "red"}, 404, "model '' not found"),
         ({"model": "no", "input": "red"}, 404, 'model "no" not found'),
-        ({"model": "no", "input": 1}, 400, "invalid input type"),
+        ({"model": "no", "input": "red"}, 404, 'model "no" not found, try pulling it first; this server has leaf'),
+        ({"model": "no", "input": 1}, 404, 'model "no" not found'),
+        ({"input": 1}, 404, "model '' not found"),
         ({"model": "../../x", "input": "red"}, 400, "invalid model name"),
         ({"model": "leaf", "input": 123}, 400, "invalid input type"),
         ({"model": "leaf", "input": True}, 400, "invalid input type"),
@@ -80,6 +82,7 @@ def test_a_content_type_is_not_looked_at(served, kind):
         ({"model": "leaf", "input": "red", "truncate": "yes"}, 400, "truncate: got a string"),
         ({"model": "leaf", "input": "red", "keep_alive": "abc"}, 400, "keep_alive: invalid duration"),
         ({"model": "leaf", "input": "red", "options": 3}, 400, "options: expected an object"),
+        ({"model": "leaf", "input": "red", "options": {"num_ctx": 1}}, 400, "input after truncation exceeds"),
         ({"model": "leaf", "input": "red " * 20, "truncate": False}, 400, "the input length exceeds the context"),
         ({"model": "leaf", "input": "red", "prompt_name": "no"}, 400, "the model's prompts are query, document, STS"),
     ],

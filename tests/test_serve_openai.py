@@ -100,8 +100,10 @@ def test_the_answer_of_tei(served, encoder):
     assert np.array(served.ask("/embed", {"inputs": "red"})[1]).shape == (1, 8)
     whole = served.ask("/embed", {"inputs": "red", "normalize": False, "dimensions": 4})[1]
     assert np.array(whole) == pytest.approx(encoder.encode(["red"], dim=4, normalize=False), abs=1e-6)
-    asked = served.ask("/embed", {"inputs": "red", "prompt_name": "query"})[1]
-    assert np.array(asked) == pytest.approx(encoder.encode(["red"], prompt_name="query"), abs=1e-6)
+    for role in ("prompt_name", "input_type"):
+        _, asked, headers = served.ask("/embed", {"inputs": "red", role: "query"})
+        assert np.array(asked) == pytest.approx(encoder.encode(["red"], prompt_name="query"), abs=1e-6)
+    assert headers["x-compute-time"].isdecimal()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from leafembed.serve.models import AGAIN_S, Loaded, Model, Models, Named
 from leafembed.serve.prompts import choose_prompt
 from leafembed.serve.refusals import Refusal
 from leafembed.serve.settings import Settings
+from leafembed.serve.specs import About
 from leafembed.serve.tokens import all_rows
 from leafembed.types import FloatArray
 
@@ -138,14 +139,14 @@ class Service:
         start = time.perf_counter()
         named = self.models.find(asked.name)
         model = named.model
-        prompt = choose_prompt(model.about.prompts, named.prompt, asked.prompt, asked.input_type)
-        dim = self._dim(model, asked)
+        _chosen(named, asked, model.about)  # what it refuses opens no bundle
         self._check_size(model, asked.texts)
         reserved = self._admit(_estimate(model, asked.texts))
         try:
             _, load_s = await self.opened(model)
             loaded = model.take()
             try:
+                prompt, dim = _chosen(named, asked, loaded.about)  # another bundle may lie there by now
                 began = time.perf_counter()
                 ids, was_cut = await self._tokens(loaded, asked.texts, prompt)
                 tokenize_s = time.perf_counter() - began
@@ -221,13 +222,6 @@ class Service:
             return "the engine fails"
         return "" if np.isfinite(vectors).all() else "the engine gives no numbers"
 
-    def _dim(self, model: Model, asked: Asked) -> int:
-        if asked.dim is None:
-            return model.spec.dim or model.about.config.dim
-        if problem := model.about.wrong_dim(asked.dim, model.spec, allow_failed=model.allow_failed):
-            raise Refusal("invalid", f"dimensions: {problem}", param="dimensions")
-        return asked.dim
-
     def _check_size(self, model: Model, texts: Sequence[str]) -> None:
         limits = self.settings.limits
         if len(texts) > limits.items:
@@ -280,6 +274,16 @@ class Service:
             self.metrics.non_finite.inc()
             raise Refusal("failed", "embedding contains NaN or Inf values")
         return vectors, waited[0]
+
+
+def _chosen(named: Named, asked: Asked, about: About) -> tuple[str | None, int]:
+    """The prompt and the dimensions of an answer by the bundle that ``about`` describes."""
+    model, prompt = named.model, choose_prompt(about.prompts, named.prompt, asked.prompt, asked.input_type)
+    if asked.dim is None:
+        return prompt, model.spec.dim or about.config.dim
+    if problem := about.wrong_dim(asked.dim, model.spec, allow_failed=model.allow_failed):
+        raise Refusal("invalid", f"dimensions: {problem}", param="dimensions")
+    return prompt, asked.dim
 
 
 def _estimate(model: Model, texts: Sequence[str]) -> int:

@@ -43,6 +43,7 @@ class Loaded:
     """An opened bundle with its queue.
 
     Attributes:
+        about: Of these very files, whatever lies at the path by now.
         encoder: Tokenises and computes.
         batcher: What its texts wait in.
         seconds: It took to open.
@@ -50,6 +51,7 @@ class Loaded:
         users: Requests that are at work with it.
     """
 
+    about: About
     encoder: BundleEncoder
     batcher: Batcher
     seconds: float
@@ -63,14 +65,14 @@ class Model:
 
     Attributes:
         spec: As the operator named it.
-        about: Of the bundle as it is served.
+        known: Of the bundle as it lay there at the last look.
         loaded: ``None`` until a request wants it.
         failure: Why it could not be opened the last time; empty: it could.
         again: When the same files may be tried again, by the monotonic clock.
     """
 
     spec: ModelSpec
-    about: About
+    known: About
     allow_failed: bool
     threads: int | None
     streams: int
@@ -83,6 +85,12 @@ class Model:
     _seen: _Stamp = ()
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _swap: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def about(self) -> About:
+        """Of the bundle as it is served, or would be."""
+        loaded = self.loaded
+        return self.known if loaded is None else loaded.about
 
     def load(self) -> tuple[Loaded, bool]:
         """Return the opened bundle, and whether this call opened it; blocks, so not for the event loop.
@@ -97,7 +105,8 @@ class Model:
             if self.failure and self.stamp == before and time.monotonic() < self.again:
                 raise ModelError(self.failure)
             try:
-                self.loaded = self._open()
+                self.known = About.read(self.spec, allow_failed=self.allow_failed)  # it may be another by now
+                self.loaded = self._open(self.known)
             except (Error, OSError) as error:
                 self.failure, self.again = first_line(error), time.monotonic() + AGAIN_S
                 raise
@@ -112,12 +121,14 @@ class Model:
             return self.loaded
 
     def changed(self) -> bool:
-        """Whether other files lie where those were read that are served, and nobody writes them since the last look."""
+        """Whether other files lie at the path than were read there, and nobody writes them since the last look."""
         before, self._seen = self._seen, _stamp(self.spec.path)
-        return self.loaded is not None and self._seen != self.stamp and self._seen == before
+        return self._seen != self.stamp and self._seen == before
 
     def reload(self) -> None:
         """Serve what now lies at the path; requests under way end with the old bundle. Blocks until it is closed.
+
+        Of a bundle that is not open yet only its description is read.
 
         Raises:
             Error: If that is no bundle that may be served; the old one goes on.
@@ -126,13 +137,13 @@ class Model:
             self.stamp = _stamp(self.spec.path)  # seen, whatever comes of it
             try:
                 about = About.read(self.spec, allow_failed=self.allow_failed)
-                fresh = self._open()
+                fresh = self._open(about) if self.loaded is not None else None
             except Exception as error:
                 self.failure = f"{type(error).__name__}: {error}"
                 raise
             self.failure = ""
             with self._swap:
-                old, self.loaded, self.about = self.loaded, fresh, about
+                old, self.loaded, self.known = self.loaded, fresh, about
         if old is not None:
             while old.users:
                 time.sleep(0.05)
@@ -143,7 +154,7 @@ class Model:
         if self.loaded is not None:
             self.loaded.batcher.close()
 
-    def _open(self) -> Loaded:
+    def _open(self, about: About) -> Loaded:
         start = time.perf_counter()
         encoder = open_bundle(
             self.spec.path,
@@ -159,7 +170,7 @@ class Model:
             batch_tokens=self.batch_tokens,
             on_batch=lambda batch: self.on_batch(self.spec.name, batch),
         )
-        return Loaded(encoder, batcher, time.perf_counter() - start, time.time())
+        return Loaded(about, encoder, batcher, time.perf_counter() - start, time.time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +217,13 @@ class Models:
         self.all: list[Model] = []
         self._names: dict[str, Named] = {}
         for spec in specs:
-            about = About.read(spec, allow_failed=allow_failed)
+            stamp, about = _stamp(spec.path), About.read(spec, allow_failed=allow_failed)
             told = on_batch or (lambda name, batch: None)
-            model = Model(spec, about, allow_failed, threads, streams, batch_tokens, told)
+            model = Model(spec, about, allow_failed, threads, streams, batch_tokens, told, stamp=stamp)
             self.all.append(model)
-            self._add(Named(spec.name, model, spec.prompt, True))
-        for model in self.all:
-            for prompt in model.about.prompts:
-                name = f"{model.spec.name}-{prompt.lower().replace(' ', '-')}"
-                if NAME.fullmatch(name) and name.lower() not in self._names:
-                    self._add(Named(name, model, prompt, prompt in _LISTED))
+            if spec.name.lower() in self._names:
+                raise Error(f"--model {spec.name}: got the name twice, expected a name of its own for each bundle")
+            self._names[spec.name.lower()] = Named(spec.name, model, spec.prompt, True)
 
     @property
     def default(self) -> Named:
@@ -225,7 +233,7 @@ class Models:
     @property
     def listed(self) -> list[Named]:
         """Names to show."""
-        return [named for named in self._names.values() if named.listed]
+        return [*self._names.values(), *(named for named in self._with_prompts().values() if named.listed)]
 
     def find(self, name: str) -> Named:
         """What a name from a request stands for.
@@ -235,17 +243,23 @@ class Models:
         """
         if name and not _ASKED.fullmatch(name):
             raise Refusal("invalid", "invalid model name", param="model")
-        found = self._names.get(name.lower().removesuffix(":latest"))
+        asked = name.lower().removesuffix(":latest")
+        found = self._names.get(asked) or self._with_prompts().get(asked)
         if found is None:
             known = ", ".join(sorted(named.name for named in self.listed))
-            what = f'model "{name}" not found' if name else "model '' not found"
-            raise Refusal("missing", f"{what}, this server has {known}", param="model")
+            what = f'model "{name}" not found, try pulling it first' if name else "model '' not found"
+            raise Refusal("missing", f"{what}; this server has {known}", param="model")  # before ";" Ollama's own words
         return found
 
-    def _add(self, named: Named) -> None:
-        if named.name.lower() in self._names:
-            raise Error(f"--model {named.name}: got the name twice, expected a name of its own for each bundle")
-        self._names[named.name.lower()] = named
+    def _with_prompts(self) -> dict[str, Named]:
+        """Names that stand for a model and one of the prompts that its bundle has now."""
+        found: dict[str, Named] = {}
+        for model in self.all:
+            for prompt in model.about.prompts:
+                name = f"{model.spec.name}-{prompt.lower().replace(' ', '-')}"
+                if NAME.fullmatch(name) and name.lower() not in self._names:
+                    found.setdefault(name.lower(), Named(name, model, prompt, prompt in _LISTED))
+        return found
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -63,11 +63,11 @@ async def _embed(request: Request) -> Response:
     prompt, input_type = text_field(data, "prompt_name"), text_field(data, "input_type")
     _check_keep_alive(data)
     _check_options(data)
+    named = service.named(name)
     value = data.get("input")
     texts = [] if value is None or value == "" else texts_field(value)
     if texts is None:
         raise Refusal("invalid", "invalid input type", param="input")
-    named = service.named(name)
     if not texts:  # "load the model"
         await service.opened(named.model)
         return answer({"model": name, "embeddings": []})
@@ -83,10 +83,11 @@ async def _embed(request: Request) -> Response:
             input_type=input_type,
         )
     )
-    tail: dict[str, Any] = {"total_duration": _ns(result.total_s)}
-    if result.load_s:
-        tail["load_duration"] = _ns(result.load_s)
-    tail["prompt_eval_count"] = result.tokens
+    tail: dict[str, Any] = {
+        "total_duration": _ns(result.total_s),
+        "load_duration": _ns(result.load_s),  # 1 of a model that is open: Ollama leaves out what is 0, and never has 0
+        "prompt_eval_count": result.tokens,
+    }
     if isinstance(value, str):  # the first service of ours gave one vector under this name too
         tail["embedding"] = result.vectors[0].tolist()
     return rows_answer(
@@ -207,8 +208,12 @@ def _check_keep_alive(data: dict[str, Any]) -> None:
 
 
 def _check_options(data: dict[str, Any]) -> None:
-    if data.get("options") is not None and not isinstance(data["options"], dict):
+    """Options are Ollama's and change nothing here; a context without room for a text is refused as there."""
+    options = data.get("options")
+    if options is not None and not isinstance(options, dict):
         raise Refusal("invalid", "options: expected an object", param="options")
+    if (options or {}).get("num_ctx") in (0, 1):
+        raise Refusal("invalid", "input after truncation exceeds maximum context length", param="options")
 
 
 def _ns(seconds: float) -> int:

@@ -132,14 +132,13 @@ def _openai() -> _Schema:
 
 
 def _tei() -> _Schema:
-    common = {key: value for key, value in _COMMON.items() if key != "input_type"}
     body = _object(
         ("inputs",),
         inputs=_TEXTS,
         normalize=_or_null("boolean"),
         truncation_direction=_or_null("string"),
         model=_or_null("string"),
-        **common,
+        **_COMMON,
     )
     tokens = {"type": "array", "items": {"type": "array", "items": _object(("id", "text", "special"))}}
     asked = _object(("inputs",), inputs=_TEXTS, add_special_tokens=_or_null("boolean"), model=_or_null("string"))

@@ -28,7 +28,7 @@ def choose_prompt(
 
     Args:
         prompts: The bundle's, by name.
-        default: For requests that say nothing.
+        default: For requests that say nothing; a bundle that took another's place may lack it.
         name: A prompt by the bundle's own name.
         input_type: A role by a client's name; a bundle without prompts needs none for any role.
 
@@ -41,6 +41,9 @@ def choose_prompt(
             raise Refusal("invalid", f"prompt_name: the model's prompts are {known}", param="prompt_name")
         return name
     if input_type is None:
+        if default is not None and default not in prompts:
+            known = ", ".join(prompts) or "none"
+            raise Refusal("invalid", f"the model has no prompt {default!r}, its prompts are {known}", param="model")
         return default
     wanted = _INPUT_TYPES.get(input_type.lower(), (input_type,))
     found = next((prompt for prompt in wanted if prompt in prompts), None)

@@ -24,10 +24,9 @@ async def watch(service: Service) -> None:
 
 
 async def reload_all(service: Service) -> None:
-    """Open every bundle again that is open, as after SIGHUP."""
+    """Read every bundle again, as after SIGHUP; those that are open are opened again."""
     for model in service.models.all:
-        if model.loaded is not None:
-            await _reload(service, model)
+        await _reload(service, model)
 
 
 async def _reload(service: Service, model: Model) -> None:

@@ -45,6 +45,7 @@ async def _embed(request: Request) -> Response:
             dim=whole_field(data, "dimensions"),
             truncate=flag(data, "truncate", True),
             prompt=text_field(data, "prompt_name"),
+            input_type=text_field(data, "input_type"),
             normalize=flag(data, "normalize", True),
             too_long=f"`inputs` must have less than {limit} tokens",
         )
@@ -101,6 +102,7 @@ def _timings(result: Answer, texts: list[str]) -> dict[str, str]:
     """Headers with what it cost; times in milliseconds."""
     return {
         "x-compute-type": "cpu",
+        "x-compute-time": _ms(result.total_s),
         "x-compute-characters": str(sum(map(len, texts))),
         "x-compute-tokens": str(result.tokens),
         "x-total-time": _ms(result.total_s),
