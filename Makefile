@@ -9,7 +9,7 @@ RECIPE ?= recipes/quick.toml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install run test test-slow test-js bench bench-memory bench-training compare-mteb check fix clean
+.PHONY: install run test test-slow test-js bench bench-memory bench-training check-int8 compare-mteb check fix clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,11 @@ bench: install ## BUNDLE beside what others would use, and its teacher (BENCH_AR
 
 bench-memory: install ## a million short texts through BUNDLE: memory on the way
 	$(BIN)/python tools/bench_memory.py $(BUNDLE)
+
+STUDENT ?= runs/embeddinggemma/student
+CHECK_TEXTS ?= ../shared/data/eval/bitext/tatoeba.jsonl.gz --text sentence1 --lang lang_pair
+check-int8: install ## what INT8 keeps of STUDENT in BUNDLE, by language, and a text alone beside one in a batch
+	$(BIN)/python tools/check_int8.py $(BUNDLE) $(STUDENT) $(CHECK_TEXTS) --out runs/check-int8.json
 
 TEACHER ?= ~/.cache/leafembed/teachers/embeddinggemma-300m
 TEXTS ?= data/train/common_voice_sentences.jsonl.gz
