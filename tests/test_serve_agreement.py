@@ -13,6 +13,7 @@ from tiny import as_if_of, sample_manifest
 import leafembed
 from leafembed.learn.models import describe, load_sentence_transformer
 from leafembed.serve.settings import Settings
+from leafembed.serve.specs import ModelSpec
 from leafembed.ship.bundle import write_bundle
 from leafembed.ship.quantize import quantize
 
@@ -25,7 +26,7 @@ def bundle(tmp_path_factory):
     root = tmp_path_factory.mktemp("agreement")
     student = load_sentence_transformer(bert(root / "bert", hidden_size=256, intermediate_size=512))
     ref = describe(student, root / "bert", name="tiny")
-    folder = quantize(student, root / "int8", ref=ref, group_size=32)
+    folder = quantize(student, root / "int8", ref=ref, group_size=32, exits=(1,))
     manifest = sample_manifest()
     as_if_of(manifest, ref.fingerprint)
     return write_bundle(root / "bundle", folder, manifest)
@@ -52,3 +53,13 @@ def test_many_clients_at_once_get_what_the_encoder_gives(bundle):
     assert any(batch.texts > 4 for batch in batches)  # of more than one client
     assert any(batch.padded > batch.tokens for batch in batches)  # and of more than one length
     assert np.sum(got * want, axis=1).min() > 0.999
+
+
+def test_an_early_exit_is_served_as_the_encoder_gives_it(bundle):
+    specs = [ModelSpec("leaf", bundle), ModelSpec.parse(f"early={bundle}@exit=1@dim=64")]
+    with serving(specs, Settings(watch_s=0), allow_failed=True) as served:  # its floors were not asked for here
+        _, data, _ = served.ask("/v1/embeddings", {"model": "early", "input": TEXTS[:5]})
+    got = np.array([one["embedding"] for one in data["data"]])
+    assert np.sum(got * leafembed.load(bundle, threads=1, allow_failed=True, exit=1, dim=64).encode(TEXTS[:5]),
+                  axis=1).min() > 0.999  # fmt: skip
+    assert np.sum(got * leafembed.load(bundle, threads=1).encode(TEXTS[:5], dim=64), axis=1).max() < 0.999
