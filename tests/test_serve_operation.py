@@ -95,8 +95,25 @@ def test_vectors_that_are_no_numbers_are_not_sent(small, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(encoder, "embed_tokens", lambda ids: np.full((len(ids), 8), np.nan, np.float32))
         assert embed(small)[:2] == (500, {"error": "embedding contains NaN or Inf values"})
+        status, data, _ = small.ask("/v1/embeddings", {"model": "leaf", "input": "red"})
+        assert (status, data["error"]["message"]) == (500, "embedding contains NaN or Inf values")
+        assert small.ask("/embed", {"inputs": "red"})[:2] == (
+            424,
+            {"error": "embedding contains NaN or Inf values", "error_type": "Backend"},
+        )
     assert works(small)
-    assert "leaf_non_finite_total 1.0" in small.ask("/metrics")[1]
+    assert "leaf_non_finite_total 3.0" in small.ask("/metrics")[1]
+
+
+def test_a_worker_thread_that_is_ended_answers_so_and_is_replaced(small, monkeypatch):
+    def end(ids):
+        raise SystemExit(3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_of(small), "embed_tokens", end)
+        assert embed(small)[:2] == (500, {"error": "the engine failed on this request"})
+    assert works(small)
+    assert small.ask("/health/ready")[0] == 200
 
 
 class Panic(BaseException):
