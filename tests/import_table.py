@@ -38,12 +38,13 @@ ALLOWED = {
     "ship.seed_format": {"ship.graph", "ship.seed_model"},  # and the class that goes into the file
     "ship.companions": {"ship.folder", "ship.graph"},  # where prompts stand; what the program takes
     "ship.export_page": {"ship.graph", "ship.markdown", "ship.templates"},  # what "no limit" is
+    "ship.renewal": {"ship.bundle", "ship.card", "ship.parts", "ship.verdict"},  # a verdict by today's rules
     "ship.report": {"ship.markdown", "ship.scores", "ship.templates"},  # the same order as on the card
     "ship.vocabulary": {"ship.markdown"},
     "ship.engine": {"ship.folder"},
     # What the folder holds; how many cores there are; texts in windows and batches.
     "ship.encoder": {"ship.engine", "ship.folder", "ship.machine", "ship.reader", "ship.stream", "ship.texts"},
-    "ship.reader": {"ship.folder", "ship.stream", "ship.texts"},
+    "ship.reader": {"ship.beginnings", "ship.folder", "ship.stream", "ship.texts"},
     "ship.stream": {"ship.texts"},
     # Models of other makers: opened, checked and batched as ours; what a text that a table does not know gets.
     "ship.onnx_folder": {"ship.folder", "ship.machine", "ship.texts"},
@@ -150,6 +151,7 @@ ALLOWED = {
     "serve.command": {
         *("serve.app", "serve.embedding", "serve.logs", "serve.merged", "serve.metrics", "serve.models"),
         *(
+            "serve.hangups",
             "serve.server",
             "serve.settings",
             "serve.specs",
@@ -161,8 +163,9 @@ ALLOWED = {
     },
     "serve.batching": {"serve.jobs", "serve.logs"},  # what waits; what an engine raised
     "serve.embedding": {
-        *("serve.batching", "serve.logs", "serve.merged", "serve.metrics", "serve.models", "serve.prompts"),
-        *("serve.refusals", "serve.settings", "serve.tokens"),
+        *("serve.batching", "serve.logs", "serve.memory", "serve.merged", "serve.metrics", "serve.models"),
+        *("serve.prompts", "serve.refusals", "serve.settings", "serve.specs", "serve.tokens", "ship.beginnings"),
+        "ship.texts",
     },
     "serve.metrics": {"serve.batching"},
     "serve.models": {"serve.batching", "serve.refusals", "serve.specs", "ship.bundle", "ship.encoder"},
@@ -171,12 +174,13 @@ ALLOWED = {
     "serve.openapi": {"serve.refusals"},  # names of the families
     "serve.prompts": {"serve.refusals"},
     "serve.reloading": {"serve.embedding", "serve.logs", "serve.models"},
-    "serve.protocol": {"serve.settings"},  # limits on what is not a request yet
-    "serve.server": {"serve.embedding", "serve.protocol", "serve.reloading"},
+    # Limits on what is not a request yet, counted and logged as requests are.
+    "serve.protocol": {"serve.logs", "serve.metrics", "serve.refusals", "serve.settings"},
+    "serve.server": {"serve.embedding", "serve.hangups", "serve.protocol", "serve.reloading"},
     "serve.specs": {"ship.bundle", "ship.card", "ship.folder", "ship.parts", "ship.verdict"},
     "serve.workers": {"serve.logs", "serve.merged"},  # what a process that died had counted
     "serve.tei": {"serve.embedding", "serve.ollama", "serve.refusals", "serve.wire"},
-    "serve.tokens": {"serve.refusals"},
+    "serve.tokens": {"serve.refusals", "ship.beginnings", "ship.encoder", "ship.reader", "ship.texts"},
     "serve.wire": {"serve.refusals"},
     # Outside the floors.
     "recipe_io": set(),

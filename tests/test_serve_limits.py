@@ -74,7 +74,7 @@ def test_what_the_model_cuts_off_is_tokenised_and_has_a_bound_of_its_own(bundle)
         assert (status, data["error"]) == (413, "the request has 1760 characters, at most 1600 are taken at once")
         assert served.ask("/tokenize", {"inputs": ["x " * 80] * 9})[0] == 200
         status, data, _ = served.ask("/tokenize", {"inputs": ["x " * 80] * 10})
-        assert (status, data["error"]) == (413, "the request has 800 tokens, at most 790 are taken at once")
+        assert (status, data["error"]) == (413, "the request has at least 800 tokens, at most 790 are taken at once")
         assert served.service.admitted == 0
 
 

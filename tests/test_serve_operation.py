@@ -165,7 +165,7 @@ def test_a_bundle_that_does_not_open_is_logged_and_not_hashed_for_every_request(
     with serving([ModelSpec("leaf", bundle), ModelSpec("broken", broken)]) as served:
         model = served.service.models.all[1]
         opened, attempts = type(model)._open, []
-        monkeypatch.setattr(type(model), "_open", lambda self: attempts.append(self) or opened(self))
+        monkeypatch.setattr(type(model), "_open", lambda self, about: attempts.append(self) or opened(self, about))
         weights = (broken / "model.bin").read_bytes()
         (broken / "model.bin").write_bytes(weights[:-1] + b"\0\0")
         for _ in range(3):

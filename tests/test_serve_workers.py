@@ -143,9 +143,27 @@ def test_processes_share_a_port_are_replaced_and_end_together(bundle, tmp_path):
         assert embed(port) == 1
         assert "ended with status -9 and is replaced" in log.read_text(encoding="utf-8")
         assert eventually(lambda: value(ask(port, "/metrics"), texts) == 13)  # what the dead one counted is still there
-        process.send_signal(signal.SIGTERM)
+        with under_way(port) as (link, rest):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            with pytest.raises(ConnectionRefusedError):  # none of them listens, and nobody waits for an answer
+                socket.create_connection(("127.0.0.1", port), timeout=5)
+            link.sendall(rest)
+            assert link.recv(65_536).startswith(b"HTTP/1.1 200 ")
         assert process.wait(30) == 0
         assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
+
+
+@contextmanager
+def under_way(port):
+    """A request that is half sent, and the rest of it."""
+    body = b'{"model":"leaf","input":"red"}'
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as link:
+        link.sendall(
+            b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:5]
+        )
+        time.sleep(0.3)
+        yield link, body[5:]
 
 
 def holders(port, link, processes):
@@ -242,7 +260,7 @@ def patient(folder, tells):
 
 def test_a_process_on_its_way_is_told_to_end_and_not_forgotten(tmp_path):
     """SIGTERM that comes while a dead process is replaced: the new one was told nothing, and ran for ever."""
-    crew = _Crew(partial(patient, tmp_path), tmp_path, lambda: None)
+    crew = _Crew(partial(patient, tmp_path), tmp_path, lambda: None, socket.socket())
     crew.stopping = True
     crew.hire()
     (member,) = crew.members
@@ -250,10 +268,13 @@ def test_a_process_on_its_way_is_told_to_end_and_not_forgotten(tmp_path):
     assert member.exitcode == -signal.SIGTERM
     crew.look()
     assert not crew.members
+    assert crew.listener.fileno() < 0
+    crew.hire()  # the signal came before it began
+    assert not crew.members
 
 
 def test_a_process_that_is_not_ready_is_told_to_reload_when_it_is(tmp_path):
-    crew = _Crew(partial(patient, tmp_path), tmp_path, lambda: None)
+    crew = _Crew(partial(patient, tmp_path), tmp_path, lambda: None, socket.socket())
     crew.hire()
     (member,) = crew.members
     try:

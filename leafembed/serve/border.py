@@ -8,7 +8,6 @@ type is read as JSON here, as Ollama does, a server without keys answers only to
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import secrets
@@ -21,10 +20,11 @@ from urllib.parse import urlsplit
 
 import orjson
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Router
 
 from leafembed.serve.body import ENCODINGS, ClientGoneError, read_body
 from leafembed.serve.embedding import Service
-from leafembed.serve.logs import ACCESS_LOG, SERVER_LOG
+from leafembed.serve.logs import SERVER_LOG, log_request
 from leafembed.serve.refusals import Family, Refusal, family_of
 from leafembed.serve.wire import BODY
 
@@ -33,7 +33,6 @@ __all__ = ["Border"]
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 _OPEN = ("/health/live", "/health/ready", "/metrics")
 """Paths of probes and scrapers, which have no key and are answered while the server ends."""
@@ -43,7 +42,6 @@ _WITHOUT_KEY = (*_OPEN, "/ui")
 
 _SECONDS_TO_COME_BACK = 1
 _ID = re.compile(rb"[\w.-]{1,64}")
-_access = logging.getLogger(ACCESS_LOG)
 _log = logging.getLogger(SERVER_LOG)
 
 
@@ -72,7 +70,7 @@ class _Exchange:
 class Border:
     """The ASGI wrapper around the routes."""
 
-    def __init__(self, app: _App, service: Service) -> None:
+    def __init__(self, app: Router, service: Service) -> None:
         self.app = app
         self.service = service
         self.state = self  # request.app.state.service, as in any Starlette application
@@ -120,10 +118,7 @@ class Border:
                 _log.error("request %s failed: %s", exchange.id, refusal)
             await self._refuse(exchange, refusal)
         except HTTPException as error:
-            known = (
-                "there is nothing at this path" if error.status_code == 404 else "the path does not take this method"
-            )
-            await self._refuse(exchange, Refusal("no_route" if error.status_code == 404 else "no_method", known))
+            await self._refuse_route(exchange, error)
         except ClientGoneError:
             exchange.status, exchange.kind = 499, "canceled"
         except asyncio.CancelledError:  # its time after SIGTERM is over; uvicorn would say so in plain text
@@ -194,6 +189,8 @@ class Border:
     def _check(self, exchange: _Exchange) -> None:
         service, limits = self.service, self.service.settings.limits
         path = exchange.scope["path"]
+        if sum(name == b"host" for name, _ in exchange.scope["headers"]) > 1:  # a proxy may believe the other one
+            raise Refusal("malformed", "Host: got it more than once")
         self._check_caller(exchange, path)
         if path in _OPEN:
             return
@@ -230,7 +227,14 @@ class Border:
         own = self.service.settings
         return name == host or (own.loopback and own.admits(name))
 
-    async def _refuse(self, exchange: _Exchange, refusal: Refusal) -> None:
+    async def _refuse_route(self, exchange: _Exchange, error: HTTPException) -> None:
+        if error.status_code == 404:
+            await self._refuse(exchange, Refusal("no_route", "there is nothing at this path"))
+        else:
+            allow = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+            await self._refuse(exchange, Refusal("no_method", "the path does not take this method"), allow=allow)
+
+    async def _refuse(self, exchange: _Exchange, refusal: Refusal, *, allow: str = "") -> None:
         exchange.kind = refusal.kind
         if exchange.status:  # half an answer is out already; all that is left is to break it off
             raise ConnectionError("an answer could not be finished")
@@ -243,6 +247,10 @@ class Border:
         ]
         if refusal.retry_after is not None:
             headers.append((b"retry-after", str(refusal.retry_after).encode()))
+        if refusal.kind == "unauthorized":
+            headers.append((b"www-authenticate", b'Bearer realm="leaf"'))
+        if allow:
+            headers.append((b"allow", allow.encode()))
         if refusal.kind in ("too_large", "slow", "encoding"):  # the rest of the body is not read
             headers.append((b"connection", b"close"))
         try:
@@ -254,16 +262,20 @@ class Border:
     def _note(self, exchange: _Exchange) -> None:
         seconds = time.perf_counter() - exchange.start
         metrics, family = self.service.metrics, exchange.family.name
-        route = getattr(exchange.scope.get("route"), "path", "other")
+        route = self._template(exchange.scope)
         metrics.requests.labels(family, route, str(exchange.status)).inc()
         metrics.seconds.labels(family).observe(seconds)
         if exchange.kind:
             metrics.refusals.labels(family, exchange.kind).inc()
-        if _access.isEnabledFor(logging.INFO):
-            line = {"time": round(time.time(), 3), "id": exchange.id, "method": exchange.scope["method"],
-                    "route": route, "status": exchange.status, "ms": round(seconds * 1000, 2),
-                    "bytes": len(exchange.scope.get(BODY, b"")), "kind": exchange.kind}  # fmt: skip
-            _access.info(json.dumps(line))
+        log_request(exchange.id, exchange.status, seconds, method=exchange.scope["method"], route=route,
+                    size=len(exchange.scope.get(BODY, b"")), kind=exchange.kind)  # fmt: skip
+
+    def _template(self, scope: _Scope) -> str:
+        """The route of a request, also of one that was refused on its way there."""
+        route = scope.get("route")
+        if route is None:
+            route = next((route for route in self.app.routes if route.matches(scope)[0] is not Match.NONE), None)
+        return getattr(route, "path", "other")
 
 
 async def _left(receive: _Receive) -> None:

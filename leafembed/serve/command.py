@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import socket
 import tempfile
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from leafembed.errors import Error, first_line
 from leafembed.progress import say
 from leafembed.serve.app import create_app
 from leafembed.serve.embedding import Service
-from leafembed.serve.logs import configure_logs
+from leafembed.serve.hangups import HangUps
+from leafembed.serve.logs import SERVER_LOG, configure_logs
 from leafembed.serve.merged import Shared
 from leafembed.serve.metrics import Metrics
 from leafembed.serve.models import Models
@@ -30,12 +32,15 @@ from leafembed.ship.shipped import shipped
 
 __all__ = ["run_server"]
 
+_log = logging.getLogger(SERVER_LOG)
 
-def run_server(args: argparse.Namespace, *, key: str = "") -> int:
+
+def run_server(args: argparse.Namespace, hang_ups: HangUps, *, key: str = "") -> int:
     """Serve until SIGTERM, and return 0.
 
     Args:
         args: What ``leaf serve`` was given.
+        hang_ups: Notes SIGHUP since the command began.
         key: API key from the environment; empty: none.
 
     Raises:
@@ -46,8 +51,6 @@ def run_server(args: argparse.Namespace, *, key: str = "") -> int:
     listener = bind(args.host, args.port)
     configure_logs(access=not args.quiet)
     settings = service.settings
-    if not settings.loopback and not settings.keys:
-        say(f"leaf serve: {args.host} can be reached by other machines and no API key is asked for; see --api-key-file")
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     names = ", ".join(named.name for named in service.models.listed)
@@ -55,12 +58,14 @@ def run_server(args: argparse.Namespace, *, key: str = "") -> int:
     def ready() -> None:
         with suppress(OSError):  # a log that cannot be written stops no server
             say(f"leaf serve: {names} at {address}")
+        if not settings.loopback and not settings.keys:
+            _log.warning("other machines can reach %s and no API key is asked for; see --api-key-file", args.host)
 
     if args.workers == 1:
-        _listen(service, listener, ready, args.otlp)
+        _listen(service, listener, ready, hang_ups, args.otlp)
         return 0
     with tempfile.TemporaryDirectory(prefix="leaf-serve-", ignore_cleanup_errors=True) as folder:
-        return supervise(_Worker(args, key, listener, Path(folder)), args.workers, Path(folder), ready)
+        return supervise(_Worker(args, key, listener, Path(folder)), args.workers, Path(folder), ready, listener)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +78,32 @@ class _Worker:
     folder: Path
 
     def __call__(self, tells: Connection) -> None:
+        hang_ups = HangUps()
         end_with_parent()
         configure_logs(access=not self.args.quiet)
         try:
             service = _service(self.args, self.key)
             service.shared = Shared(self.folder)
-            _listen(service, self.listener, lambda: tells.send(True), self.args.otlp)
+            _listen(service, self.listener, lambda: tells.send(True), hang_ups, self.args.otlp)
         except (Error, OSError) as error:
             say(f"leaf serve: {first_line(error)}")
             raise SystemExit(1) from None
 
 
-def _listen(service: Service, listener: socket.socket, ready: Callable[[], None], otlp: str | None) -> None:
+def _listen(
+    service: Service, listener: socket.socket, ready: Callable[[], None], hang_ups: HangUps, otlp: str | None
+) -> None:
     # Opened now, so that an error of it is one line for the operator, and no traceback of uvicorn's; in a thread that
     # ends, since what an engine keeps for the main thread is freed after the engine, and that is a segmentation fault.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(service.models.default.model.load).result()
     app = create_app(service)
     if otlp is None:
-        Server(app, service, ready).listen(listener)
+        Server(app, service, ready, hang_ups).listen(listener)
         return
     app, close = traced(app, otlp)
     try:
-        Server(app, service, ready).listen(listener)
+        Server(app, service, ready, hang_ups).listen(listener)
     finally:
         close()
 

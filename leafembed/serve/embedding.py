@@ -1,7 +1,7 @@
 """What every embedding request goes through, whatever its family: limits, tokens, queue, vectors.
 
-Tokenising a short request takes microseconds and is done at once; a longer one goes to a thread, so that the event loop
-answers others meanwhile.
+A long request is tokenised in a thread, slice by slice, so that the event loop answers others meanwhile and requests
+take turns.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from leafembed.errors import Error, first_line
 from leafembed.serve.batching import BatchFailedError
 from leafembed.serve.logs import SERVER_LOG
+from leafembed.serve.memory import Tidier
 from leafembed.serve.merged import Shared
 from leafembed.serve.metrics import Metrics
 from leafembed.serve.models import AGAIN_S, Loaded, Model, Models, Named
@@ -28,15 +29,16 @@ from leafembed.serve.prompts import choose_prompt
 from leafembed.serve.refusals import Refusal
 from leafembed.serve.settings import Settings
 from leafembed.serve.specs import About
-from leafembed.serve.tokens import all_rows
+from leafembed.serve.tokens import about_tokens, in_slices, json_rows
+from leafembed.ship.beginnings import slices
+from leafembed.ship.texts import Ids
 from leafembed.types import FloatArray
 
 __all__ = ["Answer", "Asked", "Service"]
 
 _log = logging.getLogger(SERVER_LOG)
 _BUSY = "server busy, please try again.  maximum pending requests exceeded"  # Ollama's own words
-_AT_ONCE = 2_000
-"""Characters that are tokenised on the event loop: well under a millisecond."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,7 @@ class Service:
     admitted: int = 0
     shared: Shared | None = None
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "leaf-tokenizer"))
+    _tidier: Tidier = field(default_factory=Tidier)
 
     def named(self, name: str) -> Named:
         """What a model's name stands for; see :meth:`leafembed.serve.models.Models.find`."""
@@ -141,24 +144,27 @@ class Service:
         model = named.model
         _chosen(named, asked, model.about)  # what it refuses opens no bundle
         self._check_size(model, asked.texts)
-        reserved = self._admit(_estimate(model, asked.texts))
+        reserved = self._admit(about_tokens(asked.texts, model.about.config.max_seq_length))
         try:
             _, load_s = await self.opened(model)
             loaded = model.take()
             try:
                 prompt, dim = _chosen(named, asked, loaded.about)  # another bundle may lie there by now
-                began = time.perf_counter()
-                ids, was_cut = await self._tokens(loaded, asked.texts, prompt)
+                began, ids, tokens, cut = time.perf_counter(), list[Ids](), 0, 0
+                async for more, was_cut in in_slices(loaded.encoder, asked.texts, prompt, self._in_turn):
+                    ids, cut, tokens = ids + more, cut + sum(was_cut), tokens + sum(map(len, more))
+                    reserved = self._admit(max(tokens, reserved), reserved)
+                reserved = self._admit(tokens, reserved)
+                if cut and not asked.truncate:
+                    raise Refusal("invalid", asked.too_long, param="input")
                 tokenize_s = time.perf_counter() - began
-                tokens = sum(map(len, ids))
-                reserved += self._admit(tokens - reserved)
-                cut = self._check_tokens(asked, tokens, was_cut)
                 vectors, queue_s = await self._vectors(loaded, ids)
                 compute_s = time.perf_counter() - began - tokenize_s - queue_s
             finally:
                 loaded.users -= 1
         finally:
             self.admitted -= reserved
+            self._tidier.used(sum(map(len, asked.texts)))
         self.metrics.embedded(model.spec.name, len(ids), tokens, cut)
         self.metrics.phase("tokenize", tokenize_s)
         self.metrics.phase("queue", queue_s)
@@ -174,8 +180,8 @@ class Service:
             total_s=time.perf_counter() - start,
         )
 
-    async def tokens_of(self, name: str, texts: Sequence[str], *, special: bool) -> list[list[dict[str, Any]]]:
-        """The tokens of each whole text: id, text, whether it is special, and its characters.
+    async def tokens_of(self, name: str, texts: Sequence[str], *, special: bool) -> list[bytes]:
+        """The tokens of each whole text, as JSON: id, text, whether it is special, and its characters.
 
         Args:
             name: What the model was called.
@@ -187,14 +193,20 @@ class Service:
         """
         model = self.models.find(name).model
         self._check_size(model, texts)
-        reserved = self._admit(sum(2 + len(text) // 4 for text in texts))  # all of them are told, not what is read
+        reserved = self._admit(about_tokens(texts, None))  # all of them are told, not what is read
+        rows, tokens = list[bytes](), 0
         try:
             loaded, _ = await self.opened(model)
-            most = self.settings.limits.request_tokens
-            rows = partial(all_rows, loaded.encoder.tokenizer, texts, special=special, most=most)
-            return await asyncio.get_running_loop().run_in_executor(self._pool, rows)
+            for part in slices(texts, self.settings.limits.request_chars):
+                most = self.settings.limits.request_tokens
+                read = partial(json_rows, loaded.encoder.tokenizer, special=special, before=tokens, most=most)
+                more, tokens = await self._in_turn(partial(read, texts[part]))
+                rows += more
+                reserved = self._admit(max(tokens, reserved), reserved)
         finally:
             self.admitted -= reserved
+            self._tidier.used(sum(map(len, texts)))
+        return rows
 
     def retry_after(self) -> int:
         """Seconds until what waits is done, as far as the last batches tell; 1 to 60."""
@@ -235,35 +247,22 @@ class Service:
             raise Refusal("too_large", f"the request has {chars} characters, at most {limits.request_chars} are taken "
                           "at once", param="input")  # fmt: skip
 
-    def _admit(self, tokens: int) -> int:
-        """Count tokens as at work and return how many; give back what is negative."""
+    def _admit(self, tokens: int, held: int = 0) -> int:
+        """Count so many tokens of a request as at work, ``held`` of which are already, and return them."""
         limits = self.settings.limits
         if tokens > limits.request_tokens:
-            raise Refusal("too_large", f"the request has about {tokens} tokens, at most {limits.request_tokens} are "
-                          "taken at once", param="input")  # fmt: skip
-        if tokens > 0 and self.admitted + tokens > limits.queue_tokens:
+            raise Refusal("too_large", f"the request has {'at least' if held else 'about'} {tokens} tokens, at most "
+                          f"{limits.request_tokens} are taken at once", param="input")  # fmt: skip
+        if tokens > held and self.admitted + tokens - held > limits.queue_tokens:
             raise self.busy()
-        self.admitted += tokens
+        self.admitted += tokens - held
         return tokens
 
-    async def _tokens(self, loaded: Loaded, texts: Sequence[str], prompt: str | None) -> Any:
-        try:
-            if sum(map(len, texts)) <= _AT_ONCE:
-                return loaded.encoder.tokenize(texts, prompt)
-            return await asyncio.get_running_loop().run_in_executor(self._pool, loaded.encoder.tokenize, texts, prompt)
-        except ValueError as error:
-            raise Refusal("invalid", first_line(error), param="input") from error
+    async def _in_turn(self, call: Callable[[], _T]) -> _T:
+        """What a call in a thread gives; calls are begun in the order in which they came."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
-    def _check_tokens(self, asked: Asked, tokens: int, was_cut: Sequence[bool]) -> int:
-        if tokens > self.settings.limits.request_tokens:
-            raise Refusal("too_large", f"the request has {tokens} tokens, at most "
-                          f"{self.settings.limits.request_tokens} are taken at once", param="input")  # fmt: skip
-        cut = sum(was_cut)
-        if cut and not asked.truncate:
-            raise Refusal("invalid", asked.too_long, param="input")
-        return cut
-
-    async def _vectors(self, loaded: Loaded, ids: Sequence[Any]) -> tuple[FloatArray, float]:
+    async def _vectors(self, loaded: Loaded, ids: Sequence[Ids]) -> tuple[FloatArray, float]:
         """The vectors, and the seconds that their texts waited for a batch."""
         waited: list[float] = []
         try:
@@ -284,12 +283,6 @@ def _chosen(named: Named, asked: Asked, about: About) -> tuple[str | None, int]:
     if problem := about.wrong_dim(asked.dim, model.spec, allow_failed=model.allow_failed):
         raise Refusal("invalid", f"dimensions: {problem}", param="dimensions")
     return prompt, asked.dim
-
-
-def _estimate(model: Model, texts: Sequence[str]) -> int:
-    """About how many tokens of the texts the model will read, before they are counted."""
-    most = model.about.config.max_seq_length
-    return sum(min(most, 2 + len(text) // 4) for text in texts)
 
 
 def _shortened(vectors: FloatArray, dim: int, *, normalize: bool) -> FloatArray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import time
 
 import orjson
 
-__all__ = ["ACCESS_LOG", "SERVER_LOG", "configure_logs"]
+__all__ = ["ACCESS_LOG", "SERVER_LOG", "configure_logs", "log_request"]
 
 ACCESS_LOG = "leafembed.serve.access"
 """Logger of one line a request, JSON already; no text of users and no key is in it."""
@@ -29,6 +31,27 @@ def configure_logs(*, access: bool) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+
+
+def log_request(
+    number: str, status: int, seconds: float, *, method: str = "", route: str = "other", size: int = 0, kind: str = ""
+) -> None:
+    """Write the line of a request.
+
+    Args:
+        number: Its id.
+        status: Of the answer; 0: the connection was closed without one.
+        seconds: From its arrival to its answer.
+        method: Of HTTP; empty: what came was no request.
+        route: Template of its path.
+        size: Bytes of its body.
+        kind: Why it was refused; empty: it was not.
+    """
+    logger = logging.getLogger(ACCESS_LOG)
+    if logger.isEnabledFor(logging.INFO):
+        line = {"time": round(time.time(), 3), "id": number, "method": method, "route": route, "status": status,
+                "ms": round(seconds * 1000, 2), "bytes": size, "kind": kind}  # fmt: skip
+        logger.info(json.dumps(line))
 
 
 class _Lines(logging.Formatter):

@@ -60,6 +60,12 @@ class Metrics:
         self.queue = Gauge("leaf_queue_tokens", "Tokens of requests at work", registry=registry)
         Gauge("leaf_start_time_seconds", "Unix time of the start", registry=registry).set(time.time())
 
+    def unread(self, kind: str, status: int = 0) -> None:
+        """Count what was refused before it was a request, and of no family; ``status`` 0: without an answer."""
+        self.refusals.labels("none", kind).inc()
+        if status:
+            self.requests.labels("none", "other", str(status)).inc()
+
     def embedded(self, model: str, texts: int, tokens: int, cut: int) -> None:
         """Count a request that was answered."""
         self.texts.labels(model).inc(texts)

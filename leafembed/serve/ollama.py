@@ -27,6 +27,7 @@ _DURATION = re.compile(
     r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h)(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h))*|[+-]?0"
 )
 _FOREVER = "2318-01-01T00:00:00Z"
+_KEYS = (*("model", "input", "prompt", "dimensions", "truncate", "prompt_name", "input_type", "keep_alive", "options"),)
 
 
 def routes() -> list[Route]:
@@ -57,7 +58,7 @@ async def _version(request: Request) -> Response:
 
 async def _embed(request: Request) -> Response:
     service: Service = request.app.state.service
-    data = json_body(request)
+    data = json_body(request, *_KEYS)
     name = _model_name(data)
     dim, truncate = whole_field(data, "dimensions"), flag(data, "truncate", True)
     prompt, input_type = text_field(data, "prompt_name"), text_field(data, "input_type")
@@ -100,7 +101,7 @@ async def _embed(request: Request) -> Response:
 
 async def _embeddings(request: Request) -> Response:
     service: Service = request.app.state.service
-    data = json_body(request)
+    data = json_body(request, *_KEYS)
     name = _model_name(data)
     if not name:
         raise Refusal("invalid", "model is required", param="model")
@@ -134,7 +135,7 @@ async def _ps(request: Request) -> Response:
 
 async def _show(request: Request) -> Response:
     service: Service = request.app.state.service
-    data = json_body(request)
+    data = json_body(request, "model", "name")
     name = text_field(data, "model") or text_field(data, "name") or ""
     if not name:
         raise Refusal("invalid", "model is required", param="model")
@@ -209,7 +210,7 @@ def _check_keep_alive(data: dict[str, Any]) -> None:
 
 def _check_options(data: dict[str, Any]) -> None:
     """Options are Ollama's and change nothing here; a context without room for a text is refused as there."""
-    options = data.get("options")
+    options = data.pop("options", None)  # may be large, and is not kept
     if options is not None and not isinstance(options, dict):
         raise Refusal("invalid", "options: expected an object", param="options")
     if (options or {}).get("num_ctx") in (0, 1):

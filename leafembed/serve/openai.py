@@ -22,6 +22,8 @@ from leafembed.serve.wire import answer, flag, json_body, rows_answer, text_fiel
 
 __all__ = ["routes"]
 
+_KEYS = ("model", "input", "dimensions", "encoding_format", "input_type", "prompt_name", "truncate", "user")
+
 
 def routes() -> list[Route]:
     """OpenAI's routes."""
@@ -44,7 +46,7 @@ async def _model(request: Request) -> Response:
 
 async def _embeddings(request: Request) -> Response:
     service: Service = request.app.state.service
-    data = json_body(request)
+    data = json_body(request, *_KEYS)
     name = text_field(data, "model")
     if not name:
         raise Refusal("invalid", "you must provide a model parameter", param="model")

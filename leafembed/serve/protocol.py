@@ -3,17 +3,27 @@
 uvicorn itself waits for ever for the end of a head or a body, keeps a head of any size, and keeps the unsent rest of an
 answer for a client that reads nothing. Where a request asks for another protocol too, as Java's client
 does, its parser passes over the body; here such a request is served as what it is.
+
+A client that sends all of a request before it reads would not see why it was refused: what is closed with bytes unread
+is reset, and the answer is lost with it. So its end is marked, and what still comes is thrown away (RFC 9112, 9.6).
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar
+import secrets
+from contextlib import suppress
+from http import HTTPStatus
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from leafembed.serve.logs import log_request
+from leafembed.serve.metrics import Metrics
+from leafembed.serve.refusals import Refusal, family_of
 from leafembed.serve.settings import Limits
 
 __all__ = ["protocol_of"]
@@ -21,10 +31,16 @@ __all__ = ["protocol_of"]
 _FLUSH_S = 5.0
 """Seconds in which the end of an answer must be taken once its connection is closed."""
 
+_SILENT_S = 2.0
+"""Seconds without a byte after which one that was refused is taken to have sent all."""
 
-def protocol_of(limits: Limits) -> type[HttpToolsProtocol]:
-    """Return the protocol of one server, with its limits and its count of connections."""
-    return type("Protocol", (_Protocol,), {"limits": limits, "open_now": set()})
+_THROWN_BYTES = 256_000_000
+"""Most bytes that are thrown away for one that was refused; none of them is kept."""
+
+
+def protocol_of(limits: Limits, metrics: Metrics) -> type[HttpToolsProtocol]:
+    """Return the protocol of one server, with its limits, its counters and its connections."""
+    return type("Protocol", (_Protocol,), {"limits": limits, "metrics": metrics, "open_now": set()})
 
 
 class _HeadTooLongError(Exception):
@@ -33,9 +49,14 @@ class _HeadTooLongError(Exception):
 
 class _Protocol(HttpToolsProtocol):
     limits: ClassVar[Limits]
+    metrics: ClassVar[Metrics]
     open_now: ClassVar[set[Any]]
     _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    _silent: asyncio.TimerHandle | None = None
+    _thrown = 0
+    _ending = False
+    _since = 0.0
     _in_body = False
     _head = 0
     _counted = 0
@@ -43,28 +64,37 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        link = SimpleNamespace(write=transport.write, is_closing=self._is_closing, close=self._close_well)
+        self._link = cast("asyncio.Transport", link)  # as a request uses it, which knows no better way to close
         if len(self.open_now) >= self.limits.connections:
             transport.close()
+            self._note("connections")
             return
         self.open_now.add(self)
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open_now.discard(self)
-        self._end()
-        self._read_again()
+        for timer in (self._late, self._unread, self._silent):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+        if self.cycle is not None:
+            self.cycle.transport = self.transport  # else the two would keep each other
         self._unset_keepalive_if_required()  # uvicorn keeps a connection that was reset, body and all, until it is due
 
     def data_received(self, data: bytes) -> None:
+        if self._silent is not None:
+            self._throw_away(data)
+            return
         if self._late is None:
             self._begin()
         if not self._in_body:
             self._head += len(data)
         self._feed(data)
         # A head that has not ended: the parser keeps all of it, and tells of a header only when it is whole.
-        if not self._in_body and self._head > self.limits.head_bytes and not self.transport.is_closing():
-            self._refuse(431, "Request Header Fields Too Large", self._too_long())
+        if not self._in_body and self._head > self.limits.head_bytes:
+            self._refuse(self._too_long())
 
     def on_message_begin(self) -> None:
         self._in_body, self._counted = False, 0
@@ -84,6 +114,7 @@ class _Protocol(HttpToolsProtocol):
             return
         self._in_body = True
         super().on_headers_complete()
+        self.cycle.transport = self._link
 
     def on_message_complete(self) -> None:
         if self._again:
@@ -92,12 +123,20 @@ class _Protocol(HttpToolsProtocol):
         self._in_body, self._head = False, 0
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        if self._silent is None:  # else nothing that still comes is a request
+            super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """The server ends, and does not wait for what is thrown away."""
+        self._ending = True
+        if self._silent is not None:
+            self._close()
+        super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP in JSON too; its path, and so its family, is not known."""
-        if self._counted > self.limits.head_bytes:
-            self._refuse(431, "Request Header Fields Too Large", self._too_long())
-        else:
-            self._refuse(400, "Bad Request", msg)
+        self._refuse(self._too_long() if self._counted > self.limits.head_bytes else Refusal("malformed", msg))
 
     def pause_writing(self) -> None:
         """The client takes less than it is sent: it has its time to go on."""
@@ -146,19 +185,63 @@ class _Protocol(HttpToolsProtocol):
         if self._counted > self.limits.head_bytes:
             raise _HeadTooLongError
 
-    def _too_long(self) -> str:
-        return f"the head of the request has more than {self.limits.head_bytes} bytes"
+    def _too_long(self) -> Refusal:
+        return Refusal("head_too_large", f"the head of the request has more than {self.limits.head_bytes} bytes")
 
-    def _refuse(self, status: int, reason: str, message: str) -> None:
-        content = orjson.dumps({"error": message})
-        head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json; charset=utf-8\r\n"
-        head += f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
+    def _refuse(self, refusal: Refusal) -> None:
+        if self._is_closing():
+            return
+        number = secrets.token_hex(8)
+        status, body = family_of("").answer(refusal)
+        content = orjson.dumps(body)
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json; charset=utf-8\r\n"
+        head += f"content-length: {len(content)}\r\nx-request-id: {number}\r\nconnection: close\r\n\r\n"
         self.transport.write(head.encode() + content)
-        self.transport.close()
+        self._note(refusal.kind, status, number)
+        if self.pipeline:  # one whose answer is not written yet
+            self.transport.close()
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # it writes no more
+            self.cycle.message_event.set()
+        self._linger()
+
+    def _note(self, kind: str, status: int = 0, number: str = "") -> None:
+        self.metrics.unread(kind, status)
+        log_request(number, status, self.loop.time() - self._since if self._since else 0.0, kind=kind)
+
+    def _is_closing(self) -> bool:
+        return self._silent is not None or self.transport.is_closing()
+
+    def _close_well(self) -> None:
+        """Close the connection once its last answer is written."""
+        if self.pipeline:  # there are further requests, which get none
+            self.transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Throw away what comes until the client ends, is silent, or its time for the request is over."""
+        if self._ending or self.transport.is_closing():
+            self.transport.close()
+            return
+        with suppress(OSError):  # it is gone already
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        if self._late is None:  # this one began in the same piece as the one before it
+            self._begin()
+        self._silent = self.loop.call_later(_SILENT_S, self._close)
+
+    def _throw_away(self, data: bytes) -> None:
+        self._thrown += len(data)
+        if self._silent is not None:
+            self._silent.cancel()
+        self._silent = self.loop.call_later(0 if self._thrown > _THROWN_BYTES else _SILENT_S, self._close)
 
     def _begin(self) -> None:
         # A little later than the border, which says why where it can.
-        self._late = self.loop.call_later(self.limits.receive_s + 1.0, self._close)
+        self._since = self.loop.time()
+        self._late = self.loop.call_later(self.limits.receive_s + 1.0, self._close_late)
 
     def _end(self) -> None:
         if self._late is not None:
@@ -170,8 +253,13 @@ class _Protocol(HttpToolsProtocol):
             self._unread.cancel()
             self._unread = None
 
-    def _close(self) -> None:
+    def _close_late(self) -> None:
         self._late = None
+        if self._head and not self._in_body and self._silent is None:
+            self._note("slow")
+        self._close()
+
+    def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
             self.loop.call_later(_FLUSH_S, self.transport.abort)

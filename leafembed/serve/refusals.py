@@ -13,6 +13,8 @@ from typing import Any, Literal
 __all__ = ["FAMILIES", "Family", "Kind", "Refusal", "family_of"]
 
 Kind = Literal[
+    "malformed",
+    "head_too_large",
     "invalid",
     "empty",
     "missing",
@@ -33,6 +35,8 @@ Kind = Literal[
 """Why a request was not answered with vectors; also a label of the metrics."""
 
 _STATUS: dict[Kind, int] = {
+    "malformed": 400,
+    "head_too_large": 431,
     "invalid": 400,
     "empty": 400,
     "missing": 404,

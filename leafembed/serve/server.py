@@ -6,6 +6,7 @@ SIGTERM and SIGINT: no new request is taken, running ones end within their time.
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 import threading
@@ -17,6 +18,7 @@ import uvicorn
 
 from leafembed.errors import Error
 from leafembed.serve.embedding import Service
+from leafembed.serve.hangups import HangUps
 from leafembed.serve.protocol import protocol_of
 from leafembed.serve.reloading import reload_all
 
@@ -51,16 +53,21 @@ class Server(uvicorn.Server):
         app: What :func:`leafembed.serve.app.create_app` gave.
         service: Its service.
         ready: Called once when requests are taken.
+        hang_ups: Each SIGHUP that it noted, before the start too, opens the bundles again; ``None``: there are none.
     """
 
     def __init__(
-        self, app: Callable[..., Awaitable[None]], service: Service, ready: Callable[[], None] = lambda: None
+        self,
+        app: Callable[..., Awaitable[None]],
+        service: Service,
+        ready: Callable[[], None] = lambda: None,
+        hang_ups: HangUps | None = None,
     ) -> None:
         limits = service.settings.limits
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol_of(limits),
+                http=protocol_of(limits, service.metrics),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -68,12 +75,13 @@ class Server(uvicorn.Server):
                 server_header=False,
                 date_header=False,
                 timeout_keep_alive=_IDLE_S,
-                timeout_graceful_shutdown=int(limits.drain_s),
+                timeout_graceful_shutdown=math.ceil(limits.drain_s),
                 backlog=2048,
             )
         )
         self._service = service
         self._ready = ready
+        self._hang_ups = hang_ups
         self._tasks: set[asyncio.Task[None]] = set()
 
     def listen(self, listener: socket.socket) -> None:
@@ -85,13 +93,16 @@ class Server(uvicorn.Server):
         self._service.draining = self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and take SIGHUP where signals can be taken: in the main thread."""
+        """Listen, and say so."""
         await super().startup(sockets)
-        if self.should_exit:
-            return
-        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
-        self._ready()
+        if not self.should_exit:
+            self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end, and whether SIGHUP came."""
+        if self._hang_ups is not None and self._hang_ups.taken():
+            self._reload()
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

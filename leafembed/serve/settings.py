@@ -34,7 +34,7 @@ class Limits:
     chars_per_token: int = 250
     """A text may have this many characters for each token that the model reads; more are refused before tokenising."""
     request_chars: int = 4_000_000
-    """Most characters of a request: all of them are tokenised, whatever the model reads of them."""
+    """Most characters of a request."""
     request_tokens: int = 300_000
     """Most tokens of a request; OpenAI's limit."""
     queue_tokens: int = 600_000

@@ -15,9 +15,22 @@ from leafembed import __version__
 from leafembed.serve.embedding import Answer, Asked, Service
 from leafembed.serve.ollama import truncation_header
 from leafembed.serve.refusals import Refusal
-from leafembed.serve.wire import answer, flag, json_body, rows_answer, text_field, texts_field, whole_field
+from leafembed.serve.wire import (
+    answer,
+    flag,
+    json_body,
+    parts_answer,
+    rows_answer,
+    text_field,
+    texts_field,
+    whole_field,
+)
 
 __all__ = ["routes"]
+
+_KEYS = (
+    *("inputs", "model", "dimensions", "truncate", "truncation_direction", "prompt_name", "input_type", "normalize"),
+)
 
 
 def routes() -> list[Route]:
@@ -31,7 +44,7 @@ def routes() -> list[Route]:
 
 async def _embed(request: Request) -> Response:
     service: Service = request.app.state.service
-    data = json_body(request)
+    data = json_body(request, *_KEYS)
     texts = _inputs(data)
     side = text_field(data, "truncation_direction")
     if side is not None and side.lower() != "right":
@@ -77,10 +90,10 @@ async def _info(request: Request) -> Response:
 
 async def _tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
-    data = json_body(request)
+    data = json_body(request, "inputs", "model", "add_special_tokens")
     special = flag(data, "add_special_tokens", True)
     name = _model_name(service, data)
-    return answer(await service.tokens_of(name, _inputs(data), special=special))
+    return parts_answer(await service.tokens_of(name, _inputs(data), special=special))
 
 
 def _model_name(service: Service, data: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -18,7 +18,17 @@ from starlette.responses import Response, StreamingResponse
 from leafembed.serve.refusals import Refusal
 from leafembed.types import FloatArray
 
-__all__ = ["BODY", "answer", "flag", "json_body", "rows_answer", "text_field", "texts_field", "whole_field"]
+__all__ = [
+    "BODY",
+    "answer",
+    "flag",
+    "json_body",
+    "parts_answer",
+    "rows_answer",
+    "text_field",
+    "texts_field",
+    "whole_field",
+]
 
 BODY = "leaf.body"
 """Where the border puts a request's body in the ASGI scope."""
@@ -29,14 +39,21 @@ _PIECE = 65_536
 _JSON = "application/json; charset=utf-8"
 
 
-def json_body(request: Request) -> dict[str, Any]:
+def json_body(request: Request, *keys: str) -> dict[str, Any]:
     """Return the JSON object of a request, whatever its content type says.
+
+    What is parsed takes twenty times as much memory as its text where it is small lists; so it is parsed here, on the
+    event loop, one body at a time, and a handler that waits keeps nothing but what it knows.
+
+    Args:
+        request: Its body was put into its scope.
+        keys: What the route knows; other keys are left out.
 
     Raises:
         Refusal: If there is none.
     """
     raw: bytes = request.scope.get(BODY, b"")
-    if not raw.strip():
+    if not raw or raw.isspace():
         raise Refusal("invalid", "missing request body")
     try:
         data = orjson.loads(raw)
@@ -45,7 +62,7 @@ def json_body(request: Request) -> dict[str, Any]:
         raise Refusal("invalid", f"invalid JSON: {where}") from error
     if not isinstance(data, dict):
         raise Refusal("invalid", f"invalid JSON: got {_kind(data)}, expected an object")
-    return data
+    return {key: data[key] for key in keys if key in data}
 
 
 def text_field(data: Mapping[str, Any], name: str) -> str | None:
@@ -94,6 +111,11 @@ def answer(
 ) -> Response:
     """A JSON answer."""
     return Response(orjson.dumps(data), status, dict(headers or {}), _JSON)
+
+
+def parts_answer(parts: Sequence[bytes]) -> Response:
+    """A JSON answer with a list of what is JSON already."""
+    return Response(b"[" + b",".join(parts) + b"]", 200, None, _JSON)
 
 
 def rows_answer(

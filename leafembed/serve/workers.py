@@ -1,6 +1,7 @@
 """Several server processes on one port: started, told of signals, and replaced when they die.
 
-They share the socket that listens, so that a connection goes to a process that has time for it, and nothing else.
+They share the socket that listens, so that a connection goes to a process that has time for it, and nothing else. It
+takes connections for as long as any of them has it open, and so all close it when they are told to end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -42,22 +44,34 @@ class _Crew:
         work: What each does.
         folder: Where they leave their metrics.
         ready: Called once, when all of the first ones take requests.
+        listener: The socket that they share.
         members: Those that run, and what they tell through.
         waiting: Those that do not take requests yet.
         owed: Those of them that are to be told of SIGHUP, which would end them now.
+        hiring: Whether one is being started, which needs the socket.
     """
 
     work: Work
     folder: Path
     ready: Callable[[], None]
+    listener: socket.socket
     members: dict[BaseProcess, Connection] = field(default_factory=dict)
     waiting: set[BaseProcess] = field(default_factory=set)
     owed: set[BaseProcess] = field(default_factory=set)
+    hiring: bool = False
     stopping: bool = False
     announced: bool = False
     failed: int = 0
 
     def hire(self) -> None:
+        self.hiring = True  # a signal leaves the socket open from here on
+        if self.listener.fileno() >= 0:
+            self._start()
+        self.hiring = False
+        if self.stopping:
+            self.listener.close()
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of others hold
         told, tells = context.Pipe(duplex=False)
         member = context.Process(target=self.work, args=(tells,), name="leaf-serve")
@@ -77,6 +91,8 @@ class _Crew:
                 self.owed.add(member)
             elif member.pid is not None and member.is_alive():
                 os.kill(member.pid, number if number == hang_up else signal.SIGTERM)
+        if self.stopping and not self.hiring:
+            self.listener.close()
 
     def look(self) -> None:
         """Wait a moment for something to happen, and see to it."""
@@ -120,7 +136,7 @@ def _ready(told: Connection) -> bool:
         return False
 
 
-def supervise(work: Work, count: int, folder: Path, ready: Callable[[], None]) -> int:
+def supervise(work: Work, count: int, folder: Path, ready: Callable[[], None], listener: socket.socket) -> int:
     """Run ``count`` processes until SIGTERM or SIGINT, and return 0; SIGHUP is passed on to each.
 
     Args:
@@ -128,11 +144,12 @@ def supervise(work: Work, count: int, folder: Path, ready: Callable[[], None]) -
         count: At least 1.
         folder: Where they leave their metrics.
         ready: Called when all take requests.
+        listener: The socket that they share; closed here once they are to end.
 
     Raises:
         Error: If the processes die before they take requests.
     """
-    crew = _Crew(work, folder, ready)
+    crew = _Crew(work, folder, ready, listener)
     taken = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = {number: signal.signal(number, crew.signal) for number in taken}
     try:
