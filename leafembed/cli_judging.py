@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leafembed.errors import Error, GateFailedError
 from leafembed.progress import print_json, say
 from leafembed.text import read_texts
+
+if TYPE_CHECKING:
+    from leafembed.reports import Check
 
 __all__ = ["compare", "evaluate", "gate", "overlap"]
 
@@ -81,14 +84,33 @@ def gate(args: argparse.Namespace) -> int:
     from leafembed.results import print_checks
     from leafembed.single import judge_stored
 
+    added = _renew(args) if args.renew else ()
     verdict, stage = judge_stored(args.bundle, args.recipe, args.set)
     if args.json:
-        print_json({"stage": stage, **verdict.to_dict()})
+        renewed = {"added": [check.name for check in added]} if args.renew else {}
+        print_json({"stage": stage, **renewed, **verdict.to_dict()})
     else:
         print_checks(verdict)
     if not verdict.passed:
         raise GateFailedError(verdict, stage=stage)
     return 0
+
+
+def _renew(args: argparse.Namespace) -> tuple[Check, ...]:
+    """Bring a verdict up to date, say what that changed, and return the checks that it lacked."""
+    from leafembed.ship.renewal import renew_verdict
+
+    if args.recipe or args.set:
+        raise Error("--renew: got it beside --recipe or --set, expected it alone: a verdict is by a bundle's own")
+    added = renew_verdict(args.bundle)
+    if not added:
+        say("nothing to renew: the verdict is by today's rules")
+        return added
+    failed = sum(not check.passed for check in added)
+    say(f"the verdict lacked {len(added)} checks, {failed} of which fail; card, plots and manifest are written anew")
+    for check in added:
+        say(f"new   {'pass' if check.passed else 'FAIL'}  {check}")
+    return added
 
 
 def overlap(args: argparse.Namespace) -> int:

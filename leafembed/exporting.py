@@ -109,7 +109,9 @@ def export(
     if not checked:
         raise DataError("--texts: got no text that is not blank, expected at least one to compare vectors on")
     source = find_source(path)
-    verdict, stage = read_verdict(source.manifest, str(source.judged)) if source.manifest else (None, "")
+    verdict, stage = (
+        read_verdict(source.manifest, str(source.judged), outdated=allow_failed) if source.manifest else (None, "")
+    )
     if verdict is not None and not (verdict.passed or allow_failed):
         raise GateFailedError(verdict, stage=stage)
     partial = target.with_name(f".{target.name}.partial")

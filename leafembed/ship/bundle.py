@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from leafembed.errors import BundleError, GateFailedError, ModelError
+from leafembed.progress import say
 from leafembed.ship.card import CARD, MANIFEST, gemma_notice, render_card
 from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES, EncoderConfig
 from leafembed.ship.plots import PLOTS, draw_plots
-from leafembed.ship.verdict import read_verdict
+from leafembed.ship.verdict import read_verdict, unasked
 from leafembed.stages import file_sha256
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "open_bundle",
     "read_manifest",
     "refresh_card",
+    "rewrite",
     "seal",
     "verify",
     "write_bundle",
@@ -127,14 +129,38 @@ def seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Return the manifest after comparing every file of the bundle with its hash.
+def verify(path: Path, *, rendered: bool = True) -> dict[str, Any]:
+    """Return the manifest after comparing every file of the bundle with its hash, card and plots only if ``rendered``.
 
     Raises:
         BundleError: If a file is missing or altered, a file the encoder would read is not in the manifest, or the
             manifest is about another model.
     """
-    return _verified(Path(path), skip=frozenset())
+    path = Path(path)
+    manifest = read_manifest(path)
+    files = manifest["files"]
+    unlisted = [name for name in REQUIRED_FILES if name not in files]
+    unlisted += [name for name in OPTIONAL_FILES if name not in files and (path / name).exists()]
+    if unlisted:
+        raise BundleError(f"{path / MANIFEST}: lists no hash of {', '.join(unlisted)}; {_GET_ANOTHER}")
+    for name, expected in files.items():
+        if not rendered and name in (CARD, *PLOTS):
+            continue
+        file = path / name
+        remedy = "render it again with leaf card" if name in (CARD, *PLOTS) else _GET_ANOTHER
+        if not file.is_file():
+            raise BundleError(f"{path}: {name} is missing; {remedy}")
+        got = _entry(file)
+        if got["sha256"] != expected["sha256"]:
+            hashes = f"got sha256 {got['sha256'][:12]}, the manifest says {expected['sha256'][:12]}"
+            raise BundleError(f"{file} was altered: {hashes}; {remedy}")
+    try:
+        mine, theirs = EncoderConfig.read(path).fingerprint, manifest["student"]["fingerprint"]
+    except (ModelError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: does not say which model it holds ({error}); {_GET_ANOTHER}") from error
+    if mine != theirs:
+        raise BundleError(f"{path}: holds the model {mine}, the manifest judges {theirs}; {_GET_ANOTHER}")
+    return manifest
 
 
 def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any) -> BundleEncoder:
@@ -142,7 +168,7 @@ def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any)
 
     Args:
         path: Bundle folder.
-        allow_failed: Open a bundle that the gate refused.
+        allow_failed: Open a bundle that the gate refused, or that today's rules have not judged.
         options: Passed to :class:`leafembed.ship.encoder.BundleEncoder`.
 
     Raises:
@@ -151,9 +177,11 @@ def open_bundle(path: str | Path, *, allow_failed: bool = False, **options: Any)
     """
     folder = Path(path)
     manifest = verify(folder)
-    verdict, stage = read_verdict(manifest, str(folder / MANIFEST))
+    verdict, stage = read_verdict(manifest, str(folder / MANIFEST), outdated=allow_failed)
     if not (verdict.passed or allow_failed):
         raise GateFailedError(verdict, stage=stage)
+    if later := unasked(manifest, verdict):
+        say(f"WARNING: {folder} is not judged by today's rules: {len(later)} checks are new (leaf gate --renew)")
     return BundleEncoder(folder, manifest=manifest, **options)
 
 
@@ -167,13 +195,21 @@ def refresh_card(path: Path) -> Path:
             the scores.
     """
     path = Path(path)
-    manifest = _verified(path, skip=frozenset({CARD, *PLOTS}))
+    manifest = verify(path, rendered=False)
     read_verdict(manifest, str(path / MANIFEST))
+    return rewrite(path, manifest)
+
+
+def rewrite(path: Path, manifest: Mapping[str, Any]) -> Path:
+    """Write card, plots and manifest of a bundle, or of a refusal, anew where they lie, and return the card's path."""
     drafts = path.resolve().parent / f".{path.resolve().name}.card"
     shutil.rmtree(drafts, ignore_errors=True)
     drafts.mkdir()
-    kept = {name: file for name, file in manifest["files"].items() if name not in (CARD, *PLOTS)}
-    _finish(drafts, manifest, kept=kept)
+    if "files" in manifest:
+        kept = {name: file for name, file in manifest["files"].items() if name not in (CARD, *PLOTS)}
+        _finish(drafts, manifest, kept=kept)
+    else:
+        _finish_refusal(drafts, manifest)
     for name in (*PLOTS, CARD, MANIFEST):  # the manifest last: until then verify() refuses the bundle
         if (drafts / name).exists():
             (drafts / name).replace(path / name)
@@ -209,33 +245,6 @@ def _fixed_point(manifest: Mapping[str, Any], files: Mapping[str, Any]) -> tuple
         whole[SEAL] = seal(whole)
         text = (json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     return card, text
-
-
-def _verified(path: Path, *, skip: frozenset[str]) -> dict[str, Any]:
-    manifest = read_manifest(path)
-    files = manifest["files"]
-    unlisted = [name for name in REQUIRED_FILES if name not in files]
-    unlisted += [name for name in OPTIONAL_FILES if name not in files and (path / name).exists()]
-    if unlisted:
-        raise BundleError(f"{path / MANIFEST}: lists no hash of {', '.join(unlisted)}; {_GET_ANOTHER}")
-    for name, expected in files.items():
-        if name in skip:
-            continue
-        file = path / name
-        remedy = "render it again with leaf card" if name in (CARD, *PLOTS) else _GET_ANOTHER
-        if not file.is_file():
-            raise BundleError(f"{path}: {name} is missing; {remedy}")
-        got = _entry(file)
-        if got["sha256"] != expected["sha256"]:
-            hashes = f"got sha256 {got['sha256'][:12]}, the manifest says {expected['sha256'][:12]}"
-            raise BundleError(f"{file} was altered: {hashes}; {remedy}")
-    try:
-        mine, theirs = EncoderConfig.read(path).fingerprint, manifest["student"]["fingerprint"]
-    except (ModelError, KeyError, TypeError) as error:
-        raise BundleError(f"{path}: does not say which model it holds ({error}); {_GET_ANOTHER}") from error
-    if mine != theirs:
-        raise BundleError(f"{path}: holds the model {mine}, the manifest judges {theirs}; {_GET_ANOTHER}")
-    return manifest
 
 
 def _leftovers(target: Path) -> tuple[Path, Path]:
@@ -279,9 +288,13 @@ def write_refusal(target: Path, manifest: Mapping[str, Any]) -> Path:
     """Write the card and manifest of a student that was refused before INT8, so that the reasons can be read."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    draw_plots(manifest, target)
-    whole = {**manifest, "format": FORMAT}
-    (target / CARD).write_text(render_card(whole), encoding="utf-8")
-    text = json.dumps({**whole, SEAL: seal(whole)}, indent=2, ensure_ascii=False, allow_nan=False)
-    _write_durably(target / MANIFEST, text.encode())
+    _finish_refusal(target, manifest)
     return target
+
+
+def _finish_refusal(folder: Path, manifest: Mapping[str, Any]) -> None:
+    draw_plots(manifest, folder)
+    whole = {**manifest, "format": FORMAT}
+    (folder / CARD).write_text(render_card(whole), encoding="utf-8")
+    text = json.dumps({**whole, SEAL: seal(whole)}, indent=2, ensure_ascii=False, allow_nan=False)
+    _write_durably(folder / MANIFEST, text.encode())

@@ -4,6 +4,9 @@ By its own rules they must give what it says; by others they may give something 
 each main score with the score that it is, each check with the scores that it follows from, its limit with the recipe.
 Who edits one of them, deletes a check or softens a rule is noticed. Who edits all consistently is not: see
 ``docs/bundle-format.md``.
+
+A bundle of an older gate has a verdict that lacks checks which came later. That is not taken for an edit, and not for a
+verdict of today either: ``renewal.py`` brings it up to date.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from leafembed.recipe import GateConfig
 from leafembed.recipe_io import load_gate
 from leafembed.reports import FLOOR, FLOORS, Check, EvalReport, GateResult
 
-__all__ = ["INT8", "REMEDY", "consistent", "judge_again", "read_verdict"]
+__all__ = ["INT8", "REMEDY", "consistent", "judge_again", "read_verdict", "unasked"]
 
 INT8 = "INT8 model"
 """Stage of a bundle's verdict; a student refused before it was quantised has ``student``."""
@@ -29,15 +32,19 @@ INT8 = "INT8 model"
 REMEDY = "the manifest was edited or damaged, so write the bundle again or download it again"
 """What to do about a manifest that cannot be believed."""
 
+_LATER = ("* above floor: bag of words", "INT8 drop in * in *")
+"""Names of checks that the gate did not have from the first; whatever else a verdict lacks was taken out of it."""
+
 _STAGES = {"student": "student", INT8: "int8"}  # and the report that is judged there
 
 
-def read_verdict(manifest: Mapping[str, Any], where: str) -> tuple[GateResult, str]:
+def read_verdict(manifest: Mapping[str, Any], where: str, *, outdated: bool = False) -> tuple[GateResult, str]:
     """Return the gate's verdict, computed again from the scores, and what it was on.
 
     Args:
         manifest: Of a bundle, or of a student that was refused before INT8.
         where: What an error calls it.
+        outdated: Let the manifest's own verdict lack checks that came later; :func:`unasked` says which.
 
     Raises:
         BundleError: If it cannot be computed, or is not what the manifest says.
@@ -51,16 +58,34 @@ def read_verdict(manifest: Mapping[str, Any], where: str) -> tuple[GateResult, s
     if "diagnosis" in manifest.get("training", {}) and "files" not in manifest and not stored.passed:
         return stored, stage  # training stopped itself: there are no scores of a student to judge
     again = judge_again(manifest, where)
-    for mine, theirs in zip_longest(again.checks, stored.checks):
+    later = unasked(manifest, again)
+    asked = [one for one in again.checks if one not in later]
+    for mine, theirs in zip_longest(asked, stored.checks):
         if not _agree(mine, theirs):
             said, found = (f"'{one}'" if one else "no such check" for one in (theirs, mine))
             raise BundleError(
                 f"{where}: the verdict says {said}, the scores and the recipe give {found}; if an older leafembed "
                 f"wrote it, the rules were others: run its recipe again; else {REMEDY}"
             )
-    if (claimed, outcomes) != (again.passed, [(one.passed, one.name) for one in again.checks]):
+    if (claimed, outcomes) != (all(one.passed for one in asked), [(one.passed, one.name) for one in asked]):
         raise BundleError(f"{where}: the stated outcome is not that of the checks; {REMEDY}")
+    if later and not outdated:
+        raise BundleError(
+            f"{where}: the verdict says no such check, the scores and the recipe give '{later[0]}' and "
+            f"{len(later) - 1} more, which older leafembeds did not ask for; bring it up to date with leaf gate BUNDLE "
+            "--renew, or open it as it is with --allow-failed (allow_failed=True)"
+        )
     return again, stage
+
+
+def unasked(manifest: Mapping[str, Any], verdict: GateResult) -> list[Check]:
+    """Return the checks of a verdict by today's rules that the gate which wrote a manifest did not have."""
+    asked = {check["name"] for check in manifest["verdict"]["checks"]}
+    return [
+        check
+        for check in verdict.checks
+        if check.name not in asked and any(fnmatch.fnmatchcase(check.name, name) for name in _LATER)
+    ]
 
 
 def judge_again(manifest: Mapping[str, Any], where: str, rules: GateConfig | None = None) -> GateResult:
