@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leafembed.errors import Error
+from leafembed.errors import Error, require
 from leafembed.recipe import Recipe
 from leafembed.recipe_io import load_recipe
 from leafembed.record import portable, portable_path
@@ -20,10 +21,32 @@ from leafembed.ship.markdown import to_toml
 from leafembed.stages import MARKER
 from leafembed.text import normalise_text, text_hash
 
-__all__ = ["LINEAGE_FILES", "Lineage", "carry_lineage", "hashes_of", "read_lineage", "read_training", "write_lineage"]
+__all__ = [
+    "AFRESH",
+    "LINEAGE_FILES",
+    "Lineage",
+    "carry_lineage",
+    "hashes_of",
+    "read_lineage",
+    "read_training",
+    "require_goes_on",
+    "require_listed",
+    "require_same_teacher",
+    "write_lineage",
+]
+
+AFRESH = "or leave train.start out, to train afresh"
+"""What is always left to do where a run cannot go on from another."""
 
 LINEAGE_FILES = _RECIPE, _FACTS, _TEXTS = "learned_by.toml", "learned_from.json", "learned_texts.npy"
 """Its files: the recipe, teacher and sources, hashes of the texts."""
+
+_FREE_OF_TEACHER = {"model", "name", "revision", "engine", "precision", "batch_tokens", "shard_rows", "api_key_file"}
+"""Settings of the teacher that may change between parts: names and places, of which the fingerprint says more, and
+arithmetic."""
+
+_FREE_OF_STUDENT = {"exits", "dims", "matrix_bits", "model", "vocab_text"}
+"""Settings of the student that may change: what is trained besides, how it is rounded at the end, and places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +117,59 @@ def read_training(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Error(f"{folder}: no record of training in it ({error!r})") from error
     return facts
+
+
+def require_goes_on(recipe: Recipe, before: Lineage | None, *, kept_out: Mapping[str, str]) -> None:
+    """Check that a run may go on from a student: what the card says of all training must hold for its first part too.
+
+    Args:
+        recipe: Of the run.
+        before: What the student learned from; ``None``: the run starts anew, and nothing has to hold.
+        kept_out: Hash of each evaluation set that the run keeps out of its text, by task id.
+
+    Raises:
+        RecipeError: If settings of teacher or student differ, or the student's text was not kept apart from a set.
+    """
+    if before is None:
+        return
+    for section, free in (("teacher", _FREE_OF_TEACHER), ("student", _FREE_OF_STUDENT)):
+        then, now = (one.to_dict()[section] for one in (before.recipe, recipe))
+        for key in sorted({*then, *now} - free):
+            require(then.get(key) == now.get(key), f"{section}.{key} of train.start", then.get(key),
+                    f"{now.get(key)!r}, as the recipe's: set {section}.{key} to what it was, {AFRESH}")  # fmt: skip
+    loose = sorted(task for task, content in kept_out.items() if before.kept_out.get(task) != content)
+    require(not loose, "eval", loose, "only tasks, with the same content, that train.start kept out of its text, as "
+            f"its eval.dev, eval.test or eval.decontaminate: {sorted(before.kept_out)}. To go on from it, leave "
+            f"{', '.join(loose)} out of eval.dev, eval.test and eval.decontaminate, {AFRESH}")  # fmt: skip
+
+
+def require_listed(sources: Iterable[Mapping[str, Any]], before: Lineage | None) -> None:
+    """Check that ``sources`` name every source that a student learned from before; ``None``: it is a new one.
+
+    Raises:
+        RecipeError: If they do not.
+    """
+    unlisted = _unlisted(before.sources, sources) if before else []
+    require(not unlisted, "data.sources", "nothing of " + ", ".join(unlisted), "every source of train.start, by the "
+            f"same licence and origin: list it (weight 0 does not), {AFRESH}")  # fmt: skip
+
+
+def require_same_teacher(fingerprint: str | None, before: Lineage | None) -> None:
+    """Check that a student had the teacher with this fingerprint before; ``None``: it is a new one.
+
+    Raises:
+        RecipeError: If it had another.
+    """
+    if before is not None:
+        require(before.teacher == fingerprint, "teacher of train.start", before.teacher,
+                f"{fingerprint}, as the recipe's: name the same files as teacher.model, {AFRESH}")  # fmt: skip
+
+
+def _unlisted(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of the sources before that are not among those now."""
+    return sorted(name for name, *_ in (Counter(map(_origin, before)) - Counter(map(_origin, now))).elements())
+
+
+def _origin(source: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a source is known by, wherever its file lies."""
+    return Path(source["path"]).name, source.get("licence"), source.get("origin")

@@ -19,7 +19,7 @@ from leafembed.judge.tasks import AGREEMENT, Task, check_disjoint, load_tasks, s
 from leafembed.learn.alarms import MIXED, Alarm, check_languages
 from leafembed.learn.data import prepare_corpus
 from leafembed.learn.exposure import teacher_overlap
-from leafembed.learn.models import resolve
+from leafembed.learn.models import find_models, resolve
 from leafembed.learn.negatives import MAX_POOL, mine_negatives
 from leafembed.learn.overlap import JudgedSet, sets_fingerprint
 from leafembed.learn.prompts import reserved_tokens, student_prompts
@@ -27,7 +27,7 @@ from leafembed.learn.rows import Rows
 from leafembed.learn.teacher import CachedTeacher, load_teacher
 from leafembed.learn.token_pass import embed_tokens
 from leafembed.learn.token_store import TokenTargets
-from leafembed.lineage import read_lineage
+from leafembed.lineage import Lineage, read_lineage, require_goes_on, require_listed, require_same_teacher
 from leafembed.progress import say
 from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
@@ -123,8 +123,12 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     whole = fit_rows is None
     require(whole or not recipe.data.mine_negatives, "data.mine_negatives", recipe.data.mine_negatives,
             "0 with a student that was trained elsewhere")  # fmt: skip
+    find_models(recipe.teacher, recipe.student)  # before text is read for minutes
+    before = _read_before(recipe)
+    say("reading tasks and corpus")
     dev, test, judged = _read_tasks(recipe)
     sets = {task: sets_fingerprint({task: judged[task]}) for task in judged}
+    require_goes_on(recipe, before, kept_out=sets)
     exposure = teacher_overlap(recipe.eval.teacher_sources, recipe.data, recipe.cache_dir / "exposure", judged=judged)
     corpus = prepare_corpus(
         recipe.data,
@@ -132,8 +136,9 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
         seed=recipe.seed,
         prompt_name=recipe.teacher.prompt_name,
         judged=judged,
-        learned=_learned(recipe),
+        learned=before.texts if before else None,
     )
+    require_listed(corpus.sources, before)
     say(
         f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
         f"in {len(corpus.languages)} languages"
@@ -143,6 +148,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     _require_counted(recipe.student, corpus)
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
+    require_same_teacher(teacher.ref.fingerprint, before)
     check = [row.text for row in corpus.validation[:CHECK_TEXTS]]
     if recipe.teacher.engine != "torch":
         teacher.targets = in_openvino(recipe.teacher, teacher, recipe.cache_dir, check)
@@ -189,13 +195,13 @@ def language_alarms(recipe: Recipe, corpus: Corpus, dev: Sequence[Task], test: S
     return check_languages(corpus.languages, declared=declared, dev=set(dev_parts))
 
 
-def _learned(recipe: Recipe) -> NDArray[np.uint64] | None:
-    """Texts that the student knows from an earlier run, by hash."""
+def _read_before(recipe: Recipe) -> Lineage | None:
+    """What the student that training starts from has learned from; ``None``: it starts anew."""
     if recipe.train.start is None:
         return None
     folder = earlier_student(recipe)
     try:
-        return read_lineage(folder).texts
+        return read_lineage(folder)
     except Error as error:
         raise RecipeError(
             f"train.start: got {recipe.train.start}, expected the folder of a run that trained a student, or a bundle: "

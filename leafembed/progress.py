@@ -24,13 +24,13 @@ def say(message: str) -> None:
 
 @contextmanager
 def progress(
-    title: str, total: int, unit: str, *, done: int = 0, brief: bool = False
+    title: str, total: int | None, unit: str, *, done: int = 0, brief: bool = False
 ) -> Iterator[Callable[[int], None]]:
     """Show the progress of ``total`` units of work; the value is a function to call with each number finished.
 
     Args:
         title: What is being done.
-        total: Units in all.
+        total: Units in all; ``None``: not known, so that rate and number are all there is.
         unit: What is counted, in the plural.
         done: Units finished by an earlier, interrupted run; they do not count towards the rate.
         brief: One of many: nothing stays of its bar, and elsewhere it is silent unless it takes :data:`LINE_SECONDS`.
@@ -61,18 +61,21 @@ def progress(
         yield advance
 
 
-def _lines(title: str, total: int, unit: str, done: int, *, brief: bool) -> Callable[[int], None]:
+def _lines(title: str, total: int | None, unit: str, done: int, *, brief: bool) -> Callable[[int], None]:
     start, last, count = time.perf_counter(), time.perf_counter(), 0
 
     def advance(n: int) -> None:
         nonlocal last, count
         count += n
         now = time.perf_counter()
-        finished = done + count >= total
+        finished = total is not None and done + count >= total
         silent = brief and now - start < LINE_SECONDS
         if (finished and not silent) or now - last >= LINE_SECONDS:
             last = now
             rate = count / (now - start + 1e-9)
+            if total is None:
+                say(f"{title}: {done + count:,} {unit}, {rate:,.0f}/s")
+                return
             left = (total - done - count) / rate
             end = f"in {now - start:.0f} s" if finished else f"{left:.0f} s left"
             say(f"{title}: {done + count:,} of {total:,} {unit}, {rate:,.0f}/s, {end}")

@@ -111,7 +111,7 @@ class Corpus:
         validation: Rows never trained on, with pointers of their own.
         counts: How many rows were read, kept and dropped, by reason and by source.
         fingerprint: Hash of every row in order.
-        sources: One record per source: path, licence, where it came from.
+        sources: One record per source: path, licence, where it came from, SHA-256 of each of its files.
         contamination: For each evaluation set, what of it the sources held; none of it is in the rows.
     """
 
@@ -190,12 +190,11 @@ def check_vectors(vectors: NDArray[Any], *, n: int, what: str, texts: Sequence[s
     result: FloatArray = np.asarray(vectors, dtype=np.float32)
     norms = np.linalg.norm(result, axis=1)
     bad = ~np.isfinite(norms)
-    wrong = f"holds NaN or infinity ({int(bad.sum())} rows do)"
-    if not bad.any():
-        bad = np.abs(norms - 1) > 1e-3
-        wrong = f"has length {norms[bad.argmax()]:.4f}, expected 1 ({int(bad.sum())} rows)"
-    if bad.any():
-        rows = np.flatnonzero(bad).tolist()
+    rows = np.flatnonzero(bad).tolist()
+    wrong = f"holds NaN or infinity ({len(rows)} rows do)"
+    if not rows and (rows := np.flatnonzero(np.abs(norms - 1) > 1e-3).tolist()):
+        wrong = f"has length {norms[rows[0]]:.4f}, expected 1 ({len(rows)} rows)"
+    if rows:
         given = [] if texts is None else [texts[row] for row in rows]
         raise NonFiniteError(f"{what}: row {rows[0]} of {n} {wrong}", texts=given, vectors=result[rows])
     return result

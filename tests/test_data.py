@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -132,7 +133,8 @@ def test_one_changed_text_changes_the_fingerprint(text_folder):
 
 def test_where_text_came_from_is_kept(text_folder):
     found = corpus(text_folder, Source(path="plain.txt", licence="CC0-1.0", origin="a friend"))
-    assert found.sources == ({"path": "plain.txt", "licence": "CC0-1.0", "origin": "a friend"},)
+    sha256 = hashlib.sha256((text_folder / "plain.txt").read_bytes()).hexdigest()
+    assert found.sources == ({"path": "plain.txt", "licence": "CC0-1.0", "origin": "a friend", "sha256": sha256},)
 
 
 def test_a_second_run_of_the_same_finds_the_corpus_and_a_changed_file_does_not(text_folder, capsys):

@@ -8,9 +8,12 @@ import pytest
 from conftest import write_rows
 from families import gemma_headless, toy_recipe, toy_texts
 
-from leafembed.errors import RecipeError
+from leafembed import progress
+from leafembed.errors import ModelError, RecipeError
+from leafembed.learn.data import prepare_corpus
 from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
+from leafembed.recipe_learn import DataConfig, Source
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +125,53 @@ def test_text_of_sets_that_are_judged_by_later_is_kept_out(tmp_path, teacher_dir
     assert later in {row.text for row in (*loose.train, *loose.validation)}
     assert later not in {row.text for row in (*kept.train, *kept.validation)}
     assert {entry.task: entry.rows_exact for entry in kept.contamination}["clustering/toy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"teacher": {"model": "some/model"}},
+            r"teacher\.model: some/model: got revision None, .* set teacher\.model to a folder, or "
+            r"teacher\.revision to a commit.*its licence may have to be accepted at .*huggingface\.co/some/model first",
+        ),
+        ({"teacher": {"model": "./nowhere"}}, r"teacher\.model: \./nowhere: no such folder"),
+        ({"teacher": {"model": "package:no_such_package"}}, r"teacher\.model: package:no_such_package: no such Python"),
+        (
+            {"student": {"init": "encoder", "model": "some/model"}},
+            r"student\.model: some/model: got revision None, .*set student\.model to a folder, or student\.rev",
+        ),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_before_text_is_read(
+    tmp_path, teacher_dir, eval_data, monkeypatch, sections, message
+):
+    monkeypatch.setattr("leafembed.prepare.load_tasks", lambda *args, **options: pytest.fail("text was read"))
+    plain = toy_recipe(tmp_path, teacher_dir, eval_data)
+    plain |= {name: plain.get(name, {}) | section for name, section in sections.items()}
+    with pytest.raises(ModelError, match=message):
+        embed(recipe_from_dict(plain))
+
+
+def test_a_folder_that_is_no_model_is_said_before_text_is_read(tmp_path, eval_data, monkeypatch):
+    monkeypatch.setattr("leafembed.prepare.load_tasks", lambda *args, **options: pytest.fail("text was read"))
+    with pytest.raises(ModelError, match=r"no modules\.json; expected a sentence-transformers folder"):
+        embed(recipe_from_dict(toy_recipe(tmp_path, tmp_path, eval_data)))
+
+
+def test_reading_says_that_it_began(recipe, capsys):
+    embed(recipe())
+    assert capsys.readouterr().err.splitlines()[0] == "reading tasks and corpus"
+
+
+def test_reading_much_text_says_how_fast(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    (tmp_path / "lines.txt").write_text("\n".join(f"sentence number {i}" for i in range(2500)), encoding="utf-8")
+    config = DataConfig(root=tmp_path, sources=(Source(path="lines.txt", lang="en"),), validation_rows=16)
+    prepare_corpus(config, tmp_path / "corpora", seed=0, prompt_name=None)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", ")[0] for line in lines] == [
+        "reading the corpus: 1,000 records",
+        "reading the corpus: 2,000 records",
+    ]
+    assert all(line.endswith("/s") for line in lines)

@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from leafembed.errors import BundleError, RecipeError
 from leafembed.learn.models import load_sentence_transformer
-from leafembed.lineage import LINEAGE_FILES, hashes_of, read_lineage
+from leafembed.learn.teacher import CachedTeacher
+from leafembed.lineage import LINEAGE_FILES, _unlisted, hashes_of, read_lineage
 from leafembed.pipeline import run, train
 from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
@@ -25,7 +26,6 @@ from leafembed.ship.bundle import seal
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
 from leafembed.ship.weights import REST, unpack_student, write_rest
-from leafembed.starting import _unlisted
 from leafembed.text import read_rows
 from leafembed.types import ModelRef
 from leafembed.unpacking import earlier_student
@@ -60,6 +60,9 @@ def test_it_starts_with_the_earlier_weights_and_the_card_counts_both_parts(first
     card = (outcome.folder / "README.md").read_text(encoding="utf-8")
     assert "training before it, part 1: 192 texts in 12 steps" in card.replace("**", "")
     assert not Path(outcome.manifest["recipe"]["train"]["start"]).is_absolute()
+    assert "Trained in 2 parts." in card
+    assert "start" not in earlier["recipe"]["train"]
+    assert f"```toml\n{to_toml(earlier['recipe'])}\n```" in card
 
 
 def test_a_third_part_lists_both_before_it(first, tmp_path):
@@ -79,22 +82,45 @@ def test_where_the_earlier_run_lies_does_not_matter(first, tmp_path):
     assert (tmp_path / "run" / "student" / "model.safetensors").stat().st_mtime_ns == marker  # not trained again
 
 
+@pytest.fixture
+def no_teacher(monkeypatch):
+    """What is refused with this was refused before the teacher worked for hours."""
+    monkeypatch.setattr("leafembed.prepare.load_teacher", lambda *args: pytest.fail("the teacher was loaded"))
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"student": {"layers": [0, 1, 5]}}, r"train\.start: got .*'num_hidden_layers': 2.*expected a student of the"),
+        (
+            {"student": {"layers": [0, 1, 5]}},
+            r"student\.layers of train\.start: got \[0, 5\], expected \[0, 1, 5\].*set student\.layers to what it was",
+        ),
         ({"teacher": {"licence": "mit"}}, r"teacher\.licence of train\.start: got None, expected 'mit'"),
         (
             {"student": {"table_bits": 4, "layers": [0, 5]}},
             r"student\.table_bits of train\.start: got None, expected 4",
         ),
-        ({"eval": {"decontaminate": ["sts/toy.test"]}}, r"eval: got \['sts/toy\.test'\].*train\.start kept out"),
+        (
+            {"eval": {"decontaminate": ["sts/toy.test"]}},
+            r"eval: got \['sts/toy\.test'\].*train\.start kept out.*To go on from it, leave sts/toy\.test out of",
+        ),
     ],
 )
+@pytest.mark.usefixtures("no_teacher")
 def test_what_the_card_could_not_account_for_is_refused(first, tmp_path, sections, message):
     plain, folder = first
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(RecipeError, match=rf"{message}.*, or leave train\.start out, to train afresh"):
         train(after(plain, folder, **sections), tmp_path / "run")
+
+
+def test_another_teacher_is_refused_before_it_works(first, tmp_path, monkeypatch):
+    plain, folder = first
+    other = shutil.copytree(plain["teacher"]["model"], tmp_path / "other")
+    with (other / "config.json").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    monkeypatch.setattr(CachedTeacher, "embed_rows", lambda *args: pytest.fail("the teacher worked"))
+    with pytest.raises(RecipeError, match=r"teacher of train\.start: got .*, expected .*name the same files"):
+        train(after(plain, folder, teacher={"model": str(other)}), tmp_path / "run")
 
 
 def test_two_sources_of_one_name_are_two():
@@ -105,6 +131,7 @@ def test_two_sources_of_one_name_are_two():
     assert _unlisted([one], [{**one, "licence": "MIT"}]) == ["train.jsonl"]
 
 
+@pytest.mark.usefixtures("no_teacher")
 def test_a_source_that_the_recipe_does_not_list_is_refused(first, tmp_path):
     plain, folder = first
     (tmp_path / "other.txt").write_text((folder.parent / "corpus.txt").read_text(encoding="utf-8"), encoding="utf-8")

@@ -33,6 +33,7 @@ from leafembed.learn.named import expand
 from leafembed.learn.overlap import EvaluationTexts, JudgedSet, sets_fingerprint
 from leafembed.learn.rows import Rows, write_rows
 from leafembed.learn.sources import Record, read_source, source_files
+from leafembed.progress import progress
 from leafembed.recipe_learn import DataConfig, Source
 from leafembed.stages import file_sha256, fingerprint, once
 from leafembed.types import Corpus, Row
@@ -69,8 +70,9 @@ def prepare_corpus(
     """
     sources = tuple(one for source in config.sources if source.weight > 0 for one in expand(source))
     files = [source_files(source, config.root) for source in sources]
+    contents = [[file_sha256(path) for path in found] for found in files]
     config = dataclasses.replace(config, sources=sources)
-    key = _key(config, files, seed, prompt_name, judged)
+    key = _key(config, contents, seed, prompt_name, judged)
     if learned is not None and len(learned):
         key = fingerprint(key, hashlib.sha256(learned.tobytes()).hexdigest())
 
@@ -90,7 +92,8 @@ def prepare_corpus(
         }
 
     facts = once(folder / key, key, build)
-    place = [{"path": s.path or f"{s.hub}@{s.revision}", "licence": s.licence, "origin": s.origin} for s in sources]
+    place = [{"path": one.path or f"{one.hub}@{one.revision}", "licence": one.licence, "origin": one.origin,
+              "sha256": " ".join(hashes)} for one, hashes in zip(sources, contents, strict=True)]  # fmt: skip
     train, validation = (Rows.open(folder / key / f"{name}.arrow") for name in ("train", "validation"))
     touched = tuple(Contamination(**entry) for entry in facts["contamination"])
     return Corpus(train, validation, facts["counts"], facts["fingerprint"], tuple(place), touched)
@@ -162,14 +165,15 @@ def _read_all(
 ) -> _Index:
     """Read every source once: texts into the scratch file, numbers into the index."""
     index, place = _Index(), 0
-    for i, source in enumerate(config.sources):
-        records = read_source(
-            source, files[i], config, prompt_name=prompt_name, evaluation=evaluation, counts=index.counts
-        )
-        for record in records:
-            index.add(record, i, place)
-            line = (record.texts, record.langs, record.prompt_names)
-            place += scratch.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    with progress("reading the corpus", None, "records") as advance:
+        for i, source in enumerate(config.sources):
+            for record in read_source(source, files[i], config, prompt_name=prompt_name, evaluation=evaluation,
+                                      counts=index.counts):  # fmt: skip
+                index.add(record, i, place)
+                line = (record.texts, record.langs, record.prompt_names)
+                place += scratch.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                if len(index.source) % 1000 == 0:  # a bar that moves with each record takes a tenth of the time
+                    advance(1000)
     return index
 
 
@@ -177,8 +181,7 @@ def _choose(
     index: _Index, config: DataConfig, seed: int, learned: NDArray[np.uint64] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Records to train on and records to hold out, each in the order in which they are laid out."""
-    counts = index.counts
-    kept = _sample_sources(index, config.sources, seed)
+    counts, kept = index.counts, _sample_sources(index, config.sources, seed)
     new = first_seen(*index.hashes_of(kept), len(kept))
     counts["dropped: duplicate"] += int((~new).sum())
     kept = kept[new]
@@ -235,8 +238,7 @@ def _split(
     hashes, owners = index.hashes_of(others)
     shared = np.zeros(len(others), dtype=np.bool_)
     shared[owners[np.isin(hashes, index.hashes_of(held)[0])]] = True
-    train, n_validation = others[~shared], int(rows[out].sum())
-    n_train = int(rows[~out][~shared].sum())
+    train, n_validation, n_train = others[~shared], int(rows[out].sum()), int(rows[~out][~shared].sum())
     if 2 * n_validation < min(config.validation_rows, int(rows.sum()) // 3):  # only text that is known is left
         raise DataError(
             f"got {n_validation} texts to hold out that the student has not learned from before, expected "
@@ -286,7 +288,7 @@ def _hashed(digest: hashlib._Hash, rows: Iterable[Row]) -> Iterator[Row]:
 
 def _key(
     config: DataConfig,
-    files: Sequence[Sequence[Path]],
+    contents: Sequence[Sequence[str]],
     seed: int,
     prompt_name: str | None,
     judged: Mapping[str, JudgedSet],
@@ -295,5 +297,4 @@ def _key(
     plain = dataclasses.asdict(config)
     for name in ("root", "mixture", "mine_negatives", "negative_margin"):
         del plain[name]
-    contents = [[file_sha256(path) for path in found] for found in files]
     return fingerprint(LAYOUT, plain, contents, seed, prompt_name, sets_fingerprint(judged))

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from leafembed.errors import MissingExtraError, ModelError
+from leafembed.recipe import is_url
+from leafembed.recipe_learn import StudentConfig, TeacherConfig
 from leafembed.stages import MARKER, file_sha256
 from leafembed.types import ModelRef
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "describe",
+    "find_models",
     "fingerprint_folder",
     "has_bf16",
     "load_sentence_transformer",
@@ -34,8 +37,33 @@ _LICENCE = re.compile(r"^license:\s*['\"]?([\w.\-]+)", re.MULTILINE)
 _HASHED = {".json", ".safetensors", ".txt", ".model"}
 
 
-def resolve(name: str, revision: str | None) -> Path:
+def find_models(teacher: TeacherConfig, student: StudentConfig) -> None:
+    """Find the models that a recipe names, without opening them; a server is not asked.
+
+    Raises:
+        ModelError: If one is not there; names the key.
+    """
+    served = is_url(teacher.model)
+    if not served:
+        _require_model_folder(_find("teacher", teacher))
+    if student.model and (served or student.init == "encoder"):
+        _find("student", student)
+
+
+def _find(section: str, config: TeacherConfig | StudentConfig) -> Path:
+    try:
+        return resolve(config.model, config.revision, section=section)
+    except ModelError as error:
+        raise ModelError(f"{section}.model: {error}") from error
+
+
+def resolve(name: str, revision: str | None, *, section: str = "teacher") -> Path:
     """Return the local folder of a model, fetching it from a hub if it is a hub id.
+
+    Args:
+        name: A folder, a hub id, or ``package:NAME``.
+        revision: The commit of a hub id.
+        section: What of a recipe names such a model, for errors.
 
     Raises:
         ModelError: If there is no such model, or a hub id comes without a commit.
@@ -47,10 +75,12 @@ def resolve(name: str, revision: str | None) -> Path:
         return folder
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise ModelError(f"{name}: no such folder; expected a model folder, a hub id org/name, or package:NAME")
+    licence = f"its licence may have to be accepted at https://huggingface.co/{name} first"
     if not _COMMIT.fullmatch(revision or ""):
         raise ModelError(
-            f"{name}: got revision {revision!r}, expected a 40-digit commit for a hub id, org/name@COMMIT in a command "
-            "(and there is no folder of that name here)"
+            f"{name}: got revision {revision!r}, expected a 40-digit commit for a hub id (and there is no folder of "
+            f"that name here): in a recipe, set {section}.model to a folder, or {section}.revision to a commit; in a "
+            f"command, write org/name@COMMIT; {licence}"
         )
     try:
         from huggingface_hub import snapshot_download
@@ -60,7 +90,8 @@ def resolve(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"{name}@{revision}: cannot be fetched: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{name}@{revision}: cannot be fetched: {reason}; {licence}") from error
 
 
 def _in_package(name: str) -> Path:
@@ -96,8 +127,7 @@ def load_sentence_transformer(folder: Path, *, device: str = "cpu") -> SentenceT
         from transformers.utils import logging as transformers_logging
     except ImportError as error:
         raise MissingExtraError("sentence-transformers", "train") from error
-    if not (folder / "modules.json").is_file():
-        raise ModelError(f"{folder}: no modules.json; expected a sentence-transformers folder")
+    _require_model_folder(folder)
     weights = sorted(folder.rglob("*.safetensors"))
     if not weights:
         raise ModelError(f"{folder}: no .safetensors file; other weight formats are not read, convert them first")
@@ -114,6 +144,11 @@ def load_sentence_transformer(folder: Path, *, device: str = "cpu") -> SentenceT
     except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return model.float().eval()
+
+
+def _require_model_folder(folder: Path) -> None:
+    if not (folder / "modules.json").is_file():
+        raise ModelError(f"{folder}: no modules.json; expected a sentence-transformers folder")
 
 
 def describe(model: SentenceTransformer, folder: Path, *, name: str, licence: str | None = None,

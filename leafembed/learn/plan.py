@@ -156,7 +156,7 @@ def _student(student: StudentConfig, teacher: Any, heads: list[_Head], dim: int)
     if student.init == "static":
         return None, []
     if student.init == "encoder":
-        config = _read_config(resolve(student.model, student.revision))
+        config = _read_config(resolve(student.model, student.revision, section="student"))
         cut_vocabulary(config, student.vocab_size)
         return config, [_Head(int(config.hidden_size), dim, biased=False, linear=True)]
     config = student_config(teacher, student)
