@@ -179,6 +179,9 @@ class StudentConfig:
     table_bits: int | None = None
     """4: the token table is trained rounded to 4 bits, a scale for every 64 values, and stored so, in half the bytes of
     INT8 and without a loss at export; None: INT8."""
+    matrix_bits: int | None = None
+    """8: when training has ended, every matrix is rounded as INT8 stores it, so that export loses nothing of what was
+    scored; None: it is rounded at export."""
     prompts: Literal["none", "teacher", "tokens"] = "none"
     """none: the student learns the prompted vector from the bare text; teacher: it takes the same prompts; tokens: a
     reserved token stands for each, but for that of ``teacher.prompt_name``, which stays bare."""
@@ -193,6 +196,7 @@ class StudentConfig:
         require(not (self.vocab_languages and self.vocab_text), "student.vocab_text", self.vocab_text,
                 "nothing beside student.vocab_languages")  # fmt: skip
         require(self.table_bits in (None, 4), "student.table_bits", self.table_bits, "4, or nothing for INT8")
+        require(self.matrix_bits in (None, 8), "student.matrix_bits", self.matrix_bits, "8, or nothing")
         ascending = list(self.exits) == sorted(set(self.exits)) and (not self.exits or self.exits[0] >= 1)
         require(ascending, "student.exits", list(self.exits), "numbers of layers from 1, ascending")
         descending = list(self.dims) == sorted(set(self.dims), reverse=True) and (not self.dims or self.dims[-1] >= 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from leafembed.judge.evaluate import evaluate
 from leafembed.judge.tasks import contents_of
 from leafembed.learn.factors import carry_factors
 from leafembed.learn.models import fingerprint_folder
+from leafembed.learn.rounding import Bits
 from leafembed.learn.teacher import TorchEncoder
 from leafembed.learn.vocabulary import REPORT
 from leafembed.lineage import Lineage, hashes_of, read_lineage, read_training, write_lineage
@@ -45,15 +46,10 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         StoppedError: If an alarm says that training cannot succeed and ``alarms.stop`` is set.
     """
     recipe, learned, start = line.recipe, line.learned, starting_student(line)
-
-    def score(model: Any) -> dict[str, float]:
-        ref = dataclasses.replace(learned.teacher.ref, name=recipe.name, prompts=dict(model.prompts))
-        report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.arithmetic.precision), learned.dev)
-        return {"mean": report.mean, **report.by_type(), **report.by_task()}
-
-    bits, shape = recipe.student.table_bits, {"exits": recipe.student.exits, "dims": recipe.student.dims}
+    bits = Bits(recipe.student.table_bits, recipe.student.matrix_bits)
+    shape = {"exits": recipe.student.exits, "dims": recipe.student.dims}
     rules = {name: value for name, value in recipe.to_dict()["train"].items() if name != "start"}  # a place
-    how, dev = (rules, shape, bits, recipe.seed, versions(PACKAGES)), contents_of(learned.dev)
+    how, dev = (rules, shape, bits.table, recipe.seed, versions(PACKAGES)), contents_of(learned.dev)
     key = fingerprint(fingerprint_folder(start.folder), learned.corpus.fingerprint, learned.targets_id, how, dev)
     work_dir = line.folder / f"checkpoints-{key}"
 
@@ -70,14 +66,14 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
             start.folder,
             learned.corpus,
             learned.targets,
-            score,
+            _scorer(learned, recipe.name),
             config=recipe.train,
             seed=recipe.seed,
             work_dir=work_dir,
             target=target,
             callbacks=[watch],
             on_history=draw,
-            table_bits=bits,
+            bits=bits,
             tokens=learned.tokens,
             **shape,
         )
@@ -88,11 +84,23 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         earlier = {"earlier": list(start.earlier)} if start.earlier else {}
         return {**facts, **watch.facts(), **earlier, "floor": floor, "where": _where(learned)}
 
-    facts = once(line.folder / "student", key, build)
+    # Checkpoints do not depend on what happens when training has ended.
+    facts = once(line.folder / "student", fingerprint(key, bits.matrices) if bits.matrices else key, build)
     from leafembed.learn.checkpoints import rotate
 
     rotate(work_dir, ())  # gigabytes of optimiser state, of no use to a finished run; the logs stay
     return facts
+
+
+def _scorer(learned: Material, name: str) -> Callable[[Any], dict[str, float]]:
+    """What scores a student on the dev tasks: their mean, and each type and task."""
+
+    def score(model: Any) -> dict[str, float]:
+        ref = dataclasses.replace(learned.teacher.ref, name=name, prompts=dict(model.prompts))
+        report = evaluate(TorchEncoder(model, ref, precision=learned.teacher.arithmetic.precision), learned.dev)
+        return {"mean": report.mean, **report.by_type(), **report.by_task()}
+
+    return score
 
 
 def _lineage(line: Line) -> Lineage:

@@ -241,6 +241,14 @@ def test_text_from_outside_cannot_break_a_table_or_bring_html(manifest):
     assert "| a\\|b c&lt;script> |" in render_card(manifest)
 
 
+def test_a_source_s_files_are_known_by_their_hashes(manifest):
+    assert "sha256 begins |" not in render_card(manifest).split("### Text")[1]
+    manifest["corpus"]["sources"][0]["sha256"] = f"{'a' * 64} {'b' * 64}"
+    text = render_card(manifest).split("### Text")[1]
+    assert "| sha256 begins |" in text
+    assert f"| {'a' * 16} {'b' * 16} |" in text
+
+
 def test_prompts_are_listed(manifest):
     assert "It takes no prompts" not in render_card(manifest)  # there are no files to use
     manifest["files"] = {"model.bin": {"bytes": 1, "sha256": ""}}

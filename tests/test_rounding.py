@@ -10,7 +10,15 @@ from families import bert, gemma, toy_recipe, toy_texts
 from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.models import describe, load_sentence_transformer
 from leafembed.learn.plan import TABLE, plan
-from leafembed.learn.rounding import bake_rounding, bits_of, round_reads, round_rows, scales_of
+from leafembed.learn.rounding import (
+    bake_matrices,
+    bake_rounding,
+    bits_of,
+    round_matrix,
+    round_reads,
+    round_rows,
+    scales_of,
+)
 from leafembed.learn.teacher import TorchEncoder
 from leafembed.pipeline import run
 from leafembed.recipe_io import recipe_from_dict
@@ -49,6 +57,34 @@ def test_rounding_twice_changes_nothing():
     once = round_rows(rows)
     assert torch.equal(round_rows(once), once)
     assert 0.01 < float((once - rows).norm() / rows.norm()) < 0.2  # it is a rounding, and a coarse one
+
+
+def test_a_matrix_has_a_scale_for_each_row_and_its_farthest_value_is_kept():
+    weight = torch.tensor([[1.0, -0.25, 0.004], [-2.0, 1.0, 0.02], [0.0, 0.0, 0.0]])
+    rounded = round_matrix(weight)
+    assert rounded[:, 0].tolist() == [1.0, -2.0, 0.0]
+    assert rounded[0].tolist() == [1.0, -0.25, 1 / 128]  # 0.004 is nearer to one step of 1/128 than to none
+    assert rounded[1].tolist() == [-2.0, 1.0, 2 / 128]
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(round_matrix(round_matrix(weight)), round_matrix(weight))
+    assert 1e-3 < float((round_matrix(weight) - weight).norm() / weight.norm()) < 2e-2
+
+
+def test_export_loses_nothing_of_rounded_matrices(tmp_path):
+    """Activations stay in fp32 here and the table is rounded before, so that only the matrices could differ."""
+    student, texts, gaps = load_sentence_transformer(gemma(tmp_path / "gemma")), toy_texts(24), {}
+    table_of(student).data.copy_(round_matrix(table_of(student).data))
+    for name in ("before", "after"):
+        ref = describe(student, tmp_path / "gemma", name=name, licence="MIT")
+        folder = quantize(student, tmp_path / name, ref=ref, group_size=0)
+        gaps[name] = float(np.abs(BundleEncoder(folder, threads=1).encode(texts) - student.encode(texts)).max())
+        if name == "before":
+            told = bake_matrices(student, 8, texts)
+    assert gaps["before"] > 1e-4
+    assert gaps["after"] < 1e-5
+    assert 0.99 < told["cosine_min"] <= told["cosine_mean"] < 1
+    assert told["texts"] == 24
+    assert bake_matrices(student, None, texts) is None
 
 
 def test_a_row_of_zeros_stays_so():
@@ -136,7 +172,7 @@ def test_a_table_on_the_grid_is_known_again(wide, tmp_path):
 
 def test_a_run_trains_what_it_ships(tmp_path, eval_data):
     teacher = bert(tmp_path / "teacher", **WIDE)
-    plain = toy_recipe(tmp_path, teacher, eval_data, student={"layers": [0, 1], "table_bits": 4},
+    plain = toy_recipe(tmp_path, teacher, eval_data, student={"layers": [0, 1], "table_bits": 4, "matrix_bits": 8},
                        train={"freeze_token_table": False})  # fmt: skip
     outcome = run(recipe_from_dict(plain), tmp_path / "run", allow_failed=True)
     table = table_of(load_sentence_transformer(tmp_path / "run" / "student"))

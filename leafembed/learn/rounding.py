@@ -1,18 +1,26 @@
-"""A token table that is trained as it will be stored: in 4 bits, with a scale for every 64 values of a row.
+"""A student that is what its bundle will hold: a token table in 4 bits, matrices in 8.
+
+The table has a scale for every 64 values of a row.
 
 While it learns, each row that a batch reads is rounded on its way out, and the gradient passes as if it were not
 (straight-through, Bengio et al. 2013, arXiv 1308.3432, as in quantisation-aware training, arXiv 1712.05877). At the end
 the table itself is rounded, so that the bundle's 4-bit table is the student's own, value for value.
 
-Shapes: V = vocabulary, H = hidden size, G = groups of a row, ``H / 64``.
+A matrix has a scale for each output row, as INT8 export gives it one. It is rounded once, when training has ended, so
+that export loses nothing of what was scored; how near it stays to what was trained is measured then.
+
+Shapes: V = vocabulary, H = hidden size, G = groups of a row, ``H / 64``; O, I = outputs and inputs of a matrix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leafembed.errors import ModelError, RecipeError
 from leafembed.types import TABLE_GROUP as GROUP
@@ -21,7 +29,34 @@ from leafembed.types import TABLE_LARGEST as LARGEST
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["bake_rounding", "bits_of", "round_reads", "round_rows", "scales_of"]
+__all__ = [
+    "NO_BITS",
+    "Bits",
+    "bake_matrices",
+    "bake_rounding",
+    "bits_of",
+    "round_matrix",
+    "round_reads",
+    "round_rows",
+    "scales_of",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Bits that a student is rounded to; ``None``: it is not.
+
+    Attributes:
+        table: Of its token table, from the first step on.
+        matrices: Of its matrices, when training has ended.
+    """
+
+    table: int | None = None
+    matrices: int | None = None
+
+
+NO_BITS = Bits()
+"""Nothing is rounded."""
 
 
 def scales_of(rows: Tensor) -> Tensor:
@@ -77,6 +112,41 @@ def bake_rounding(model: SentenceTransformer, bits: int | None) -> None:
     with torch.no_grad():
         for start in range(0, len(weight), 16_384):
             weight[start : start + 16_384] = round_rows(weight[start : start + 16_384])
+
+
+def round_matrix(weight: Tensor) -> Tensor:
+    """A matrix ``(O, I)`` as 8 bits hold it, in fp32. Rounding twice changes nothing.
+
+    The value of a row that is farthest from 0 becomes -128 times the row's scale, which may be negative, as nncf's
+    INT8_SYM has it; scales are exact in fp16, in which they are stored.
+    """
+    lowest, highest = weight.float().aminmax(dim=1, keepdim=True)
+    scales = (torch.where(lowest.abs() >= highest, lowest.abs(), -highest) / 128).half().float()
+    scales = torch.where(scales == 0, torch.ones_like(scales), scales)
+    return (weight.float() / scales).round().clamp(-128, 127) * scales
+
+
+def bake_matrices(model: SentenceTransformer, bits: int | None, texts: Sequence[str]) -> dict[str, Any] | None:
+    """Round every matrix of a model but its token table, in place; ``bits`` of ``None`` does nothing.
+
+    Args:
+        model: The student, on the CPU, not in training.
+        bits: 8 or ``None``.
+        texts: Texts as it reads them, at least one.
+
+    Returns:
+        ``cosine_mean`` and ``cosine_min`` between its vectors of the ``texts`` before and after; ``None`` for no bits.
+    """
+    if bits is None:
+        return None
+    options = {"batch_size": 32, "normalize_embeddings": True, "show_progress_bar": False}
+    before = model.encode(list(texts), **options)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(round_matrix(module.weight))
+    cosines = np.sum(before * model.encode(list(texts), **options), axis=1)
+    return {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min()), "texts": len(texts)}
 
 
 def bits_of(model: SentenceTransformer) -> int | None:

@@ -28,7 +28,7 @@ from leafembed.learn.links import Links
 from leafembed.learn.live import LiveView
 from leafembed.learn.models import load_sentence_transformer, pick_device
 from leafembed.learn.objectives import Objectives, Targets
-from leafembed.learn.rounding import bake_rounding, round_reads
+from leafembed.learn.rounding import NO_BITS, Bits, bake_matrices, bake_rounding, round_reads
 from leafembed.learn.smooth import SMOOTH_TEXTS, smooth
 from leafembed.learn.token_objective import UNIT_TEXTS, TokenObjective
 from leafembed.learn.token_store import TokenTargets
@@ -41,6 +41,9 @@ __all__ = ["TERMINATED", "train"]
 
 TERMINATED = 143
 """Exit status of a run that was told to terminate: 128 + SIGTERM."""
+
+_ROUNDED_TEXTS = 512
+"""Held-out texts whose vectors are compared before and after the matrices are rounded."""
 
 _FEW_TEXTS, _MANY_BATCHES = 4, 0.05
 """Texts in a batch below which there is little to compare, and the share of such batches that is worth a word."""
@@ -70,7 +73,7 @@ def train(  # noqa: PLR0913 - the one door into training
     target: Path,
     exits: Sequence[int] = (),
     dims: Sequence[int] = (),
-    table_bits: int | None = None,
+    bits: Bits = NO_BITS,
     tokens: TokenTargets | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     on_history: OnHistory | None = None,
@@ -88,7 +91,7 @@ def train(  # noqa: PLR0913 - the one door into training
         target: Folder to write.
         exits: Numbers of layers after which a vector is trained too.
         dims: Leading dimensions that are trained to stand alone.
-        table_bits: Bits that the token table is rounded to while it learns and when it is saved; ``None``: it is not.
+        bits: What the student is rounded to.
         tokens: Teacher vectors of the rows' tokens; ``None``: only whole texts are compared.
         callbacks: Told of every event; ``on_evaluate`` gets all metrics. One that appends
             ``{"step": ..., "alarm": ...}`` to ``state.log_history`` has it logged, shown and reported.
@@ -104,7 +107,7 @@ def train(  # noqa: PLR0913 - the one door into training
     """
     learns = {"exits": tuple(exits), "dims": tuple(dims), "tokens": tokens}
     setup = _prepare(initial, corpus, targets, score, config=config, seed=seed, work_dir=work_dir, learns=learns)
-    round_reads(setup.model, table_bits)
+    round_reads(setup.model, bits.table)
     checkpoint = newest_checkpoint(work_dir)
     before = read_seal(checkpoint)["seconds"] if checkpoint else 0.0
     termination, early = Termination(), EarlyStop(config)
@@ -124,11 +127,14 @@ def train(  # noqa: PLR0913 - the one door into training
         say(f"stopped by SIGTERM after step {state.global_step}, checkpoint written: the same command goes on from it")
         raise SystemExit(TERMINATED)
     chosen, choice = _choose(setup, state, work_dir, config)
-    smooth(chosen, [setup.texts.text(len(corpus.train) + i) for i in range(min(SMOOTH_TEXTS, len(corpus.validation)))])
-    bake_rounding(chosen, table_bits)
+    held_out = [setup.texts.text(len(corpus.train) + i) for i in range(len(corpus.validation))]
+    smooth(chosen, held_out[:SMOOTH_TEXTS])
+    bake_rounding(chosen, bits.table)
+    rounded = bake_matrices(chosen, bits.matrices, held_out[-_ROUNDED_TEXTS:])
     with writing(work_dir, "the student", anything=True):
         chosen.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
-    return _facts(setup, state, config) | choice | {"seconds": checkpoints.seconds, "fused": route}
+    facts = {"seconds": checkpoints.seconds, "fused": route} | ({} if rounded is None else {"rounded": rounded})
+    return _facts(setup, state, config) | choice | facts
 
 
 def _prepare(

@@ -33,6 +33,7 @@ CARD, MANIFEST = "README.md", "manifest.json"
 _WELL = 100  # training texts below which a language counts as missing, see ``learn/alarms.py``
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _UNKNOWN, _MIXED = "und", "all"
+_HASHES = "sha256"  # of a source's files, by blanks
 _TOP_LANGUAGES = 20
 
 _Manifest = Mapping[str, Any]
@@ -163,6 +164,7 @@ def _body(manifest: _Manifest) -> dict[str, Any]:
         "total_mb": fixed(total / 1e6, 2) if total else "",
         "training": bullets(_training(training)),
         "plots": plots_of(manifest),
+        "parts": [to_toml(part["recipe"]) for part in training.get("earlier", ()) if "recipe" in part],
         "corpus": bullets(
             {
                 "training rows": count(corpus["train_rows"]),
@@ -196,6 +198,11 @@ def _training(training: Mapping[str, Any]) -> dict[str, object]:
         seen = f"{count(part['texts'])} texts in {count(part['steps'])} steps, {fixed(part['seconds'], 0)} s"
         facts[f"training before it, part {number}"] = (
             f"{seen}, corpus {part['where']['corpus']}, {_where(part['where'])}"
+        )
+    if rounded := training.get("rounded"):
+        facts["matrices, rounded to 8 bits at its end"] = (
+            f"mean cosine {fixed(rounded['cosine_mean'], 4)} to before, least {fixed(rounded['cosine_min'], 4)}, "
+            f"{count(rounded['texts'])} held-out texts"
         )
     if averaged := training.get("averaged"):
         name = f"mean of the checkpoints of steps {', '.join(count(step) for step in averaged['steps'])}"
@@ -246,8 +253,13 @@ def _sizes(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for source in sources for key in source))
-    return table(columns, [[source.get(column) for column in columns] for source in sources], words=len(columns))
+    columns = list(dict.fromkeys(key for source in sources for key in source if key != _HASHES))
+    rows = [[source.get(column) for column in columns] for source in sources]
+    if any(_HASHES in source for source in sources):
+        columns = [*columns, "sha256 begins"]
+        begins = [" ".join(one[:16] for one in source.get(_HASHES, "").split()) for source in sources]
+        rows = [[*row, begin] for row, begin in zip(rows, begins, strict=True)]
+    return table(columns, rows, words=len(columns))
 
 
 def _languages(languages: Mapping[str, int]) -> str:
