@@ -3,7 +3,7 @@
 Here are the commands of a recipe; the others are in ``cli_judging.py`` and ``cli_bundles.py``.
 
 Data goes to stdout and log lines to stderr. Exit status: 0 ok, 1 a known error (one line), 2 wrong usage, 3 the gate
-refused or the run stopped itself. Heavy imports are inside the commands, so that ``--help`` is instant.
+refused or the run stopped itself, 130 Ctrl-C. Heavy imports are inside the commands, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,9 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "main"]
 
 
+_GO_ON = {"run", "embed", "evaluate", "compare", "overlap", "pull"}
+"""Commands that keep what they have done; ``encode`` does where it writes a file of what it can read again."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    """Run one command and return its exit status.
+
+    Logging is not set up: Python writes warnings to stderr, and libraries that write their own would do it twice.
+    """
     args = build_parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = COMMANDS[args.command]
     try:
@@ -40,14 +45,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except (GateFailedError, StoppedError) as error:
         return _refuse(error, status=3)
+    except cli_bundles.UsageError as error:
+        return _refuse(error, status=2)
     except BrokenPipeError:  # the reader of our output, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except (Error, OSError) as error:  # an OSError, such as a full disk, names its file
-        return _refuse(error, status=1)
+        return _refuse(_named(error), status=1)
     except KeyboardInterrupt:
-        say("leaf: interrupted; run the same command again to go on")
+        say("leaf: interrupted; run the same command again to go on" if _goes_on(args) else "leaf: interrupted")
         return 130
+
+
+def _goes_on(args: argparse.Namespace) -> bool:
+    if args.command == "encode":
+        return args.output is not None and Path("-") not in args.words and any(map(Path.is_file, args.words))
+    return args.command in _GO_ON
+
+
+def _named(error: Exception) -> Exception:
+    """Say of an error that names no file that it is of standard output, if nothing can be written there."""
+    try:
+        sys.stdout.flush()
+    except OSError as broken:
+        _drop_output()
+        if isinstance(error, OSError) and error.filename is None:
+            return OSError(broken.errno, broken.strerror, "standard output")
+    return error
+
+
+def _drop_output() -> None:
+    """Let what could not be written go, or Python tries again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(error: Exception, *, status: int) -> int:

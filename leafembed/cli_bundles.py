@@ -4,13 +4,46 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from leafembed.errors import Error, MissingExtraError
+from leafembed.errors import Error, MissingExtraError, ModelError
 from leafembed.progress import print_json, say
 from leafembed.text import read_texts, stream_texts
 
-__all__ = ["benchmark", "card", "choose", "encode", "export", "info", "pull", "push", "quantize", "report", "serve"]
+__all__ = [
+    "UsageError",
+    "benchmark",
+    "card",
+    "choose",
+    "encode",
+    "export",
+    "info",
+    "pull",
+    "push",
+    "quantize",
+    "report",
+    "serve",
+]
+
+_FLAGS = {"dim": "--truncate-dim", "exit": "--exit", "overlap": "--chunk"}
+"""What encoders call a value that they do not take, and the option that it came from."""
+
+
+class UsageError(Error):
+    """An option has a value that this bundle does not take; exit status 2."""
+
+
+@contextmanager
+def _naming(file: Path | str) -> Iterator[None]:
+    """Name the file that is written in an error of the system that names none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def quantize(args: argparse.Namespace) -> int:
@@ -24,12 +57,11 @@ def quantize(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write a student in another format."""
-    from leafembed.exporting import export
+    from leafembed.exporting import export, find_source
     from leafembed.results import print_export
 
-    result = export(
-        args.source, args.out, format=args.format, texts=read_texts(args.texts), allow_failed=args.allow_failed
-    )
+    find_source(args.source)  # what is no student is said before what is no text
+    result = export(args.source, args.out, format=args.format, texts=_texts(args), allow_failed=args.allow_failed)
     if args.json:
         print_json(result)
     else:
@@ -40,13 +72,15 @@ def export(args: argparse.Namespace) -> int:
 def benchmark(args: argparse.Namespace) -> int:
     """Time a bundle, alone or beside others."""
     from leafembed.results import print_speed
+    from leafembed.ship.bundle import read_manifest
     from leafembed.ship.shipped import shipped
     from leafembed.single import time_encoder
 
     args.bundle = args.bundle or shipped()
     if args.out is not None:
         return _benchmark_all(args)
-    result = time_encoder(args.bundle, read_texts(args.texts), threads=args.threads, allow_failed=args.allow_failed)
+    read_manifest(args.bundle)
+    result = time_encoder(args.bundle, _texts(args), threads=args.threads, allow_failed=args.allow_failed)
     if args.json:
         print_json(result)
     else:
@@ -80,14 +114,22 @@ def choose(args: argparse.Namespace) -> int:
     """Pick the cheapest exit and dimension that is good enough."""
     from leafembed.choosing import choose
     from leafembed.results import print_points
+    from leafembed.ship.bundle import read_manifest
 
-    result = choose(args.bundle, read_texts(args.texts), min_retention=args.min_retention, min_rate=args.min_rate,
+    read_manifest(args.bundle)
+    result = choose(args.bundle, _texts(args), min_retention=args.min_retention, min_rate=args.min_rate,
                     threads=args.threads, allow_failed=args.allow_failed)  # fmt: skip
     if args.json:
         print_json(result)
     else:
         print_points(result["points"], result["chosen"], args.bundle, allow_failed=args.allow_failed)
     return 0
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    from leafembed.ship.shipped import shipped_texts
+
+    return read_texts(args.texts or shipped_texts())
 
 
 def card(args: argparse.Namespace) -> int:
@@ -140,7 +182,9 @@ def pull(args: argparse.Namespace) -> int:
     """Download a bundle from a hub."""
     from leafembed.ship.hub import pull
 
-    found = pull(args.repo, args.out or Path(args.repo.rpartition("/")[2]), revision=args.revision)
+    target = args.out or Path(args.repo.rpartition("/")[2])
+    with _naming(target):
+        found = pull(args.repo, target, revision=args.revision)
     if args.json:
         print_json({"folder": str(found.folder), "commit": found.commit, "passed": found.passed})
     else:
@@ -158,25 +202,36 @@ def encode(args: argparse.Namespace) -> int:
     from leafembed.stages import file_sha256
 
     bundle, file = _bundle_and_file(args.words)
-    try:
+    with _by_option():
         encoder = leafembed.load(bundle, allow_failed=args.allow_failed, threads=args.threads, exit=args.exit,
                                  dim=args.truncate_dim)  # fmt: skip
-    except ValueError as error:
-        raise Error(f"--truncate-{error}") from error
     if args.prompt_name is not None and args.prompt_name not in encoder.prompts:
-        raise Error(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {', '.join(encoder.prompts) or 'none'}")
+        known = ", ".join(encoder.prompts) or "none"
+        raise UsageError(f"--prompt-name: got {args.prompt_name!r}, the bundle knows {known}")
     options = {"prompt_name": args.prompt_name, "dim": args.truncate_dim, "overlap": args.chunk}
-    try:
+    with _by_option(), _naming(args.output or "standard output"):
         if args.output is None:
-            for vector in encode_out(encoder, stream_texts(file), options):
+            for vector in encode_out(encoder, stream_texts(file, jsonl=args.jsonl), options):
                 print(json_line(vector))
             return 0
         identity = file_sha256(bundle / MANIFEST)
-        texts, dim = encode_file(encoder, file, args.output, options, identity=identity)
-    except ValueError as error:
-        raise Error(str(error)) from error
+        texts, dim = encode_file(encoder, file, args.output, options, identity=identity, jsonl=args.jsonl)
     say(f"{texts} vectors of {dim} dimensions in {args.output}")
     return 0
+
+
+@contextmanager
+def _by_option() -> Iterator[None]:
+    """Name the option in what an encoder says of a value that it does not take."""
+    try:
+        yield
+    except (ModelError, ValueError) as error:
+        name, _, said = str(error).partition(": ")
+        if name in _FLAGS:
+            raise UsageError(f"{_FLAGS[name]}: {said}") from error
+        if isinstance(error, Error):
+            raise
+        raise Error(str(error)) from error
 
 
 def _bundle_and_file(words: list[Path]) -> tuple[Path, Path]:
@@ -184,7 +239,7 @@ def _bundle_and_file(words: list[Path]) -> tuple[Path, Path]:
     from leafembed.ship.shipped import shipped
 
     if len(words) > 2:
-        raise Error(f"leaf encode: got {len(words)} paths, expected a bundle and a file of texts, or one of them")
+        raise UsageError(f"leaf encode: got {len(words)} paths, expected a bundle and a file of texts, or one of them")
     if len(words) == 2:
         return words[0], words[1]
     (word,) = words or (Path("-"),)
@@ -195,9 +250,12 @@ def _bundle_and_file(words: list[Path]) -> tuple[Path, Path]:
 
 def serve(args: argparse.Namespace) -> int:
     """Serve bundles until SIGTERM."""
+    from leafembed.serve.hangups import HangUps
+
+    hang_ups = HangUps()  # before the imports, which take a while
     try:
         from leafembed.serve.command import run_server
     except ImportError as error:
         raise MissingExtraError(error.name or "uvicorn", "serve") from error
 
-    return run_server(args, key=os.environ.get("LEAF_API_KEY", ""))
+    return run_server(args, hang_ups, key=os.environ.get("LEAF_API_KEY", ""))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,13 @@ def encode_out(encoder: BundleEncoder, texts: Iterable[str], options: Mapping[st
 
 
 def encode_file(
-    encoder: BundleEncoder, source: Path, target: Path, options: Mapping[str, Any], *, identity: str
+    encoder: BundleEncoder,
+    source: Path,
+    target: Path,
+    options: Mapping[str, Any],
+    *,
+    identity: str,
+    jsonl: bool = False,
 ) -> tuple[int, int]:
     """Write the vectors of a file's texts to another file, and return its shape.
 
@@ -45,6 +52,7 @@ def encode_file(
         target: File to write, ``.npy``, ``.parquet`` or ``.jsonl``; it appears when it is complete.
         options: Of :meth:`leafembed.ship.encoder.BundleEncoder.encode_stream`.
         identity: Hash of the model's files; an interrupted call with another is not taken up.
+        jsonl: The source holds JSON lines, whatever its name is.
 
     Raises:
         DataError: If the target's suffix says no format, or the source cannot be read.
@@ -54,7 +62,7 @@ def encode_file(
     dim = options.get("dim") or encoder.dim
     file = VectorsFile(target, dim=dim, inputs=fingerprint(identity, encoder.exit, dict(options)))
     try:
-        texts = _taken_up(file, source, restart=streamed)
+        texts = _taken_up(file, partial(stream_texts, source, jsonl=jsonl), source, restart=streamed)
         total = 0 if streamed else _count(source)
         with progress("encoding", total, "texts", done=file.state.texts, brief=True) as advance:
             for part in encoder.encode_stream(texts, **options):
@@ -105,9 +113,9 @@ class _Hashed:
                 return digest
 
 
-def _taken_up(file: VectorsFile, source: Path, *, restart: bool) -> _Hashed:
+def _taken_up(file: VectorsFile, read: Callable[[], Iterator[str]], source: Path, *, restart: bool) -> _Hashed:
     """The texts that the file does not hold yet."""
-    texts = _Hashed(stream_texts(source))
+    texts = _Hashed(read())
     known = file.state.texts
     if restart:
         file.restart()
@@ -117,7 +125,7 @@ def _taken_up(file: VectorsFile, source: Path, *, restart: bool) -> _Hashed:
             return texts
         say(f"{source}: not the texts that {file.path.name} was begun with; begun anew")
         file.restart()
-        return _Hashed(stream_texts(source))
+        return _Hashed(read())
     return texts
 
 

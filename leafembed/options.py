@@ -20,9 +20,12 @@ a first run:
   leaf encode runs/quick/bundle texts.txt  embed each line of a file
   leaf serve runs/quick/bundle             answer clients of Ollama and OpenAI
 
-exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refused the model or a run stopped itself
+exit status: 0 ok, 1 error (one line on stderr), 2 wrong usage, 3 the gate refused the model or a run stopped itself,
+130 Ctrl-C, 143 SIGTERM (leaf serve ends with 0 at either)
 """
 
+
+_TEXTS = "file with a text a line, or - (default: the questions that a clone of the repository holds)"
 
 _MODELS = """\
 A model is named by a folder (a bundle, or what sentence-transformers, model2vec or an export to ONNX made), FILE.onnx,
@@ -111,8 +114,7 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     export.add_argument("source", type=Path, help="run folder, or sentence-transformers folder of a student")
     export.add_argument("out", type=Path, help="folder to create")
     export.add_argument("--format", choices=["onnx", "pt"], required=True, help="what to write")
-    export.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
-                        default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
+    export.add_argument("--texts", type=Path, help=_TEXTS)
     export.add_argument("--allow-failed", action="store_true", help="export a student that the gate refused")
     _add_benchmark(add, failed)
     choose = add("choose", "time a bundle's early exits here and pick the cheapest that is good enough",
@@ -122,8 +124,7 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     choose.add_argument("bundle", type=Path, help="bundle folder")
     choose.add_argument("--min-retention", type=amount, help="least share of the teacher's scores, e.g. 0.95")
     choose.add_argument("--min-rate", type=amount, help="least texts a second on this machine")
-    choose.add_argument("--texts", type=Path, help="file with a text a line, or - (default: the shipped questions)",
-                        default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
+    choose.add_argument("--texts", type=Path, help=_TEXTS)
     choose.add_argument("--threads", type=positive, help="CPU threads (default: all)")
     choose.add_argument("--allow-failed", **failed)
     _add_bundle_commands(add, failed)
@@ -137,8 +138,7 @@ def _add_benchmark(add: Callable[..., argparse.ArgumentParser], failed: dict[str
                     "  leaf benchmark --threads 2\n"
                     "  leaf benchmark runs/quick/bundle --out runs/benchmark")  # fmt: skip
     benchmark.add_argument("bundle", type=Path, nargs="?", help="bundle folder (default: the model that comes with it)")
-    benchmark.add_argument("--texts", type=Path, help="alone: file with a text a line, or - (default: the shipped "
-                           "questions)", default=Path("data/eval/retrieval/xquad_en/queries.jsonl.gz"))  # fmt: skip
+    benchmark.add_argument("--texts", type=Path, help=f"alone: {_TEXTS}")
     benchmark.add_argument("--threads", type=positive, help="CPU threads (default: all)")
     benchmark.add_argument("--allow-failed", **failed)
     benchmark.add_argument("--out", type=Path, metavar="DIR", help="measure everyone, and write it to this folder")
@@ -170,22 +170,30 @@ def _add_bundle_commands(add: Callable[..., argparse.ArgumentParser], failed: di
     gate = add("gate", "judge a bundle again from its stored scores, by its own rules or by others",
                "Every check is printed; exit 3 if one fails. Also for the folder of a student refused before INT8.\n\n"
                "  leaf gate runs/quick/bundle --set gate.min_mean_retention=0.97\n"
-               "  leaf gate runs/quick/bundle --recipe stricter.toml")  # fmt: skip
+               "  leaf gate runs/quick/bundle --recipe stricter.toml\n"
+               "  leaf gate old/bundle --renew")  # fmt: skip
     gate.add_argument("bundle", type=Path, help="bundle folder, or RUN_DIR/refused")
+    gate.add_argument("--renew", action="store_true",
+                      help="add the checks that a verdict of an older version lacks, and write card, plots and "
+                           "manifest anew; scores stay as they are")  # fmt: skip
     gate.add_argument(
         "--recipe", type=Path, help="recipe file with the rules; only its [gate] is read (default: its own)"
     )
     gate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     add_hub(add)
     encode = add("encode", "embed texts, one a line; prints a JSON list a line, or writes a file",
-                 "Memory does not grow with the number of texts. A file is written where it was left when the same "
-                 "command\nis run again after an interruption, and appears when it is complete.\n\n"
+                 "A text is a line of UTF-8, or the value of \"text\" in a line of JSON if the file's name ends in "
+                 ".jsonl; either\nmay be packed (.gz). Memory does not grow with the number of texts. A file of "
+                 "vectors grows on where it\nwas left if the same command is run again after an interruption, and "
+                 "appears when complete.\n\n"
                  "  echo 'a text' | leaf encode runs/quick/bundle\n"
                  "  leaf encode runs/quick/bundle texts.txt --output vectors.npy\n"
                  "  leaf encode runs/quick/bundle long.jsonl -o vectors.parquet --chunk", json_flag=False)  # fmt: skip
     encode.add_argument("words", type=Path, nargs="*", metavar="[BUNDLE] [FILE]",
-                        help="bundle folder (default: the model of this project); UTF-8 text file, or - for stdin, "
+                        help="bundle folder (default: the model of this project); file of texts, or - for stdin, "
                              "which is the default. A folder is the bundle, anything else the text")  # fmt: skip
+    encode.add_argument("--jsonl", action="store_true",
+                        help="stdin, or a file of any name, holds JSON lines with \"text\"")  # fmt: skip
     encode.add_argument("--prompt-name", help="prompt of the bundle to put before each text")
     encode.add_argument("--truncate-dim", type=positive, help="keep the first N dimensions, renormalised")
     encode.add_argument("--exit", type=positive, help="take the vectors after this layer, an early exit of the bundle")

@@ -15,10 +15,12 @@ import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any, cast
 
 from leafembed.errors import DataError
+from leafembed.progress import say
 
 __all__ = [
     "clean_text",
@@ -54,6 +56,13 @@ _SHORT = {
     alias: entry.split()[0] for entry in _ALIASES.replace("\n", "|").split("|") for alias in entry.split()[1:] if entry
 }
 
+
+_STDIN = "-"
+
+_OTHERS = dict.fromkeys((".csv", ".tsv", ".parquet"), "write its column of texts to such a file") | {
+    ".json": "jq -c '.[]' makes one of an array of objects"
+}
+"""Files that are not read line by line, and what to do with one."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff]")
 
@@ -106,20 +115,30 @@ def read_lines(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tup
     """Yield line number (from 1) and text of each line of a UTF-8 file, ``.gz`` or plain, without the line end.
 
     Args:
-        path: The file; its name decides whether it is unpacked.
+        path: The file; its name decides whether it is unpacked. ``-``: standard input.
         max_line_bytes: Longest line, its end not counted; ``None``: no limit.
 
     Raises:
         DataError: If the file cannot be opened or unpacked, or a line is too long or not UTF-8; names the line.
     """
-    number = 0
+    number, name = 0, _name(path)
     try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-        with cast("IO[bytes]", opened) as file:
-            for number, line in decode_lines(file, str(path), max_line_bytes=max_line_bytes):
+        with _opened(path) as file:
+            for number, line in decode_lines(file, name, max_line_bytes=max_line_bytes):
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read after line {number} ({error}); expected a complete file") from error
+        raise DataError(f"{name}: cannot be read after line {number} ({error}); expected a complete file") from error
+
+
+def _opened(path: Path) -> AbstractContextManager[IO[bytes]]:
+    if str(path) == _STDIN:
+        # The bytes, since sys.stdin would decode as the locale says and pass damaged text on.
+        return nullcontext(sys.stdin.buffer)
+    return cast("IO[bytes]", gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+
+
+def _name(path: Path) -> str:
+    return "standard input" if str(path) == _STDIN else str(path)
 
 
 def read_objects(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -133,12 +152,12 @@ def read_objects(path: Path, *, max_line_bytes: int | None = None) -> Iterator[t
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: malformed JSON ({error}); expected one object a line") from error
+            raise DataError(f"{_name(path)}:{number}: malformed JSON ({error}); expected one object a line") from error
         if not isinstance(value, dict):
-            raise DataError(f"{path}:{number}: got a JSON {type(value).__name__}, expected one object a line")
+            raise DataError(f"{_name(path)}:{number}: got a JSON {type(value).__name__}, expected one object a line")
         yield number, value
     if number == 0:
-        raise DataError(f"{path}: the file is empty; expected one JSON object a line")
+        raise DataError(f"{_name(path)}: the file is empty; expected one JSON object a line")
 
 
 def read_rows(
@@ -181,14 +200,15 @@ def _rows(
     for number, value in read_objects(path):
         missing = [key for key in columns if key not in value]
         if missing:
-            raise DataError(f"{path}:{number}: got the keys {sorted(value)}, expected {missing} too")
+            raise DataError(f"{_name(path)}:{number}: got the keys {sorted(value)}, expected {missing} too")
         full = {**dict.fromkeys(optional, ""), **value}
         row = {}
         for key, convert in {**columns, **dict.fromkeys(optional, _as_any_text)}.items():
             try:
                 row[key] = convert(full[key])
             except (TypeError, ValueError, OverflowError) as error:
-                raise DataError(f"{path}:{number}: got {key} = {str(value[key])[:80]!r}, expected {error}") from error
+                got = f"got {key} = {str(value[key])[:80]!r}"
+                raise DataError(f"{_name(path)}:{number}: {got}, expected {error}") from error
         yield row
 
 
@@ -196,23 +216,40 @@ def read_texts(path: Path) -> list[str]:
     """Return the texts of a file that has one a line, or of JSON lines with ``text``; ``-`` is standard input.
 
     Raises:
-        DataError: As :func:`read_lines` and :func:`read_rows`.
+        DataError: As :func:`stream_texts`.
     """
     return list(stream_texts(path))
 
 
-def stream_texts(path: Path) -> Iterator[str]:
+def stream_texts(path: Path, *, jsonl: bool = False) -> Iterator[str]:
     """Yield what :func:`read_texts` returns, one at a time.
 
+    Args:
+        path: The file; its name says what is in it.
+        jsonl: It holds JSON lines, whatever its name is.
+
     Raises:
-        DataError: As :func:`read_texts`, when the line is reached.
+        DataError: As :func:`read_lines` and :func:`read_rows`, when the line is reached; at once if it is of a format
+            that is not read.
     """
-    if str(path) == "-":
-        # The bytes, since sys.stdin would decode as the locale says and pass damaged text on.
-        return (line for _, line in decode_lines(sys.stdin.buffer, "standard input"))
-    if ".jsonl" in path.suffixes:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    if jsonl or ".jsonl" in suffixes:
         return (row["text"] for row in _rows(path, ("text",)))
-    return (line for _, line in read_lines(path))
+    if advice := _OTHERS.get(suffixes[-1] if suffixes else ""):
+        raise DataError(
+            f'{path}: got a {suffixes[-1]} file, expected a text a line, or a .jsonl file of lines {{"text": "..."}}: '
+            + advice
+        )
+    return _plain(path)
+
+
+def _plain(path: Path) -> Iterator[str]:
+    for number, line in read_lines(path):
+        if number == 1 and re.match(r'\{\s*"', line):
+            say(
+                f"{_name(path)}: looks like JSON, and is taken as it stands; --jsonl or a name in .jsonl reads its text"
+            )
+        yield line
 
 
 def _as_any_text(value: Any) -> str:
@@ -248,6 +285,8 @@ def _as_number(value: Any) -> float:
 
 
 def _decode(line: bytes, where: str, limit: int | None) -> str:
+    if line.startswith(b"\x1f\x8b") and where.endswith(":1"):  # the second byte begins no text in UTF-8
+        raise DataError(f"{where}: packed by gzip; expected UTF-8 text, unpack it or give the file a name in .gz")
     if limit is not None and len(line) > limit:
         raise DataError(f"{where}: line longer than {limit} bytes; expected text of one line each, so split it")
     try:

@@ -28,6 +28,9 @@ class Hub:
     messages: list[str] = field(default_factory=list)
     large: dict[str, bytes] = field(default_factory=dict)  # by SHA-256, as LFS takes them
     fails: dict[str, int] = field(default_factory=dict)  # the status of reading what has this in its path
+    stalls: dict[str, int] = field(default_factory=dict)  # bytes of a file after which no more comes
+    ranges: list[tuple[str, str]] = field(default_factory=list)  # files of which a part was asked for, and which part
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def create(self, repo, *, private):
         """Like a new repository of the hub's: it has one file already."""
@@ -152,7 +155,25 @@ class _Handler(BaseHTTPRequestHandler):
         elif (content := files.get("/".join(rest[2:]))) is None:
             self._missing("EntryNotFound")
         else:
-            self._send(content, 200, {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
+            self._file(
+                "/".join(rest[2:]), content, {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
+            )
+
+    def _file(self, name, content, headers):
+        status = 200
+        if asked := self.headers.get("Range"):
+            self.hub.ranges.append((name, asked))
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            status, headers = 206, {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+            content = content[start:]
+        if name not in self.hub.stalls:
+            self._send(content, status, headers)
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: self.hub.stalls[name]])
+        self.hub.ended.wait(60)
 
     do_HEAD = do_GET
 
@@ -168,6 +189,7 @@ def hub():
     try:
         yield state
     finally:
+        state.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -170,3 +170,8 @@ def test_a_model_that_returns_nan_is_refused(tmp_path):
     assert encoder.encode(["blue"]).shape == (1, 8)
     with pytest.raises(NonFiniteError, match="row 1 of 2"):
         encoder.encode(["blue", "red"])
+
+
+def test_an_iterator_is_sent_to_the_method_that_takes_one(encoder):
+    with pytest.raises(TypeError, match=r"texts: got a generator, expected a list; encode_stream takes any iterable"):
+        encoder.encode(text for text in ("red",))

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import hub_stub
 import pytest
@@ -23,7 +25,7 @@ REPO = "me/student"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
-    return write_bundle(root / "bundle", make_model_folder(root / "model"), sample_manifest())
+    return write_bundle(root / "bundle", make_model_folder(root / "model", dim=2_048), sample_manifest())
 
 
 @pytest.fixture
@@ -34,9 +36,9 @@ def hub():
 
 @pytest.fixture
 def leaf(hub, tmp_path):
-    """Runs the command line in an empty home, against the stub."""
+    """Runs the command line in an empty home, against the stub; with a ``start`` of its own it is not waited for."""
 
-    def leaf(*words, **environment):
+    def leaf(*words, start=(), **environment):
         known = {
             "HF_ENDPOINT": hub.url,
             "HF_HUB_OFFLINE": "0",
@@ -44,8 +46,12 @@ def leaf(hub, tmp_path):
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_DISABLE_XET": "1",  # large files go by LFS, which the stub speaks
         }
-        command = [sys.executable, "-m", "leafembed", *map(str, words)]
+        command = [sys.executable, *(start or ("-m", "leafembed")), *map(str, words)]
         env = {**os.environ, **known, **environment}
+        if start:
+            return subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env
+            )
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120, check=False)
 
     return leaf
@@ -96,6 +102,62 @@ def test_what_lies_beside_a_bundle_is_not_uploaded(leaf, hub, bundle, tmp_path):
     (copied / "keys.txt").write_text("secret", encoding="utf-8")
     assert leaf("push", copied, REPO).returncode == 0
     assert set(hub.commits[REPO][hub.branches[REPO]["main"]]) == {*contents(bundle), ".gitattributes"}
+
+
+@pytest.fixture
+def slow(leaf, hub, bundle, tmp_path):
+    """A call to pull of which half of the largest file has come and no more comes, in steps of 10,000 bytes."""
+    hub.create(REPO, private=False)
+    hub.commit(REPO, "main", contents(bundle))
+    hub.stalls["model.bin"] = (bundle / "model.bin").stat().st_size // 2
+    code = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 10_000; import leafembed.__main__"
+    process = leaf("pull", REPO, start=("-c", code))
+    part, deadline = tmp_path / ".student.partial" / "part", time.monotonic() + 60
+    with process:
+        while not (part.exists() and part.stat().st_size > hub.stalls["model.bin"] - 10_000):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_pull_goes_on_where_it_stopped(leaf, hub, bundle, slow, tmp_path, number):
+    slow.send_signal(number)
+    _, said = slow.communicate(timeout=60)
+    assert slow.returncode == (130 if number == signal.SIGINT else -number)
+    assert number != signal.SIGINT or said.endswith("leaf: interrupted; run the same command again to go on\n")
+    kept = (tmp_path / ".student.partial" / "part").stat().st_size
+    hub.stalls.clear()
+    hub.fails["manifest.json"] = 500  # it is there already, and is not asked for again
+    assert leaf("pull", REPO).returncode == 0
+    assert hub.ranges == [("model.bin", f"bytes={kept - 1}-")]
+    assert contents(tmp_path / "student") == contents(bundle)
+    assert not list(tmp_path.glob(".*student*"))
+
+
+def test_what_was_begun_at_another_commit_is_begun_anew(leaf, hub, bundle, slow, tmp_path):
+    slow.kill()
+    slow.communicate()
+    hub.stalls.clear()
+    hub.commit(REPO, "main", {"notes.txt": b"a later commit"})
+    assert leaf("pull", REPO).returncode == 0
+    assert hub.ranges == []
+    assert contents(tmp_path / "student") == contents(bundle)
+
+
+def test_two_calls_to_one_target_do_not_disturb_each_other(leaf, hub, bundle, slow, tmp_path):
+    second = leaf("pull", REPO)
+    assert second.returncode == 1
+    assert "student: another leaf pull fetches into it; wait until it ends, or name another" in second.stderr
+    hub.stalls.clear()
+    assert leaf("pull", REPO, "-o", "other").returncode == 0
+    hub.ended.set()  # the connection of the first breaks, and it asks for the rest
+    _, said = slow.communicate(timeout=60)
+    assert (slow.returncode, said.count("Trying to resume download...")) == (0, 1)
+    assert contents(tmp_path / "student") == contents(tmp_path / "other") == contents(bundle)
+    assert not list(tmp_path.glob(".*partial"))
 
 
 def test_an_altered_file_is_refused_and_nothing_is_left(leaf, hub, bundle, tmp_path):
@@ -157,7 +219,11 @@ def test_a_hub_that_fails_is_not_taken_for_a_bundle_that_is_bad(leaf, hub, bundl
     got = leaf("pull", REPO)
     assert got.returncode == 1
     assert re.search(rf"^leaf: me/student: {said}", got.stderr, flags=re.MULTILINE), got.stderr
-    assert not list(tmp_path.glob("*student*"))
+    begun = [path.name for path in (tmp_path / ".student.partial").glob("bundle/*")]
+    assert ("manifest.json" in begun) == (part == "model.bin")  # what has come is kept
+    hub.fails.clear()
+    assert leaf("pull", REPO).returncode == 0
+    assert contents(tmp_path / "student") == contents(bundle)
     assert not list(tmp_path.glob(".*student*"))
 
 
@@ -188,6 +254,10 @@ def test_a_refused_bundle_is_uploaded_only_when_asked_to(leaf, hub, tmp_path):
         (("push", "BUNDLE", REPO), {"HF_TOKEN": "hf_wrong"}, r"the hub at \S+ takes no such token, or asks for one"),
         (("pull", REPO, "-o", "taken"), {}, r"taken: is there already; remove it or name another folder"),
         (("push", "nowhere", REPO), {}, r"nowhere: not a bundle"),
+        (("push", "BUNDLE", "student"), {}, r"got 'student', expected the name of a repository, org/name"),
+        (("push", "BUNDLE", "me/student/v1"), {}, r"got 'me/student/v1', expected the name of a repository, org/name"),
+        (("push", "BUNDLE", "/student"), {}, r"got '/student', expected the name of a repository, org/name"),
+        (("pull", "student"), {}, r"got 'student', expected the name of a repository, org/name"),
     ],
 )
 def test_what_goes_wrong_is_one_line(leaf, hub, bundle, tmp_path, words, environment, said):
@@ -201,6 +271,7 @@ def test_what_goes_wrong_is_one_line(leaf, hub, bundle, tmp_path, words, environ
     assert line.startswith("leaf: ")
     assert "Traceback" not in got.stderr
     assert re.search(said, line), got.stderr
+    assert set(hub.commits) == {REPO, "me/other"}  # none was made
 
 
 def test_a_wrong_token_writes_nothing(leaf, hub, bundle):

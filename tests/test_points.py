@@ -188,7 +188,7 @@ def test_a_part_under_a_floor_is_neither_loaded_nor_served(held, tmp_path, capsy
     (tmp_path / "texts").write_text("en1\n", encoding="utf-8")
     assert [main([*words, *more]) for more in ([], ["--truncate-dim", "16"])] == [0, 1]
     assert main([*words, "--truncate-dim", "16", "--allow-failed"]) == 0
-    assert main([*words, "--truncate-dim", "99"]) == 1
+    assert main([*words, "--truncate-dim", "99"]) == 2
     assert "--truncate-dim: got 99, expected 1 to 32" in capsys.readouterr().err
     early = ModelSpec.parse(f"leaf={held}@exit=1")
     for allow_failed, status in ((False, 400), (True, 200)):

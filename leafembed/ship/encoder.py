@@ -172,7 +172,10 @@ class BundleEncoder:
                 ``batch_size`` or ``overlap`` is out of range.
             NonFiniteError: If the model returns NaN or infinity.
             ModelError: If there is no such exit.
+            TypeError: If ``texts`` has no length, as a generator has none.
         """
+        if not hasattr(texts, "__len__"):
+            raise TypeError(f"texts: got a {type(texts).__name__}, expected a list; encode_stream takes any iterable")
         check_texts(texts)
         width = self._width(dim)
         vectors, done, cut = np.empty((len(texts), width), dtype=np.float32), 0, 0

@@ -6,6 +6,7 @@ Endpoint, token and offline mode are the library's own: ``HF_ENDPOINT``, ``HF_TO
 from __future__ import annotations
 
 import glob
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,8 +61,10 @@ def push(
     Raises:
         BundleError: If a file is missing or altered.
         GateFailedError: If the gate refused the model and ``allow_failed`` is not set.
-        Error: If the hub cannot be reached or refuses, or the repository is public and ``private`` is set.
+        Error: If the name has no ``org``, the hub cannot be reached or refuses, or the repository is public and
+            ``private`` is set.
     """
+    _check_name(repo)  # before it is made: without an org the hub makes one that no upload finds
     manifest = verify(bundle)
     verdict, stage = read_verdict(manifest, str(bundle / MANIFEST))
     if not (verdict.passed or allow_failed):
@@ -84,9 +87,11 @@ def push(
 
 
 def pull(repo: str, target: Path, *, revision: str | None = None) -> Pulled:
-    """Download a bundle, verify it, and only then put it in place; if that fails, nothing is left.
+    """Download a bundle, verify it, and only then put it in place.
 
     Of the repository the files that the manifest lists are fetched. Whether the gate passed it is worked out again.
+    An interrupted call leaves what has come in ``.NAME.partial`` beside the target, and the next one goes on from it;
+    of what is no bundle nothing is left.
 
     Args:
         repo: ``org/name``.
@@ -95,42 +100,97 @@ def pull(repo: str, target: Path, *, revision: str | None = None) -> Pulled:
 
     Raises:
         BundleError: If what the repository holds is not a bundle, or was altered, or ``target`` is there already.
-        Error: If the hub cannot be reached or there is no such repository or revision.
+        Error: If the hub cannot be reached, there is no such repository or revision, or another call fetches into the
+            same folder.
     """
+    _check_name(repo)
     target = target.resolve()
     if target.exists():
         raise BundleError(f"{target}: is there already; remove it or name another folder")
     made = [folder for folder in target.parents if not folder.exists()]  # the nearest first
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        commit = _download(repo, revision, partial)
-        verdict, _ = read_verdict(verify(partial), str(partial / MANIFEST))
-        partial.rename(target)
-    except BundleError as error:  # the folder that it names is about to go
-        raise BundleError(str(error).replace(str(partial), repo)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):  # it holds the bundle
-                folder.rmdir()
+    partial.mkdir(parents=True, exist_ok=True)
+    bundle = partial / "bundle"
+    with _alone(partial, target):
+        try:
+            commit = _download(repo, revision, partial)
+            verdict, _ = read_verdict(verify(bundle), str(bundle / MANIFEST))
+            bundle.rename(target)
+        except BundleError as error:  # the folder that it names is about to go
+            shutil.rmtree(bundle, ignore_errors=True)
+            raise BundleError(str(error).replace(str(bundle), repo)) from error
+        finally:
+            if not (bundle / MANIFEST).exists():  # there is nothing to go on from
+                shutil.rmtree(partial, ignore_errors=True)
+                for folder in made:
+                    with suppress(OSError):  # it holds the bundle
+                        folder.rmdir()
     return Pulled(target, commit, verdict.passed)
 
 
+def _check_name(repo: str) -> None:
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise Error(f"got {repo!r}, expected the name of a repository, org/name")
+
+
+@contextmanager
+def _alone(partial: Path, target: Path) -> Iterator[None]:
+    """Keep every other call out of a folder; the system lets go of it when this process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    lock = partial / "lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except (BlockingIOError, FileNotFoundError):  # held, or removed with the folder by one that has just ended
+            alone = False
+        if not alone:
+            raise Error(f"{target}: another leaf pull fetches into it; wait until it ends, or name another folder")
+        yield
+
+
 def _download(repo: str, revision: str | None, folder: Path) -> str:
-    """Fetch a manifest and what it lists into a folder, all at one commit, and return the commit.
+    """Fetch a manifest and what it lists into ``folder/bundle``, all at one commit, and return the commit.
 
     File by file: ``snapshot_download`` takes patterns, so that a manifest could ask for more than it lists, and it
-    returns a folder that lacks files when the hub fails in between.
+    returns a folder that lacks files when the hub fails in between. Nor ``hf_hub_download``, which begins a file anew.
     """
+    bundle, begun = folder / "bundle", folder / "from"
     with _talking(repo, revision) as hub:
         commit = str(hub.HfApi().model_info(repo, revision=revision).sha)
-        hub.hf_hub_download(repo, MANIFEST, revision=commit, local_dir=folder)
-        for name in read_manifest(folder)["files"]:
-            hub.hf_hub_download(repo, name, revision=commit, local_dir=folder)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # of huggingface_hub
+        source = f"{repo} {commit}".encode()
+        if not begun.is_file() or begun.read_bytes() != source:
+            shutil.rmtree(bundle, ignore_errors=True)
+            (folder / "part").unlink(missing_ok=True)
+            bundle.mkdir()
+            begun.write_bytes(source)
+        _fetch(hub.hf_hub_url(repo, MANIFEST, revision=commit), bundle / MANIFEST, folder / "part")
+        for name in read_manifest(bundle)["files"]:
+            _fetch(hub.hf_hub_url(repo, name, revision=commit), bundle / name, folder / "part")
     return commit
+
+
+def _fetch(url: str, target: Path, part: Path) -> None:
+    """Fetch a file unless it is there, and go on from the part of it that is.
+
+    Files come one after another, always in the same order, so that the part is of the first that is not there.
+    """
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    if target.exists():
+        return
+    part.touch()
+    size = max(0, part.stat().st_size - 1)  # the hub refuses to send the rest of a file that is whole
+    with part.open("r+b") as file:
+        file.seek(size)
+        file.truncate()
+        http_get(url, file, resume_size=size, headers=build_hf_headers(), displayed_filename=target.name)
+    part.rename(target)
 
 
 @contextmanager
@@ -154,8 +214,6 @@ def _explained(error: Exception, repo: str, revision: str | None) -> Error:
     """What an error of the library means for whoever asked for ``repo``."""
     from huggingface_hub import constants, errors
 
-    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the error says that no file came, its cause why
     hub = f"the hub at {constants.ENDPOINT}"
     response = getattr(error, "response", None)
     if isinstance(error, errors.RemoteEntryNotFoundError):
