@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leafembed import cli_bundles, cli_judging
-from leafembed.errors import Error, GateFailedError, StoppedError, require
+from leafembed.errors import Error, GateFailedError, StoppedError, UsageError, require
 from leafembed.options import build_parser
 from leafembed.progress import print_json, say
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except (GateFailedError, StoppedError) as error:
         return _refuse(error, status=3)
-    except cli_bundles.UsageError as error:
+    except UsageError as error:
         return _refuse(error, status=2)
     except BrokenPipeError:  # the reader of our output, such as head, has enough
         _drop_output()

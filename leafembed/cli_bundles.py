@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from leafembed.errors import Error, MissingExtraError, ModelError
+from leafembed.errors import Error, MissingExtraError, ModelError, UsageError
 from leafembed.progress import print_json, say
 from leafembed.text import read_texts, stream_texts
 
 __all__ = [
-    "UsageError",
     "benchmark",
     "card",
     "choose",
@@ -29,10 +28,6 @@ __all__ = [
 
 _FLAGS = {"dim": "--truncate-dim", "exit": "--exit", "overlap": "--chunk"}
 """What encoders call a value that they do not take, and the option that it came from."""
-
-
-class UsageError(Error):
-    """An option has a value that this bundle does not take; exit status 2."""
 
 
 @contextmanager
@@ -186,9 +181,13 @@ def pull(args: argparse.Namespace) -> int:
     with _naming(target):
         found = pull(args.repo, target, revision=args.revision)
     if args.json:
-        print_json({"folder": str(found.folder), "commit": found.commit, "passed": found.passed})
+        print_json({"folder": str(found.folder), "commit": found.commit, "passed": found.passed,
+                    "outdated": found.outdated})  # fmt: skip
     else:
-        say(f"verified, from commit {found.commit}; the gate {'passed' if found.passed else 'REFUSED'} it")
+        verdict = "the gate passed it" if found.passed else "the gate REFUSED it"
+        if found.outdated:
+            verdict = f"an older gate judged it: leaf gate {found.folder} --renew"
+        say(f"verified, from commit {found.commit}; {verdict}")
         print(found.folder)
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from leafembed.errors import Error, GateFailedError
+from leafembed.errors import Error, GateFailedError, UsageError
 from leafembed.progress import print_json, say
 from leafembed.text import read_texts
 
@@ -101,7 +101,7 @@ def _renew(args: argparse.Namespace) -> tuple[Check, ...]:
     from leafembed.ship.renewal import renew_verdict
 
     if args.recipe or args.set:
-        raise Error("--renew: got it beside --recipe or --set, expected it alone: a verdict is by a bundle's own")
+        raise UsageError("--renew: got it beside --recipe or --set, expected it alone: a verdict is by a bundle's own")
     added = renew_verdict(args.bundle)
     if not added:
         say("nothing to renew: the verdict is by today's rules")

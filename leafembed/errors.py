@@ -7,6 +7,7 @@
     ├── CacheError           a damaged store of teacher vectors
     ├── CheckpointError      a checkpoint cannot be written, on a full disk for example; says what is still good
     ├── NonFiniteError       NaN or infinity in a loss, vector or score; says which and where
+    ├── UsageError           options of a command that do not go together or name what is not there; exit status 2
     ├── BundleError          missing file, wrong hash, unknown format version
     ├── MissingExtraError    an optional dependency is absent (also an ImportError)
     ├── StoppedError         training stopped itself; carries the alarms and the diagnosis; exit status 3
@@ -37,6 +38,7 @@ __all__ = [
     "NonFiniteError",
     "RecipeError",
     "StoppedError",
+    "UsageError",
     "first_line",
     "require",
     "require_at_least",
@@ -82,6 +84,10 @@ class NonFiniteError(Error):
 
 class BundleError(Error):
     """A bundle folder is incomplete, altered, or of an unknown format version."""
+
+
+class UsageError(Error):
+    """The options of a command do not go together, or name what the model does not have."""
 
 
 class MissingExtraError(Error, ImportError):

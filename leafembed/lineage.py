@@ -57,7 +57,7 @@ class Lineage:
         recipe: The recipe of its last part.
         teacher: Fingerprint of its teacher.
         kept_out: Hash of each evaluation set that was kept out of all text, by task id.
-        sources: ``path``, ``licence`` and ``origin`` of each source.
+        sources: ``path``, ``licence``, ``origin`` and ``sha256`` of each source.
         texts: Hashes of all training texts ``(n,)`` uint64, ascending.
     """
 

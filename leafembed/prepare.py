@@ -90,7 +90,8 @@ class Material:
             return self.teacher.torch.model.tokenizer
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(resolve(config.model, config.revision)), local_files_only=True)
+        folder = resolve(config.model, config.revision, section="student")
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
     def held_out(self, limit: int) -> tuple[list[str], list[str], FloatArray]:
         """At most ``limit`` validation texts of different vectors, their languages, and the teacher's vectors."""

@@ -180,8 +180,8 @@ class StudentConfig:
     """4: the token table is trained rounded to 4 bits, a scale for every 64 values, and stored so, in half the bytes of
     INT8 and without a loss at export; None: INT8."""
     matrix_bits: int | None = None
-    """8: when training has ended, every matrix is rounded as INT8 stores it, so that export loses nothing of what was
-    scored; None: it is rounded at export."""
+    """8: when training has ended, the matrices of layers and head are rounded as INT8 stores them, so that export does
+    not round them again; None: they are rounded at export."""
     prompts: Literal["none", "teacher", "tokens"] = "none"
     """none: the student learns the prompted vector from the bare text; teacher: it takes the same prompts; tokens: a
     reserved token stands for each, but for that of ``teacher.prompt_name``, which stays bare."""

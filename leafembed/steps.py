@@ -106,9 +106,14 @@ def build_floors(line: Line) -> dict[str, Candidate]:
     made = versions(PACKAGES)
     for name, config in configs.items():
         folder = line.folder / name.replace(" ", "-")
-        body = fingerprint_folder(resolve(config.model, config.revision)) if _has_encoder(config, learned) else ""
+        body = (
+            fingerprint_folder(resolve(config.model, config.revision, section="student"))
+            if _has_encoder(config, learned)
+            else ""
+        )
         seed = recipe.seed if config.init == "random" else 0
         about = {**dataclasses.asdict(config), "vocab_text": config.vocab_text and file_sha256(config.vocab_text)}
+        del about["matrix_bits"]  # what is done when training has ended
         key = fingerprint(about, body, learned.corpus.fingerprint, learned.targets_id, seed, made)
 
         def build(target: Path, config: StudentConfig = config) -> None:
@@ -156,7 +161,7 @@ def _torch_encoder(line: Line, folder: Path, name: str, config: StudentConfig) -
     how = learned.teacher.arithmetic
     licences = [learned.teacher.ref.licence or "not stated"]
     if _has_encoder(config, learned):
-        licences.append(stated_licence(resolve(config.model, config.revision)) or "not stated")
+        licences.append(stated_licence(resolve(config.model, config.revision, section="student")) or "not stated")
     model = load_sentence_transformer(folder, device=how.device)
     ref = describe(model, folder, name=name, licence=" and ".join(dict.fromkeys(licences)))
     return TorchEncoder(model, ref, precision=how.precision, batch_tokens=how.batch_tokens)

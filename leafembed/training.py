@@ -84,7 +84,7 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         earlier = {"earlier": list(start.earlier)} if start.earlier else {}
         return {**facts, **watch.facts(), **earlier, "floor": floor, "where": _where(learned)}
 
-    # Checkpoints do not depend on what happens when training has ended.
+    # Checkpoints do not depend on what happens when training has ended; a finished run has none left, and trains anew.
     facts = once(line.folder / "student", fingerprint(key, bits.matrices) if bits.matrices else key, build)
     from leafembed.learn.checkpoints import rotate
 

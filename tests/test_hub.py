@@ -70,7 +70,12 @@ def test_a_bundle_comes_back_as_it_went(leaf, hub, bundle, tmp_path):
     assert (bundle / "model.bin").read_bytes() in hub.large.values()
     came = leaf("pull", REPO, "--json")
     assert came.returncode == 0, came.stderr
-    assert json.loads(came.stdout) == {"folder": str(tmp_path / "student"), "commit": sha, "passed": True}
+    assert json.loads(came.stdout) == {
+        "folder": str(tmp_path / "student"),
+        "commit": sha,
+        "passed": True,
+        "outdated": False,
+    }
     assert contents(tmp_path / "student") == contents(bundle)  # and nothing of the hub's
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert leafembed.load(tmp_path / "student").encode(["red"]).shape[0] == 1
@@ -297,3 +302,20 @@ def test_a_model_of_the_hub_is_judged_by_its_id_at_a_commit(leaf, hub, tmp_path,
     gone = leaf("evaluate", f"{REPO}@{'0' * 40}", *what)
     assert gone.returncode == 1
     assert f"leaf: {REPO}@{'0' * 40}: cannot be fetched" in gone.stderr
+
+
+def test_a_bundle_that_an_older_gate_judged_is_fetched_and_can_be_renewed(leaf, hub, bundle, tmp_path):
+    old = shutil.copytree(bundle, tmp_path / "old")
+    manifest = json.loads((old / "manifest.json").read_text(encoding="utf-8"))
+    checks = manifest["verdict"]["checks"]
+    manifest["verdict"]["checks"] = [one for one in checks if not re.fullmatch("INT8 drop in .* in .*", one["name"])]
+    assert len(manifest["verdict"]["checks"]) < len(checks)
+    write_sealed(old, manifest)
+    hub.create(REPO, private=False)
+    hub.commit(REPO, "main", contents(old))
+    came = leaf("pull", REPO, "--json")
+    assert came.returncode == 0, came.stderr
+    assert (json.loads(came.stdout)["passed"], json.loads(came.stdout)["outdated"]) == (False, True)
+    assert leaf("gate", "student", "--renew").returncode == 0
+    assert leafembed.load(tmp_path / "student").encode(["red"]).shape[0] == 1
+    assert leaf("push", old, REPO, "--allow-failed").returncode == 0

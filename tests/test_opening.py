@@ -252,7 +252,7 @@ def test_what_is_no_model_is_said_at_once(folders, tmp_path):
             locate(str(tmp_path / folder))
     with pytest.raises(ModelError, match="no such folder"):
         locate("./nowhere")
-    with pytest.raises(ModelError, match=r"got revision None, expected .* org/name@COMMIT in a command"):
+    with pytest.raises(ModelError, match=r"got revision None, expected .* in a command, write org/name@COMMIT"):
         locate("org/name")
     with pytest.raises(ModelError, match=r"expected NAME@URL") as caught:
         locate("https://user:secret@host/v1")

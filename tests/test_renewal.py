@@ -16,7 +16,8 @@ from leafembed.ship.renewal import renew_verdict
 
 
 def _is_later(name):
-    return name == "STS above floor: bag of words" or (name.startswith("INT8 drop in") and name.count(" in ") == 2)
+    floor = name.endswith(" above floor: bag of words") and not name.startswith("mean ")
+    return floor or (name.startswith("INT8 drop in") and name.count(" in ") == 2)
 
 
 def _as_of_before(manifest):
@@ -32,6 +33,11 @@ def _edited(folder, change):
     change(manifest)
     reseal(manifest)
     path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _take_out(manifest, name):
+    (found,) = [check for check in manifest["verdict"]["checks"] if check["name"] == name]
+    manifest["verdict"]["checks"].remove(found)
 
 
 def _raise_score(manifest, report, value):
@@ -78,7 +84,7 @@ def test_a_renewal_says_what_is_new_and_the_bundle_opens(old, written, capsys):
     out, err = capsys.readouterr()
     whole = read_manifest(written)["verdict"]
     added = [one["name"] for one in whole["checks"] if _is_later(one["name"])]
-    assert len(added) == 5
+    assert len(added) == 11
     assert f"the verdict lacked {len(added)} checks, 0 of which fail" in err
     assert err.count("new   pass  ") == len(added)
     assert len(out.splitlines()) == len(whole["checks"])
@@ -131,6 +137,7 @@ def test_a_model_that_todays_rules_refuse_says_so_afterwards(model, tmp_path, ca
         lambda m: m["recipe"]["gate"].update(min_retention={}),
         lambda m: m["recipe"]["gate"].update(beat_floors=False),
         lambda m: m["verdict"]["checks"].pop(0),
+        lambda m: _take_out(m, "mean above floor: bag of words"),
         lambda m: m["verdict"].update(passed=False),
     ],
 )
@@ -143,6 +150,16 @@ def test_an_edit_does_not_become_a_verdict_by_renewal_nor_by_allow_failed(old, e
         assert "--renew" not in str(caught.value)
     assert (old / "manifest.json").read_bytes() == before
     assert [path.name for path in old.parent.iterdir()] == ["bundle"]
+
+
+def test_one_check_of_a_kind_that_came_later_was_taken_out(written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "bundle")
+    names = [check["name"] for check in read_manifest(folder)["verdict"]["checks"] if _is_later(check["name"])]
+    floors = [name for name in names if name.endswith("bag of words")]
+    assert len(floors) > 1
+    _edited(folder, lambda m: _take_out(m, floors[0]))
+    with pytest.raises(BundleError, match="edited or damaged"):
+        renew_verdict(folder)
 
 
 def test_what_no_seal_covers_is_not_renewed(old):
@@ -186,5 +203,5 @@ def test_a_refusal_before_int8_is_renewed_too(tmp_path):
 
 
 def test_renewal_is_by_the_bundles_own_rules(old, capsys):
-    assert main(["gate", str(old), "--renew", "--set", "gate.min_mean_retention=0.1"]) == 1
+    assert main(["gate", str(old), "--renew", "--set", "gate.min_mean_retention=0.1"]) == 2
     assert "--renew: got it beside --recipe or --set, expected it alone" in capsys.readouterr().err

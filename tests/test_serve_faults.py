@@ -231,7 +231,7 @@ def test_the_time_of_day_is_told_and_never_reckoned_with():
             ast.unparse(node.func) for node in calls
         }:
             users.add(path.stem)
-    assert users == {"border", "metrics", "models"}
+    assert users == {"logs", "metrics", "models"}
 
 
 # Clients

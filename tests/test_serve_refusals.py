@@ -11,6 +11,7 @@ from served import eventually, make_bundle, serving, works
 
 from leafembed.serve import protocol
 from leafembed.serve.logs import ACCESS_LOG
+from leafembed.serve.server import bind
 from leafembed.serve.settings import Limits, Settings
 
 MB = 1_000_000
@@ -242,3 +243,29 @@ def test_two_hosts_are_refused(bundle, keys):
         assert {status_of(answer) for answer in answers.values()} == {400}
         assert b'"type":"invalid_request_error"' in answers[b"/v1/models"]
         assert b'"error_type":"Validation"' in answers[b"/info"]
+
+
+def test_an_answer_is_sent_whole_to_one_that_reads_late_and_wants_no_more(tmp_path, monkeypatch):
+    """It says nothing while it reads, which is not the silence of one that has gone."""
+    monkeypatch.setattr(protocol, "_SILENT_S", 0.05)
+    monkeypatch.setattr(protocol, "_FLUSH_S", 0.05)
+
+    def narrow(host, port):  # so that the system keeps little of the answer
+        listener = bind(host, port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8_192)
+        return listener
+
+    monkeypatch.setattr("served.bind", narrow)
+    body = json.dumps({"model": "leaf", "input": [f"red {i}" for i in range(250)]}).encode()  # written at once
+    head = b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    bundle = make_bundle(tmp_path, dim=256)
+    with serving({"leaf": bundle}, Settings(watch_s=0)) as served, socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+        link.settimeout(20)
+        link.connect(("127.0.0.1", served.port))
+        link.sendall(head % len(body) + body)
+        received = link.recv(1_000)
+        time.sleep(0.5)
+        while piece := link.recv(65_536):
+            received += piece
+    assert received.endswith(b'"prompt_eval_count":750}')

@@ -7,7 +7,7 @@ While it learns, each row that a batch reads is rounded on its way out, and the 
 the table itself is rounded, so that the bundle's 4-bit table is the student's own, value for value.
 
 A matrix has a scale for each output row, as INT8 export gives it one. It is rounded once, when training has ended, so
-that export loses nothing of what was scored; how near it stays to what was trained is measured then.
+that export does not round it again; how near the student stays to what was trained is measured then.
 
 Shapes: V = vocabulary, H = hidden size, G = groups of a row, ``H / 64``; O, I = outputs and inputs of a matrix.
 """
@@ -115,7 +115,7 @@ def bake_rounding(model: SentenceTransformer, bits: int | None) -> None:
 
 
 def round_matrix(weight: Tensor) -> Tensor:
-    """A matrix ``(O, I)`` as 8 bits hold it, in fp32. Rounding twice changes nothing.
+    """A matrix ``(O, I)`` as 8 bits hold it, in fp32. Rounding twice changes nothing, but for rows below .01.
 
     The value of a row that is farthest from 0 becomes -128 times the row's scale, which may be negative, as nncf's
     INT8_SYM has it; scales are exact in fp16, in which they are stored.
@@ -127,7 +127,7 @@ def round_matrix(weight: Tensor) -> Tensor:
 
 
 def bake_matrices(model: SentenceTransformer, bits: int | None, texts: Sequence[str]) -> dict[str, Any] | None:
-    """Round every matrix of a model but its token table, in place; ``bits`` of ``None`` does nothing.
+    """Round the matrix of every Linear of a model, in place; ``bits`` of ``None`` does nothing.
 
     Args:
         model: The student, on the CPU, not in training.

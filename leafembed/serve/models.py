@@ -163,6 +163,8 @@ class Model:
             streams=self.streams,
             exit=self.spec.exit,
         )
+        if encoder.manifest != about.manifest:
+            raise ModelError(f"{self.spec.path}: another bundle was put there while it was opened; it is tried again")
         encoder.embed_tokens(encoder.tokenize(["warm-up"])[0])  # the first pass compiles
         batcher = Batcher(
             encoder,

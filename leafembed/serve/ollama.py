@@ -27,7 +27,8 @@ _DURATION = re.compile(
     r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h)(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h))*|[+-]?0"
 )
 _FOREVER = "2318-01-01T00:00:00Z"
-_KEYS = (*("model", "input", "prompt", "dimensions", "truncate", "prompt_name", "input_type", "keep_alive", "options"),)
+_KEYS = ("model", "input", "prompt", "dimensions", "truncate", "prompt_name", "input_type", "keep_alive",
+         "options")  # fmt: skip
 
 
 def routes() -> list[Route]:

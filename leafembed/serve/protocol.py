@@ -54,7 +54,10 @@ class _Protocol(HttpToolsProtocol):
     _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     _silent: asyncio.TimerHandle | None = None
+    _abort: asyncio.TimerHandle | None = None
     _thrown = 0
+    _left = 0
+    _moved = 0.0
     _ending = False
     _since = 0.0
     _in_body = False
@@ -75,12 +78,13 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open_now.discard(self)
-        for timer in (self._late, self._unread, self._silent):
+        for timer in (self._late, self._unread, self._silent, self._abort):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
         if self.cycle is not None:
-            self.cycle.transport = self.transport  # else the two would keep each other
+            self.cycle.transport = self.transport
+        self._link = self.transport  # it holds this protocol, which holds it
         self._unset_keepalive_if_required()  # uvicorn keeps a connection that was reset, body and all, until it is due
 
     def data_received(self, data: bytes) -> None:
@@ -230,13 +234,29 @@ class _Protocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self._late is None:  # this one began in the same piece as the one before it
             self._begin()
-        self._silent = self.loop.call_later(_SILENT_S, self._close)
+        self._silent = self.loop.call_later(_SILENT_S, self._close_silent)
+
+    def _close_silent(self) -> None:
+        if self._being_read():  # a client that reads its answer has nothing to say
+            self._silent = self.loop.call_later(_SILENT_S, self._close_silent)
+        else:
+            self._close()
+
+    def _being_read(self) -> bool:
+        """Whether a part of the answer is not sent yet, and the client took some of it lately."""
+        left, now = self.transport.get_write_buffer_size(), self.loop.time()
+        if left != self._left:
+            self._left, self._moved = left, now
+        return left > 0 and now - self._moved < self.limits.send_s
 
     def _throw_away(self, data: bytes) -> None:
         self._thrown += len(data)
         if self._silent is not None:
             self._silent.cancel()
-        self._silent = self.loop.call_later(0 if self._thrown > _THROWN_BYTES else _SILENT_S, self._close)
+        if self._thrown > _THROWN_BYTES:
+            self._close()
+        else:
+            self._silent = self.loop.call_later(_SILENT_S, self._close_silent)
 
     def _begin(self) -> None:
         # A little later than the border, which says why where it can.
@@ -255,6 +275,9 @@ class _Protocol(HttpToolsProtocol):
 
     def _close_late(self) -> None:
         self._late = None
+        if self._silent is not None and self._being_read():
+            self._late = self.loop.call_later(self.limits.receive_s, self._close_late)
+            return
         if self._head and not self._in_body and self._silent is None:
             self._note("slow")
         self._close()
@@ -262,4 +285,4 @@ class _Protocol(HttpToolsProtocol):
     def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
-            self.loop.call_later(_FLUSH_S, self.transport.abort)
+            self._abort = self.loop.call_later(_FLUSH_S, self.transport.abort)

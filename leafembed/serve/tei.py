@@ -28,9 +28,8 @@ from leafembed.serve.wire import (
 
 __all__ = ["routes"]
 
-_KEYS = (
-    *("inputs", "model", "dimensions", "truncate", "truncation_direction", "prompt_name", "input_type", "normalize"),
-)
+_KEYS = ("inputs", "model", "dimensions", "truncate", "truncation_direction", "prompt_name", "input_type",
+         "normalize")  # fmt: skip
 
 
 def routes() -> list[Route]:

@@ -164,7 +164,7 @@ def _body(manifest: _Manifest) -> dict[str, Any]:
         "total_mb": fixed(total / 1e6, 2) if total else "",
         "training": bullets(_training(training)),
         "plots": plots_of(manifest),
-        "parts": [to_toml(part["recipe"]) for part in training.get("earlier", ()) if "recipe" in part],
+        "parts": [to_toml(part["recipe"]) if "recipe" in part else "" for part in training.get("earlier", ())],
         "corpus": bullets(
             {
                 "training rows": count(corpus["train_rows"]),
@@ -200,7 +200,7 @@ def _training(training: Mapping[str, Any]) -> dict[str, object]:
             f"{seen}, corpus {part['where']['corpus']}, {_where(part['where'])}"
         )
     if rounded := training.get("rounded"):
-        facts["matrices, rounded to 8 bits at its end"] = (
+        facts["matrices, rounded to 8 bits after the scores of its steps"] = (
             f"mean cosine {fixed(rounded['cosine_mean'], 4)} to before, least {fixed(rounded['cosine_min'], 4)}, "
             f"{count(rounded['texts'])} held-out texts"
         )

@@ -17,7 +17,7 @@ from typing import Any
 from leafembed.errors import BundleError, Error, GateFailedError, MissingExtraError, first_line
 from leafembed.ship.bundle import read_manifest, verify
 from leafembed.ship.card import MANIFEST
-from leafembed.ship.verdict import read_verdict
+from leafembed.ship.verdict import read_verdict, unasked
 
 __all__ = ["Pulled", "pull", "push"]
 
@@ -29,12 +29,14 @@ class Pulled:
     Attributes:
         folder: Where it lies.
         commit: 40-digit commit that it was fetched at.
-        passed: Whether the gate passed it.
+        passed: Whether the gate passed it, as it is today.
+        outdated: Whether an older gate judged it, so that its verdict has to be renewed.
     """
 
     folder: Path
     commit: str
     passed: bool
+    outdated: bool = False
 
 
 def push(
@@ -66,7 +68,7 @@ def push(
     """
     _check_name(repo)  # before it is made: without an org the hub makes one that no upload finds
     manifest = verify(bundle)
-    verdict, stage = read_verdict(manifest, str(bundle / MANIFEST))
+    verdict, stage = read_verdict(manifest, str(bundle / MANIFEST), outdated=allow_failed)
     if not (verdict.passed or allow_failed):
         raise GateFailedError(verdict, stage=stage)
     with _talking(repo, branch) as hub:
@@ -105,16 +107,19 @@ def pull(repo: str, target: Path, *, revision: str | None = None) -> Pulled:
     """
     _check_name(repo)
     target = target.resolve()
-    if target.exists():
-        raise BundleError(f"{target}: is there already; remove it or name another folder")
+    _check_free(target)
     made = [folder for folder in target.parents if not folder.exists()]  # the nearest first
     partial = target.with_name(f".{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     bundle = partial / "bundle"
     with _alone(partial, target):
         try:
+            if target.exists():  # another call was faster
+                shutil.rmtree(bundle, ignore_errors=True)
+            _check_free(target)
             commit = _download(repo, revision, partial)
-            verdict, _ = read_verdict(verify(bundle), str(bundle / MANIFEST))
+            manifest = verify(bundle)
+            verdict, _ = read_verdict(manifest, str(bundle / MANIFEST), outdated=True)  # it can be renewed here
             bundle.rename(target)
         except BundleError as error:  # the folder that it names is about to go
             shutil.rmtree(bundle, ignore_errors=True)
@@ -125,7 +130,13 @@ def pull(repo: str, target: Path, *, revision: str | None = None) -> Pulled:
                 for folder in made:
                     with suppress(OSError):  # it holds the bundle
                         folder.rmdir()
-    return Pulled(target, commit, verdict.passed)
+    later = unasked(manifest, verdict)
+    return Pulled(target, commit, verdict.passed and not later, bool(later))
+
+
+def _check_free(target: Path) -> None:
+    if target.exists():
+        raise BundleError(f"{target}: is there already; remove it or name another folder")
 
 
 def _check_name(repo: str) -> None:
@@ -141,15 +152,20 @@ def _alone(partial: Path, target: Path) -> Iterator[None]:
     except ImportError:  # Windows has no such locks
         yield
         return
-    lock = partial / "lock"
-    with lock.open("w") as file:
+    lock, busy = partial / "lock", Error(f"{target}: another leaf pull fetches into it; wait until it ends, or name "
+                                         "another folder")  # fmt: skip
+    try:
+        opened = lock.open("w")
+    except FileNotFoundError:  # removed with the folder by one that has just ended
+        raise busy from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-        except (BlockingIOError, FileNotFoundError):  # held, or removed with the folder by one that has just ended
+        except (BlockingIOError, FileNotFoundError):  # held, or removed
             alone = False
         if not alone:
-            raise Error(f"{target}: another leaf pull fetches into it; wait until it ends, or name another folder")
+            raise busy
         yield
 
 
@@ -163,7 +179,7 @@ def _download(repo: str, revision: str | None, folder: Path) -> str:
     with _talking(repo, revision) as hub:
         commit = str(hub.HfApi().model_info(repo, revision=revision).sha)
         source = f"{repo} {commit}".encode()
-        if not begun.is_file() or begun.read_bytes() != source:
+        if not bundle.is_dir() or not begun.is_file() or begun.read_bytes() != source:
             shutil.rmtree(bundle, ignore_errors=True)
             (folder / "part").unlink(missing_ok=True)
             bundle.mkdir()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
@@ -32,8 +33,11 @@ INT8 = "INT8 model"
 REMEDY = "the manifest was edited or damaged, so write the bundle again or download it again"
 """What to do about a manifest that cannot be believed."""
 
-_LATER = ("* above floor: bag of words", "INT8 drop in * in *")
-"""Names of checks that the gate did not have from the first; whatever else a verdict lacks was taken out of it."""
+_LATER = (
+    re.compile(r"(?!mean ).* above floor: bag of words"),
+    re.compile(r"INT8 drop in .* in .*"),
+)
+"""Checks that the gate did not have from the first, each kind whole: what else a verdict lacks was taken out of it."""
 
 _STAGES = {"student": "student", INT8: "int8"}  # and the report that is judged there
 
@@ -71,8 +75,8 @@ def read_verdict(manifest: Mapping[str, Any], where: str, *, outdated: bool = Fa
         raise BundleError(f"{where}: the stated outcome is not that of the checks; {REMEDY}")
     if later and not outdated:
         raise BundleError(
-            f"{where}: the verdict says no such check, the scores and the recipe give '{later[0]}' and "
-            f"{len(later) - 1} more, which older leafembeds did not ask for; bring it up to date with leaf gate BUNDLE "
+            f"{where}: the verdict lacks checks that the scores and the recipe give ({len(later)}, the first is "
+            f"'{later[0]}'), which older leafembeds did not ask for; bring it up to date with leaf gate BUNDLE "
             "--renew, or open it as it is with --allow-failed (allow_failed=True)"
         )
     return again, stage
@@ -80,12 +84,9 @@ def read_verdict(manifest: Mapping[str, Any], where: str, *, outdated: bool = Fa
 
 def unasked(manifest: Mapping[str, Any], verdict: GateResult) -> list[Check]:
     """Return the checks of a verdict by today's rules that the gate which wrote a manifest did not have."""
-    asked = {check["name"] for check in manifest["verdict"]["checks"]}
-    return [
-        check
-        for check in verdict.checks
-        if check.name not in asked and any(fnmatch.fnmatchcase(check.name, name) for name in _LATER)
-    ]
+    asked = [check["name"] for check in manifest["verdict"]["checks"]]
+    unknown = [kind for kind in _LATER if not any(map(kind.fullmatch, asked))]
+    return [check for check in verdict.checks if any(kind.fullmatch(check.name) for kind in unknown)]
 
 
 def judge_again(manifest: Mapping[str, Any], where: str, rules: GateConfig | None = None) -> GateResult:
