@@ -1,7 +1,7 @@
 """Which module may import which: the one place where the architecture is written down as data."""
 
 NOUNS = {"errors", "types", "evidence", "reports", "reports_vocabulary", "recipe", "recipe_learn"}
-HELPERS = {"text", "progress", "stages"}
+HELPERS = {"text", "progress", "stages", "trimming"}
 
 # Who may import what besides nouns and helpers. A stage that is not named here imports no other stage.
 ALLOWED = {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +17,9 @@ from leafembed.learn.checkpoints import complete, rotate, seal, step_of, writing
 from leafembed.learn.history import best_evaluation, evaluated_steps, evaluations_without_gain, history
 from leafembed.progress import say
 from leafembed.recipe_learn import TrainConfig
+from leafembed.trimming import give_back_memory
 
-__all__ = ["TRIM_STEPS", "Checkpoints", "EarlyStop", "History", "OnHistory", "Termination", "Trim", "give_back_memory"]
+__all__ = ["TRIM_STEPS", "Checkpoints", "EarlyStop", "History", "OnHistory", "Termination", "Trim"]
 
 _NEWEST = 2
 
@@ -178,12 +177,3 @@ class Trim(TrainerCallback):
         """Trim where it is time."""
         if state.global_step % TRIM_STEPS == 0:
             give_back_memory()
-
-
-def give_back_memory() -> bool:
-    """Ask glibc to return freed memory to the system; elsewhere nothing happens. Whether it was asked."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is None:
-        return False
-    trim(0)
-    return True

@@ -1,16 +1,13 @@
-"""Gives memory back to the system after large requests; the C library keeps what was freed, needed again or not.
-
-The training's ``Trim`` does the same between steps. It lies on another floor and needs torch, so this is a second home.
-"""
+"""Gives memory back to the system after large requests, as training does between steps."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import sys
 import threading
 
-__all__ = ["LARGE_CHARACTERS", "Tidier", "give_back_memory"]
+from leafembed.trimming import give_back_memory
+
+__all__ = ["LARGE_CHARACTERS", "Tidier"]
 
 LARGE_CHARACTERS = 200_000
 """Characters of a request after which freed memory is given back."""
@@ -34,12 +31,3 @@ class Tidier:
     def _tidy(self) -> None:
         self._due = False
         threading.Thread(target=give_back_memory, name="leaf-memory", daemon=True).start()
-
-
-def give_back_memory() -> bool:
-    """Ask glibc to return freed memory to the system; elsewhere nothing happens. Whether it was asked."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is None:
-        return False
-    trim(0)
-    return True
