@@ -189,8 +189,11 @@ class Border:
     def _check(self, exchange: _Exchange) -> None:
         service, limits = self.service, self.service.settings.limits
         path = exchange.scope["path"]
-        if sum(name == b"host" for name, _ in exchange.scope["headers"]) > 1:  # a proxy may believe the other one
+        hosts = sum(name == b"host" for name, _ in exchange.scope["headers"])
+        if hosts > 1:  # a proxy may believe the other one
             raise Refusal("malformed", "Host: got it more than once")
+        if not hosts and exchange.scope["http_version"] == "1.1":  # RFC 9112, 3.2
+            raise Refusal("malformed", "Host: missing, expected in every HTTP/1.1 request")
         self._check_caller(exchange, path)
         if path in _OPEN:
             return
