@@ -38,11 +38,11 @@ def judge_stored(folder: Path, recipe: Path | None, overrides: Sequence[str]) ->
     manifest = read_manifest(folder, refused=True)
     if "files" in manifest:
         manifest = verify(folder)
+    verdict, stage = read_verdict(manifest, str(folder))
     if "diagnosis" in manifest["training"]:
         raise ModelError(
             f"{folder}: training stopped itself, so there is no model to judge; expected one that was scored"
         )
-    verdict, stage = read_verdict(manifest, str(folder))
     if recipe is None and not overrides:
         return verdict, stage
     rules = load_gate(manifest["recipe"].get("gate", {}), recipe, overrides)

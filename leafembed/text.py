@@ -23,6 +23,7 @@ from leafembed.errors import DataError
 from leafembed.progress import say
 
 __all__ = [
+    "LANGUAGES",
     "clean_text",
     "decode_lines",
     "normalise_lang",
@@ -55,7 +56,8 @@ wo wol|xh xho|yi yid ydd ji|yo yor|za zha|zh zho chi cmn|zu zul
 _SHORT = {
     alias: entry.split()[0] for entry in _ALIASES.replace("\n", "|").split("|") for alias in entry.split()[1:] if entry
 }
-
+LANGUAGES = frozenset(_SHORT.values())
+"""Languages that have a code of two letters."""
 
 _STDIN = "-"
 

@@ -184,6 +184,7 @@ def test_speed_ratios_are_to_each_teacher_row(manifest):
         ("Apache-2.0", "apache-2.0", None),
         (None, "other", None),
         ("CC BY-NC 4.0, research", "other", "CC BY-NC 4.0, research"),
+        ("nvidia-open-model-license", "other", "nvidia-open-model-license"),
     ],
 )
 def test_front_matter_states_the_licence(manifest, licence, shown, name):

@@ -220,7 +220,9 @@ def test_the_key_is_sent_and_never_shown(stub, ask, capsys):
 
 def test_ollama_is_asked_and_read_as_ollama(stub, ask):
     assert place_of(f"{stub.ollama}/") == stub.ollama
-    assert place_of("https://host/v1/") == "https://host/v1/embeddings"
+    assert {place_of(f"https://host/v1{end}") for end in ("/", "", "/embeddings", "/embeddings/")} == {
+        "https://host/v1/embeddings"
+    }
     vectors = ask(url=stub.ollama)
     assert np.allclose(vectors, HashEncoder(16).encode(TEXTS), atol=1e-6)
     assert stub.asked == [{"model": "some-model", "input": TEXTS, "truncate": True}]

@@ -82,9 +82,20 @@ def test_a_v_measure_is_that_of_the_documents_drawn_as_often_as_each_clustering_
         )
         for n in every
     ]
-    assert redraw(Items("v_measure", np.column_stack([labels, clusters, drawn])))[:100].tolist() == pytest.approx(
-        expected
-    )
+    values = np.column_stack([labels, clusters, drawn]).astype(float)
+    assert intervals._v_measure(values, every).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_interval_of_a_v_measure_lies_about_it(share: float) -> None:
+    rng = np.random.default_rng(0)
+    labels, noise = rng.integers(20, size=400), rng.integers(20, size=400)
+    clusters = np.where(rng.random(400) < share, labels, noise)
+    draws = redraw(Items("v_measure", np.column_stack([labels, clusters, np.ones(400)])))
+    low, high = bounds(draws)
+    assert low <= v_measure_score(labels, clusters) <= high
+    assert draws.mean() == pytest.approx(v_measure_score(labels, clusters), abs=1e-9)
+    assert 0 <= draws.min() <= draws.max() <= 1
 
 
 def test_one_label_in_one_cluster_is_whole_and_pure_and_in_two_is_not() -> None:

@@ -65,6 +65,17 @@ def test_a_card_keeps_its_text_and_other_results(tmp_path: Path, results: tuple[
     assert loaded.text.strip() == "# A model\n\nText."
 
 
+def test_data_is_named_as_a_hub_may_name_it(results: tuple[TaskResult, ...]) -> None:
+    tasks = ("sts/a.test", "sts/a.test@cross", "pair/a@dev")
+    (index,) = model_index("quick", [replace(results[0], task=task) for task in tasks])
+    named = [(each["dataset"]["type"], each["dataset"]["split"], each["dataset"]["name"]) for each in index["results"]]
+    assert named == [
+        ("sts/a.test", "test", "sts/a.test (en)"),
+        ("sts/a.test", "test", "sts/a.test@cross (en)"),
+        ("pair/a", "dev", "pair/a@dev (en)"),
+    ]
+
+
 def test_the_card_of_a_bundle_is_left_alone(tmp_path: Path, results: tuple[TaskResult, ...]) -> None:
     (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
     with pytest.raises(BundleError, match="the card of a bundle, which already lists its results"):

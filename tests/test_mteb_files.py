@@ -68,6 +68,8 @@ def test_languages_are_those_that_mteb_filters_by(tmp_path: Path, encoder: HashE
     assert sts.get_score() == pytest.approx(sum(by_lang.values()) / 2, abs=1e-6)
     bitext = cache.load_task_result("bitext-toy", model_meta(encoder))
     assert sorted(bitext.languages) == ["deu", "eng"]
+    write_mteb_results(tmp_path, encoder, [replace(report.results[0], task="sts/variant", lang="en_ext")], ())
+    assert cache.load_task_result("sts-variant", model_meta(encoder)).languages == ["eng"]
 
 
 def test_the_revision_of_the_data_follows_the_data(tmp_path: Path, encoder: HashEncoder, report: EvalReport) -> None:

@@ -55,6 +55,15 @@ def test_a_judged_language_without_text_is_named(manifest):
     assert "Measured but no training text in de" in _limits(manifest)
 
 
+def test_a_variant_of_a_language_is_that_language_and_no_pair(manifest):
+    for report in manifest["reports"].values():
+        report["results"] = [{**one, "lang": "en_ext"} for one in report["results"] if one["lang"] == "en"]
+    (sts, *_) = purpose_section(manifest)["uses"]
+    assert sts.endswith("; in en_ext")
+    assert "no training text" not in _limits(manifest)
+    assert 'language: ["en"]' in render_card(manifest)
+
+
 def test_the_length_limit_is_said_where_there_is_one(manifest):
     assert "first 512 tokens" in _limits(manifest)
     manifest["student"]["max_seq_length"] = None

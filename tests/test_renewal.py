@@ -94,7 +94,11 @@ def test_a_renewal_says_what_is_new_and_the_bundle_opens(old, written, capsys):
     assert (note["passed_before"], note["added"]) == (True, added)
     same = set(before) - {"verdict", "files", "sizes", "seal"}
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
-    assert (old / "README.md").read_text(encoding="utf-8") == render_card(after)
+    card = (old / "README.md").read_text(encoding="utf-8")
+    assert card == render_card(after)
+    said = f"Judged: INT8 model; renewed {note['time']} with leafembed {note['leafembed']}, by the stored scores: 11 "
+    assert said in card.partition("### Gate")[2].partition("<details>")[0]
+    assert "checks were not asked for before, and the verdict was pass." in card
     assert [path.name for path in old.parent.iterdir()] == ["bundle"]
     open_bundle(old)
 

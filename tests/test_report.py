@@ -72,6 +72,12 @@ def test_a_score_names_its_interval_and_a_language_with_too_few_rows_its_rows():
     assert "Not scored: sts/x.test in yo, too few rows (7)." in Page(html).text
 
 
+def test_a_renewed_verdict_says_so():
+    added = {"time": "2026-11-28T12:00:00+00:00", "leafembed": "0.2.0", "passed_before": True, "added": ["a", "b"]}
+    (said,) = (text for text in Page(render_report(sample_manifest(renewed=[added]), None)).text if "renewed" in text)
+    assert said.startswith("The verdict was renewed 2026-11-28T12:00:00+00:00 with leafembed 0.2.0, by the stored")
+
+
 def test_texts_are_escaped(html):
     assert "<script>alert(1)" not in html
     assert any("<script>alert(1)</script> & more" in piece for piece in Page(html).text)

@@ -29,7 +29,11 @@ def browser(request, tmp_path):
     )
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
-    (tmp_path / "report.html").write_text(render_report(sample_manifest(), neighbours()), encoding="utf-8")
+    manifest = sample_manifest()
+    for entry in manifest["training"]["history"]:
+        for losses in (entry, entry.get("validation", {})):
+            losses |= dict.fromkeys(("token_distillation", "contrastive"), losses.get("distillation"))
+    (tmp_path / "report.html").write_text(render_report(manifest, neighbours()), encoding="utf-8")
     driver.get(f"file://{tmp_path / 'report.html'}")
     yield driver
     driver.quit()
@@ -68,6 +72,18 @@ def test_nothing_is_wider_than_the_screen_and_every_plot_is_drawn(browser):
         )  # fmt: skip
         assert 0 <= left < right <= inner, name
         assert marks > 0, name
+
+
+def test_names_of_curves_and_scores_are_seen_without_scrolling(browser):
+    legend, bar, check, score = browser.execute_script(
+        "const box = what => document.querySelector(what).getBoundingClientRect();"
+        "return [document.querySelectorAll('#losses .legendtext').length, box('#losses .scrollbar').height,"
+        " box('td.wrap').width, box('table.sortable td:nth-child(4)').right]"
+    )
+    assert legend == 10
+    assert bar == 0
+    assert check >= 150
+    assert score <= browser.execute_script("return innerWidth")
 
 
 def test_a_name_in_the_legend_hides_its_curve_and_shows_it_again(browser):

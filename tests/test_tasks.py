@@ -156,9 +156,30 @@ def test_an_unknown_name_lists_near_ones(eval_data: Path, tmp_path: Path) -> Non
 def test_variants_of_a_language_stay_apart_beside_the_plain_one(tmp_path: Path) -> None:
     rows = [sts(f"{lang} {i}", i, lang) for lang in ("EN", "EN-ext", "zh-CN", "jpn") for i in range(3)]
     write_rows(tmp_path / "sts/a.jsonl", rows)
-    assert [part.lang for part in load_tasks(tmp_path, ["sts/a"])[0].parts] == ["en", "en-ext", "ja", "zh"]
+    assert [part.lang for part in load_tasks(tmp_path, ["sts/a"])[0].parts] == ["en", "en_ext", "ja", "zh"]
     (task,) = load_tasks(tmp_path, ["sts/a"], languages=["en"])
-    assert [part.lang for part in task.parts] == ["en", "en-ext"]
+    assert [part.lang for part in task.parts] == ["en", "en_ext"]
+
+
+def test_two_languages_in_small_letters_are_a_pair(tmp_path: Path) -> None:
+    tags = ("en", "en-de", "de-fr", "deu-eng", "es-es", "pt-BR", "zh-tw")
+    write_rows(tmp_path / "sts/a.jsonl", [sts(f"{lang} {i}", i, lang) for lang in tags for i in range(3)])
+    parts = {part.lang: part.n for part in load_tasks(tmp_path, ["sts/a"])[0].parts}
+    assert parts == dict.fromkeys(("de-en", "de-fr", "en", "en-de", "es", "pt", "zh"), 3)
+    (task,) = load_tasks(tmp_path, ["sts/a"], languages=["de"])
+    assert [part.lang for part in task.parts] == ["de-en", "en-de"]
+
+
+def test_a_pair_that_is_judged_in_two_ways_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "retrieval" / "a"
+    write_rows(folder / "queries.jsonl", [{"id": "q", "text": "red", "lang": "en"}])
+    write_rows(folder / "corpus.jsonl", [{"id": "d", "text": "red"}, {"id": "e", "text": "blue"}])
+    judged = {"qid": "q", "did": "d", "score": 1}
+    write_rows(folder / "qrels.jsonl", [judged, judged])
+    assert load_tasks(tmp_path, ["retrieval/a"])
+    write_rows(folder / "qrels.jsonl", [judged, {**judged, "score": 0}])
+    with pytest.raises(DataError, match=r"qrels\.jsonl:2: judges 'q' with 'd' again and otherwise"):
+        load_tasks(tmp_path, ["retrieval/a"])
 
 
 def test_damaged_files_name_file_and_line(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ UNREADABLE = "what the verdict follows from is not readable"
         (lambda m: m["verdict"].update(stage="student"), UNREADABLE),
         (lambda m: m["verdict"].update(stage="my laptop"), UNREADABLE),
         (lambda m: m["verdict"].pop("passed"), "the verdict is not readable"),
+        (lambda m: m.update(training=None), "the verdict is not readable"),
     ],
 )
 def test_what_does_not_follow_from_the_scores_is_refused(bundle, change, message, capsys):

@@ -14,7 +14,7 @@ import numpy as np
 
 from leafembed.errors import DataError
 from leafembed.judge.probes import pick_documents
-from leafembed.text import normalise_lang, normalise_text, read_rows
+from leafembed.text import LANGUAGES, normalise_lang, normalise_text, read_rows
 
 __all__ = [
     "CROSS",
@@ -37,6 +37,9 @@ CROSS = "cross"
 
 _SPLIT = "test"
 """Split that is scored where a file has several and none is named."""
+
+_ONE_LANGUAGE = frozenset({"de-ch", "fr-be", "fr-ca", "fr-ch", "it-ch", "nl-be", "pt-br", "zh-tw"})
+"""Languages of countries that are written in small letters too, though the country's code is also a language's."""
 
 Item = tuple[Any, ...]
 Groups = dict[str, tuple[list[Item], Any]]
@@ -90,21 +93,28 @@ def item_key(item: Item, texts: int) -> tuple[str, ...]:
 def _grouped(rows: Sequence[_Row], key: str, options: Options) -> dict[str, list[_Row]]:
     """Rows by normalised language, of the wanted languages.
 
-    A variant such as ``EN-ext`` keeps its name where the file holds plain ``EN`` too: they are two sets.
+    A variant such as ``EN-ext`` is ``en_ext`` where the file holds plain ``EN`` too: they are two sets. Two languages
+    in small letters, as ``de-en``, are a pair; ``pt-BR`` is one language.
     """
     tags = {row[key] for row in rows}
     plain = {normalise_lang(tag) for tag in tags if tag.isalpha()}
     shown = {}
     for tag in tags:
-        sides = [normalise_lang(side) for side in (tag.split("-") if key == "lang_pair" else [tag])]
+        sides = [normalise_lang(side) for side in (tag.split("-") if key == "lang_pair" or _is_pair(tag) else [tag])]
         if options.wants(sides):
-            variant = key == "lang" and sides[0] in plain and not tag.isalpha()
-            shown[tag] = tag.lower().replace("_", "-") if variant else "-".join(sides)
+            variant = len(sides) == 1 and sides[0] in plain and not tag.isalpha()
+            shown[tag] = tag.lower().replace("-", "_") if variant else "-".join(sides)
     groups: dict[str, list[_Row]] = {}
     for row in rows:
         if row[key] in shown:
             groups.setdefault(shown[row[key]], []).append(row)
     return groups
+
+
+def _is_pair(tag: str) -> bool:
+    sides = list(map(normalise_lang, tag.split("-")))
+    two = len(set(sides)) == len(sides) == 2 and LANGUAGES.issuperset(sides)
+    return two and tag.islower() and tag not in _ONE_LANGUAGE
 
 
 def read_sts(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:
@@ -244,17 +254,18 @@ def read_retrieval(path: Path, options: Options, split: str) -> tuple[Groups, li
     if blank:
         raise DataError(f"{path}: {len(blank)} documents hold neither title nor text, such as id {blank[0]!r}")
     position = {id: i for i, id in enumerate(documents)}
-    relevance: dict[str, list[tuple[int, float]]] = {}
+    relevance: dict[str, dict[int, float]] = {}
     judgements = _either(path / "qrels")
     for number, row in enumerate(read_rows(judgements, names=("qid", "did"), numbers=("score",)), start=1):
         if row["qid"] not in queries or row["did"] not in documents:
             raise DataError(f"{judgements}:{number}: judges {row['qid']!r} with {row['did']!r}, expected known ids")
-        relevance.setdefault(row["qid"], []).append((position[row["did"]], row["score"]))
+        if relevance.setdefault(row["qid"], {}).setdefault(position[row["did"]], row["score"]) != row["score"]:
+            raise DataError(f"{judgements}:{number}: judges {row['qid']!r} with {row['did']!r} again and otherwise")
     # A query without a relevant document has no ideal ranking; benchmarks leave such queries out as well.
-    judged = [row for id, row in queries.items() if any(score > 0 for _, score in relevance.get(id, ()))]
+    judged = [row for id, row in queries.items() if max(relevance.get(id, {}).values(), default=0) > 0]
     groups: Groups = {}
     for lang, members in _grouped(judged, "lang", options).items():
-        items = options.sample([(row["text"], relevance[row["id"]]) for row in members], texts=1)
+        items = options.sample([(row["text"], list(relevance[row["id"]].items())) for row in members], texts=1)
         groups[lang] = (items, list(documents.values()))
     return groups, [*(row["text"] for row in queries.values()), *documents.values()]
 

@@ -56,12 +56,13 @@ _OPENAI = _Dialect({"encoding_format": "float"}, _openai_rows,
                    '"data", a list with "index" and "embedding" for each text')  # fmt: skip
 _OLLAMA = _Dialect({"truncate": True}, _ollama_rows, '"embeddings", a list with one of each text')
 _OLLAMA_PATH = "/api/embed"
+_OPENAI_PATH = "/embeddings"
 
 
 def place_of(url: str) -> str:
-    """Return where texts are posted to: an Ollama URL as it is, ``/embeddings`` below any other."""
+    """Return where texts are posted to: what ends in a path for them as it is, ``/embeddings`` below any other URL."""
     plain = url.rstrip("/")
-    return plain if plain.endswith(_OLLAMA_PATH) else f"{plain}/embeddings"
+    return plain if plain.endswith((_OLLAMA_PATH, _OPENAI_PATH)) else f"{plain}{_OPENAI_PATH}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,8 @@ __all__ = [
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "README.md", "LICENSE*"]
-_LICENCE = re.compile(r"^license:\s*['\"]?([\w.\-]+)", re.MULTILINE)
+_LICENCE = re.compile(r"^license:[ \t]*(?:\n[ \t]*-[ \t]+)?['\"]?(\w[\w.+\-]*)", re.MULTILINE)
+_LICENCE_NAME = re.compile(r"^license_name:[ \t]*['\"]?(\w[^'\"\n]*)", re.MULTILINE)  # where that is "other"
 _HASHED = {".json", ".safetensors", ".txt", ".model"}
 
 
@@ -169,8 +170,11 @@ def describe(model: SentenceTransformer, folder: Path, *, name: str, licence: st
 def stated_licence(folder: Path) -> str | None:
     """The licence in the front matter of a model's README; ``None`` when it states none."""
     readme = folder / "README.md"
-    found = _LICENCE.search(readme.read_text(encoding="utf-8", errors="replace")) if readme.is_file() else None
-    return found.group(1) if found else None
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    found = _LICENCE.search(text)
+    if found and found[1] == "other":
+        found = _LICENCE_NAME.search(text) or found
+    return found[1].strip() if found else None
 
 
 def pick_device() -> str:

@@ -15,7 +15,8 @@ from typing import Any
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.contamination import contamination_section
 from leafembed.ship.engine_table import engines_section
-from leafembed.ship.markdown import bullets, count, fixed, line, ratio, table, to_toml
+from leafembed.ship.licence_ids import hub_licence
+from leafembed.ship.markdown import bullets, count, fixed, ratio, table, to_toml
 from leafembed.ship.model_index import model_index
 from leafembed.ship.plots import plots_of
 from leafembed.ship.point_table import points_section
@@ -103,16 +104,13 @@ def _front_matter(manifest: _Manifest) -> str:
     tags = (re.match(r"[a-z]{2,3}(?![a-z])", tag.lower()) for tag in measured - {_MIXED})
     languages = sorted({normalise_lang(tag[0]) for tag in tags if tag} - {_UNKNOWN, "mul"})
     int8 = "int8" in manifest["reports"]
-    licence = "gemma" if gemma_notice(manifest) else manifest["student"]["licence"] or "other"
-    is_id = re.fullmatch(r"[A-Za-z0-9.-]+", licence)
     items: dict[str, Any] = {
         "language": languages,
         "library_name": "openvino" if int8 else None,
         "pipeline_tag": "feature-extraction",
         "tags": ["sentence-similarity", "feature-extraction", "distillation", *(["int8"] if int8 else [])],
         "base_model": manifest["teacher"]["name"],
-        "license": licence.lower() if is_id else "other",
-        "license_name": None if is_id else line(licence),
+        **hub_licence("gemma" if gemma_notice(manifest) else manifest["student"]["licence"]),
     }
     if not _HUB_ID.fullmatch(manifest["teacher"]["name"]):
         del items["base_model"]

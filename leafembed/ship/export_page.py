@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from leafembed.reports import GateResult
 from leafembed.ship.graph import NO_LIMIT
-from leafembed.ship.markdown import fixed, line, table
+from leafembed.ship.licence_ids import hub_licence
+from leafembed.ship.markdown import fixed, table
 from leafembed.ship.templates import fill_markdown
 from leafembed.types import ModelRef
 
@@ -138,14 +138,11 @@ def render_page(export: Exported) -> str:
 
 
 def _front_matter(ref: ModelRef, kind: Mapping[str, Any]) -> str:
-    licence = ref.licence or "other"
-    is_id = re.fullmatch(r"[A-Za-z0-9.-]+", licence)
     items: dict[str, Any] = {
         "library_name": kind["library"],
         "pipeline_tag": "feature-extraction",
         "tags": ["sentence-similarity", "feature-extraction", *kind["tags"]],
-        "license": licence.lower() if is_id else "other",
-        "license_name": None if is_id else line(licence),
+        **hub_licence(ref.licence),
     }
     # JSON is YAML, as on the card.
     return "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in items.items() if value)

@@ -22,12 +22,13 @@ def model_index(
         name: The model's name.
         results: What was measured.
         datasets: Hub id of a task's data; a task that is not in it is named by itself, as it comes from local files.
+            What follows ``@`` is left to ``split`` and ``config``, since no id of a hub has that sign.
     """
     entries = [
         {
             "task": {"type": result.type},
             "dataset": {
-                "type": (datasets or {}).get(result.task, result.task),
+                "type": (datasets or {}).get(result.task) or result.task.partition("@")[0],
                 "name": f"{result.task} ({result.lang})",
                 "config": result.lang,
                 "split": result.split,

@@ -12,7 +12,7 @@ from typing import Any
 from leafembed.errors import MissingExtraError
 from leafembed.reports import FLOOR, SHIPPED, STATIC_TABLE, EvalReport, GateResult
 from leafembed.ship.markdown import count
-from leafembed.ship.scores import TIMED, reading_order
+from leafembed.ship.scores import TIMED, reading_order, renewals
 from leafembed.ship.templates import fill_html
 
 __all__ = ["render_report"]
@@ -38,6 +38,7 @@ def render_report(manifest: Mapping[str, Any], neighbours: Mapping[str, Any] | N
     values = {
         "manifest": manifest,
         "verdict": verdict,
+        "renewals": renewals(manifest),
         "diagnosis": manifest["training"].get("diagnosis", ""),
         "alarms": manifest["training"].get("alarms", ()),
         "facts": _facts(manifest, reports),
@@ -164,7 +165,8 @@ def _languages(go: Any, reports: Mapping[str, EvalReport]) -> Any:
         figure.add_scatter(y=order, x=[scores[lang] for lang in order], name=name, mode="markers",
                            marker={"color": colour, "size": 9})  # fmt: skip
     styled = _styled(figure, "mean main score", "")
-    styled.update_layout(height=max(220, 22 * len(order) + 110))
+    height = max(220, 22 * len(order) + 110)
+    styled.update_layout(height=height, legend={"y": -75 / (height - 75)})
     return styled
 
 
@@ -190,9 +192,11 @@ def _speed(go: Any, manifest: Mapping[str, Any], reports: Mapping[str, EvalRepor
 
 def _styled(figure: Any, x: str, y: str) -> Any:
     axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "automargin": True}
+    height = max(340, 30 + 42 * len(figure.data))  # half is for the legend: on a phone each of its names has a line
     figure.update_layout(
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": _GREY, "size": 12}, height=340,
-        margin={"l": 8, "r": 8, "t": 8, "b": 8}, legend={"orientation": "h", "y": -0.22, "x": 0},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": _GREY, "size": 12}, height=height,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        legend={"orientation": "h", "y": -75 / (height - 75), "x": 0},
         xaxis={"title": {"text": x}, **axis}, yaxis={"title": {"text": y}, **axis},
     )  # fmt: skip
     return figure

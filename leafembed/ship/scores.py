@@ -8,7 +8,7 @@ from typing import Any
 from leafembed.reports import FLOOR, SHIPPED, EvalReport, GateResult
 from leafembed.ship.markdown import count, fixed, ratio, table, with_interval
 
-__all__ = ["TIMED", "reading_order", "score_tables"]
+__all__ = ["TIMED", "reading_order", "renewals", "score_tables"]
 
 TIMED = {"teacher": "teacher, torch fp32", "student": "student, torch fp32", "int8": "student, INT8"}
 """Names of reports to what the same model is called where it was timed."""
@@ -23,7 +23,7 @@ def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
     by_task = _results_by_task(reports)
     int8 = manifest.get("int8")
     return {
-        "stage": manifest["verdict"]["stage"],
+        "stage": "; ".join([manifest["verdict"]["stage"], *renewals(manifest)]),
         "checks": verdict.checks,
         "failed": verdict.failed,
         "shipped": next((word for name, word in SHIPPED.items() if name in reports), ""),
@@ -46,6 +46,15 @@ def score_tables(manifest: Mapping[str, Any]) -> dict[str, Any]:
             ],
         ),
     }
+
+
+def renewals(manifest: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said of each time that a verdict was brought up to date."""
+    return [
+        f"renewed {one['time']} with leafembed {one['leafembed']}, by the stored scores: {count(len(one['added']))} "
+        f"checks were not asked for before, and the verdict was {_outcome(one['passed_before'])}"
+        for one in manifest.get("renewed", ())
+    ]
 
 
 def _outcome(passed: bool) -> str:

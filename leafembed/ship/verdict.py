@@ -57,9 +57,10 @@ def read_verdict(manifest: Mapping[str, Any], where: str, *, outdated: bool = Fa
         stored, stage = GateResult.from_dict(manifest["verdict"]), str(manifest["verdict"]["stage"])
         outcomes = [(bool(one["passed"]), str(one["name"])) for one in manifest["verdict"]["checks"]]
         claimed = bool(manifest["verdict"]["passed"])
+        stopped = "diagnosis" in manifest.get("training", {})
     except (KeyError, TypeError, ValueError, Error) as error:
         raise BundleError(f"{where}: the verdict is not readable ({error!r}); {REMEDY}") from error
-    if "diagnosis" in manifest.get("training", {}) and "files" not in manifest and not stored.passed:
+    if stopped and "files" not in manifest and not stored.passed:
         return stored, stage  # training stopped itself: there are no scores of a student to judge
     again = judge_again(manifest, where)
     later = unasked(manifest, again)
