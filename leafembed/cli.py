@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -64,13 +65,15 @@ def _goes_on(args: argparse.Namespace) -> bool:
 
 
 def _named(error: Exception) -> Exception:
-    """Say of an error that names no file that it is of standard output, if nothing can be written there."""
+    """Say what to do about a full disk, and of an error without a file's name whether standard output is meant."""
     try:
         sys.stdout.flush()
     except OSError as broken:
         _drop_output()
         if isinstance(error, OSError) and error.filename is None:
             return OSError(broken.errno, broken.strerror, "standard output")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        return OSError(error.errno, f"{error.strerror}: make room, and run the same command again")
     return error
 
 

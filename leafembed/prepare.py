@@ -18,12 +18,14 @@ from leafembed.judge.gate import require_known
 from leafembed.judge.tasks import AGREEMENT, Task, check_disjoint, load_tasks, scored_items
 from leafembed.learn.alarms import MIXED, Alarm, check_languages
 from leafembed.learn.data import prepare_corpus
+from leafembed.learn.draw import idle_weights
 from leafembed.learn.exposure import teacher_overlap
 from leafembed.learn.models import find_models, resolve
 from leafembed.learn.negatives import MAX_POOL, mine_negatives
 from leafembed.learn.overlap import JudgedSet, sets_fingerprint
 from leafembed.learn.prompts import reserved_tokens, student_prompts
 from leafembed.learn.rows import Rows
+from leafembed.learn.shapes import require_shape
 from leafembed.learn.teacher import CachedTeacher, load_teacher
 from leafembed.learn.token_pass import embed_tokens
 from leafembed.learn.token_store import TokenTargets
@@ -144,11 +146,13 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
         f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
         f"in {len(corpus.languages)} languages"
     )
-    for alarm in language_alarms(recipe, corpus, dev, test):
-        say(f"ALARM: {alarm}")  # before the teacher works for hours
+    alarms = [f"ALARM: {alarm}" for alarm in language_alarms(recipe, corpus, dev, test)]
+    for line in [*idle_weights(recipe.data, corpus.languages), *alarms]:
+        say(line)  # before the teacher works for hours
     _require_counted(recipe.student, corpus)
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
+    require_shape(recipe.student, teacher.torch.model if teacher.torch else None, teacher.ref.dim)
     require_same_teacher(teacher.ref.fingerprint, before)
     check = [row.text for row in corpus.validation[:CHECK_TEXTS]]
     if recipe.teacher.engine != "torch":

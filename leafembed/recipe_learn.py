@@ -298,6 +298,7 @@ class TrainConfig:
         require(total > 0, "train.distillation", self.distillation, "a positive weight for one objective at least")
         require_at_least("train", self, alignment_temperature=1e-3, contrastive_temperature=1e-3, triplet_margin=0)
         require_at_least("train", self, batch_size=2, learning_rate=1e-9, epochs=1e-6, max_steps=1, eval_steps=1)
+        require_at_least("train", self, weight_decay=0)
         require_at_least("train", self, max_seq_length=8, batch_tokens=8, gradient_accumulation=1, stop_patience=1)
         require(self.average_checkpoints != 1, "train.average_checkpoints", 1, "0 for none, or 2 and more")
         shares = sum(phase.share for phase in self.curriculum)
@@ -309,6 +310,11 @@ class TrainConfig:
             wrong,
             "validation losses, such as validation_near_alignment, where less is better",
         )
+        losses = [f"validation_{name}" for name in ("loss", "near_alignment", *weights)]
+        named = [("best_metric", self.best_metric), ("stop_metric", self.stop_metric)]
+        for key, name in [*named, *(("targets", name) for name in self.targets)]:
+            known = name in losses or not name.startswith("validation_")
+            require(known, f"train.{key}", name, f"one of {', '.join(losses)}")
         lengths = [phase.tokens for phase in self.curriculum]
         require(lengths == sorted(lengths), "train.curriculum", lengths, "phases of growing text length")
 

@@ -23,6 +23,7 @@ from leafembed.learn.models import describe, fingerprint_folder, load_sentence_t
 from leafembed.learn.plan import parts_of
 from leafembed.learn.student import Sample, init_student, stand_in
 from leafembed.learn.teacher import TorchEncoder
+from leafembed.learn.trackers import require_trackers
 from leafembed.prepare import Material, embed
 from leafembed.progress import say
 from leafembed.race import Entry, race
@@ -80,11 +81,14 @@ def begin(recipe: Recipe, folder: Path, *, trained: Path | None = None) -> Line:
 
     Raises:
         Error: If a launcher started several processes, which would write the same files.
+        MissingExtraError: If a tracker that the recipe names is not installed.
     """
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         raise Error("got a start by torchrun or accelerate launch, expected leaf itself: a run is one process")
+    if trained is None:
+        require_trackers(recipe.train.report_to)  # before the teacher works for hours
     folder.mkdir(parents=True, exist_ok=True)
     learned = embed(recipe, fit_rows=_FIT_TEXTS if trained else None)
     (folder / RESOLVED).write_text(to_toml(recipe.to_dict()), encoding="utf-8")

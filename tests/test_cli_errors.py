@@ -106,6 +106,12 @@ def test_a_full_disk_is_named(leaf, bundle, tmp_path, monkeypatch):
     assert leaf("pull", "me/student") == (1, "", f"{said}'student'\n")
 
 
+def test_a_full_disk_without_a_name_says_what_to_do(leaf, bundle, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "info", full)
+    said = "leaf: [Errno 28] No space left on device: make room, and run the same command again\n"
+    assert leaf("info", bundle) == (1, "", said)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("command", ["info", "encode"])
 def test_standard_output_that_takes_nothing_is_named_once(bundle, command):

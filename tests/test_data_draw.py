@@ -54,11 +54,11 @@ def test_weights_leave_out_and_prefer(tmp_path):
     assert (share(short, "long"), short.counts["left out: weight 0"]) == (0, 600)
 
 
-def test_languages_get_their_factor(tmp_path):
+def test_languages_get_their_factor_however_their_tags_are_written(tmp_path):
     for lang in ("en", "de", "fr"):
         (tmp_path / f"{lang}.txt").write_text("\n".join(lines(400, lang)), encoding="utf-8")
     sources = [Source(path=f"{lang}.txt", lang=lang) for lang in ("en", "de", "fr")]
-    found = corpus(tmp_path, *sources, max_rows=184, language_weights={"de": 3.0, "fr": 0.0})
+    found = corpus(tmp_path, *sources, max_rows=184, language_weights={"deu": 3.0, "fr-FR": 0.0})
     counts = {lang: sum(row.lang == lang for row in both(found)) for lang in ("en", "de", "fr")}
     assert counts == {"en": 50, "de": 150, "fr": 0}
 

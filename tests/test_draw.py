@@ -5,7 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from leafembed.learn.draw import draw, first_seen, length_class, quotas, uniform
+from leafembed.errors import RecipeError
+from leafembed.learn.draw import by_language, draw, first_seen, idle_weights, length_class, quotas, uniform
+from leafembed.recipe_learn import DataConfig, Source
 
 
 @pytest.mark.parametrize(
@@ -96,3 +98,26 @@ def test_a_record_is_new_if_one_of_its_texts_is():
     hashes = np.array([1, 2, 2, 1, 2, 3, 4, 4], dtype=np.uint64)  # (1 2) (2 1) (2 3) (4 4)
     owners = np.array([0, 0, 1, 1, 2, 2, 3, 3])
     assert first_seen(hashes, owners, 4).tolist() == [True, False, True, True]
+
+
+def test_factors_go_by_the_short_tags_that_rows_have():
+    assert by_language({"deu": 2.0, "zh-CN": 3.0, "en": 1.0}) == {"de": 2.0, "zh": 3.0, "en": 1.0}
+    with pytest.raises(RecipeError, match=r"data\.language_weights: .*expected each of de once"):
+        by_language({"deu": 2.0, "de": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_rows": 40, "language_weights": {"deu": 2.0, "en": 2.0}}, []),
+        ({"max_rows": 40, "language_weights": {"gr": 2.0, "fr": 0.0}}, ["there is no text in gr"]),
+        ({"language_weights": {"de": 2.0}}, ["data.max_rows is not set"]),
+        ({"length_weights": {"long": 0.5}}, ["data.max_rows is not set"]),
+        ({"sources": (Source(path="a.txt", weight=3.0),)}, ["data.max_rows is not set"]),
+        ({"language_weights": {"de": 0.0}}, []),  # leaves German out all the same
+    ],
+)
+def test_weights_that_change_nothing_are_said(settings, said):
+    found = idle_weights(DataConfig(**settings), {"de": 100, "en": 100})
+    assert len(found) == len(said)
+    assert all(part in sentence for part, sentence in zip(said, found, strict=True))

@@ -175,3 +175,25 @@ def test_reading_much_text_says_how_fast(tmp_path, monkeypatch, capsys):
         "reading the corpus: 2,000 records",
     ]
     assert all(line.endswith("/s") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ({"layers": [0, 6]}, r"student\.layers: got \[0, 6\], the teacher has layers 0 to 1"),
+        ({"layers": [0, 1], "exits": [2]}, r"student\.exits: got \[2\], expected fewer than the student's 2 layers"),
+        ({"layers": [0], "dims": [4096]}, r"student\.dims: got \[4096\], expected fewer than"),
+    ],
+)
+def test_a_student_that_the_teacher_cannot_give_is_refused_before_it_works(
+    tmp_path, teacher_dir, eval_data, student, message
+):
+    plain = toy_recipe(tmp_path, teacher_dir, eval_data)
+    with pytest.raises(RecipeError, match=message):
+        embed(recipe_from_dict({**plain, "student": {"init": "layers", **student}}))
+    assert not list((tmp_path / "cache" / "vectors").rglob("*.npy"))
+
+
+def test_weights_that_weigh_nothing_are_said(recipe, capsys):
+    embed(recipe(max_rows=40, language_weights={"deu": 2.0, "el": 2.0}))
+    assert "data.language_weights: there is no text in el" in capsys.readouterr().err

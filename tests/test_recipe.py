@@ -182,7 +182,8 @@ def test_every_key_is_explained():
     "override",
     [
         *("benchmark.repeats=0", "benchmark.threads=0", "quantize.check_texts=0", "train.alignment_temperature=0.0"),
-        "train.average_checkpoints=1",
+        *("train.average_checkpoints=1", "train.weight_decay=-0.1", "train.best_metric=validation_alignement"),
+        *("train.stop_metric=validation_", "train.targets={validation_dev=1.0}"),
         *("train.learning_rate=0.0", "train.learning_rate=-1.0", "train.epochs=0.0", "train.max_seq_length=0"),
         *(
             "eval.max_dev_rows=0",

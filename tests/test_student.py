@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, PROMPTS, bert, gemma, toy_texts
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
 
-from leafembed.errors import ModelError, RecipeError
+from leafembed.errors import CheckpointError, ModelError, RecipeError
 from leafembed.learn.models import describe, load_sentence_transformer
 from leafembed.learn.student import Sample, fold_dense, init_student, keep_layers, kept_config
 from leafembed.learn.teacher import TorchEncoder
@@ -151,3 +153,12 @@ def test_an_encoder_that_cannot_be_loaded_is_an_error(teacher, sample, tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="empty"):
         init_student(StudentConfig(init="encoder", model=str(tmp_path / "empty")), teacher, sample, tmp_path / "s")
+
+
+def test_a_full_disk_is_said_of_the_first_student_too(teacher, sample, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(SentenceTransformer, "save_pretrained", full)
+    with pytest.raises(CheckpointError, match=r"cannot write the student that training starts from: .*No space left"):
+        init_student(StudentConfig(layers=(0,)), teacher, sample, tmp_path / "student")

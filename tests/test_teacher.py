@@ -8,7 +8,7 @@ import pytest
 from families import PROMPTS, bert, gemma_headless, toy_texts
 
 from leafembed.errors import ModelError, NonFiniteError
-from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve
+from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
 from leafembed.learn.teacher import TorchEncoder, load_teacher
 from leafembed.recipe_learn import TeacherConfig
 from leafembed.types import Row
@@ -285,6 +285,21 @@ def test_a_teacher_is_described_by_its_own_files(folder, tmp_path):
     assert (ref.name, ref.dim, ref.licence, ref.max_seq_length) == ("licensed", 32, "apache-2.0", 256)
     assert dict(ref.prompts) == {"query": PROMPTS["query"], "document": PROMPTS["document"], "STS": PROMPTS["STS"]}
     assert load(copy, tmp_path / "cache", licence="mine").ref.licence == "mine"
+
+
+@pytest.mark.parametrize(
+    ("front", "licence"),
+    [
+        ("license: 'mit'", "mit"),
+        ("license:\n- cc-by-4.0\n- mit", "cc-by-4.0"),
+        ("license: other\nlicense_name: open model 1.0\ntags: x", "open model 1.0"),
+        ("license: other", "other"),
+        ("license:\nlanguage: en", None),
+    ],
+)
+def test_a_licence_is_read_as_models_state_it(tmp_path, front, licence):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
+    assert stated_licence(tmp_path) == licence
 
 
 def test_a_fingerprint_is_of_names_and_contents(folder, tmp_path):

@@ -8,6 +8,8 @@ from training_runs import Watch, changed, go
 
 from leafembed.errors import MissingExtraError
 from leafembed.learn.trackers import require_trackers
+from leafembed.recipe_io import recipe_from_dict
+from leafembed.steps import begin
 
 
 def test_no_tracker_needs_nothing():
@@ -33,6 +35,15 @@ def test_a_tracker_that_is_not_installed_is_an_error_before_training(toy_start, 
     )
     with pytest.raises(MissingExtraError, match=r"pip install 'leafembed\[track\]'$"):
         go(toy_start, tmp_path, config=changed(report_to=("wandb",)))
+
+
+def test_a_missing_tracker_ends_a_run_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    plain = {"teacher": {"model": "nowhere"}, "data": {"sources": [{"path": "none.txt"}]}}
+    tracked = {"train": {"report_to": ["wandb"]}, "eval": {"dev": ["agreement"], "test": ["sts/none"]}}
+    with pytest.raises(MissingExtraError, match="this needs wandb"):
+        begin(recipe_from_dict({**plain, **tracked}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_gets_every_number(toy_start, tmp_path):

@@ -14,7 +14,7 @@ from leafembed.errors import RecipeError
 from leafembed.learn.checkpoints import MARKER, newest_checkpoint
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
-from leafembed.recipe_learn import StudentConfig, TrainConfig
+from leafembed.recipe_learn import Phase, StudentConfig, TrainConfig
 
 
 def test_training_lowers_the_loss_and_raises_the_dev_score(toy_run):
@@ -132,3 +132,14 @@ def test_batches_of_few_texts_are_said(toy_start, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "of the batches hold fewer than 4 texts" in said
     assert "raise train.batch_tokens, which is 40" in said
+
+
+def test_what_of_the_schedule_cannot_work_is_said(toy_start, tmp_path, capsys):
+    phases = (Phase(tokens=8, share=0.5), Phase(tokens=4096, share=0.5))
+    with pytest.raises(Stop):
+        go(toy_start, tmp_path, stop_at=0, config=changed(curriculum=phases, warmup_steps=12))
+    said = capsys.readouterr().err
+    reads = load_sentence_transformer(toy_start[0]).max_seq_length
+    assert f"50% up to 8 tokens, 50% up to {reads} tokens" in said
+    assert f"the student reads {reads} tokens: longer phases of train.curriculum end there too" in said
+    assert "the learning rate only rises: train.warmup_steps is 12, of 12 steps" in said

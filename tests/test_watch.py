@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import re
 import shutil
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -211,6 +214,19 @@ def test_what_is_noted_survives_a_kill(whole, healthy, tmp_path):
     # Killed after the last checkpoint: nothing is trained any more, and the alarms are still known.
     shutil.rmtree(work / "out")
     assert healthy.go(work, known=known)[0]["alarms"] == facts["alarms"]
+
+
+def test_the_checkpoint_of_sigterm_knows_the_rows_since_the_last_evaluation(healthy, tmp_path):
+    def told_to_terminate(evaluation):  # before the first step, so that the run ends after it
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0.5
+
+    with pytest.raises(SystemExit):
+        healthy.go(tmp_path / "work", dev=told_to_terminate)
+    state = TrainerState.load_from_json(str(tmp_path / "work" / "checkpoint-1" / "trainer_state.json"))
+    kept = state.stateful_callbacks["leafembed.watch"]["attributes"]
+    assert np.frombuffer(base64.b64decode(kept["rows"]), dtype=np.uint8).any()
+    assert [entry["step"] for entry in kept["history"]] == [0]
 
 
 def test_collapsed_and_non_finite_vectors_are_seen(healthy, tmp_path):

@@ -7,6 +7,7 @@ from families import FAMILIES, bert, gemma_headless, qwen, toy_texts
 
 from leafembed.errors import ModelError
 from leafembed.learn.models import load_sentence_transformer
+from leafembed.learn.shapes import require_shape
 from leafembed.learn.student import Sample, init_student
 from leafembed.learn.width import cut_width
 from leafembed.recipe_learn import StudentConfig
@@ -101,9 +102,14 @@ def test_a_narrow_student_is_a_stock_folder_of_the_teachers_dim(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bert", "xlm_roberta", "modernbert"])
-def test_a_family_that_cannot_be_narrowed_is_named(name, tmp_path):
-    with pytest.raises(ModelError, match=r"student\.width: got a model of type .*gemma3_text, qwen3"):
-        cut_width(loaded(name, tmp_path), 16, TEXTS)
+def test_a_family_that_cannot_be_narrowed_is_named_also_before_the_teacher_works(name, tmp_path):
+    model = loaded(name, tmp_path)
+    message = r"student\.width: got a model of type .*gemma3_text, qwen3"
+    with pytest.raises(ModelError, match=message):
+        cut_width(model, 16, TEXTS)
+    with pytest.raises(ModelError, match=message):
+        require_shape(StudentConfig(layers=(0,), width=0.5), model, 32)
+    require_shape(StudentConfig(layers=(0,)), model, 32)
 
 
 def test_pooling_that_is_not_linear_is_refused(tmp_path):

@@ -17,15 +17,19 @@ import numpy as np
 
 from leafembed.errors import require
 from leafembed.learn.links import Links
+from leafembed.progress import say
 from leafembed.recipe_learn import Phase, TrainConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Plan", "plan_batches", "plan_pass"]
+__all__ = ["Plan", "plan_batches", "plan_pass", "say_plan"]
 
 _WINDOW = 50
 """Batches that are sorted by length together: enough to pad little, few enough that a batch is a random draw."""
+
+_FEW_TEXTS, _MANY_BATCHES = 4, 0.05
+"""Texts in a batch below which there is little to compare, and the share of such batches that is worth a word."""
 
 _Piece = list[int]
 _Batch = list[_Piece]
@@ -123,6 +127,30 @@ def plan_pass(
     """
     sizes = lengths.tolist()
     return [_flat(batch) for batch in _pack(_sorted(_pieces(len(sizes), links), sizes), sizes, limit, config)]
+
+
+def say_plan(plan: Plan, config: TrainConfig, reads: int | None) -> None:
+    """Say what is to come, and what of the recipe's ``[train]`` cannot work in it.
+
+    Args:
+        plan: The run.
+        config: The recipe's ``[train]``.
+        reads: Tokens the student reads; ``None``: no limit.
+    """
+    cuts = [(phase.share, min(phase.tokens, reads or phase.tokens)) for phase in config.curriculum]
+    phases = ", ".join(f"{share:.0%} up to {tokens} tokens" for share, tokens in cuts)
+    texts, tokens = plan.texts_until(plan.steps), plan.tokens_until(plan.steps)
+    say(f"plan: {plan.steps:,} steps, {texts:,} texts, {tokens:,} tokens" + (f"; {phases}" if phases else ""))
+    if reads and any(phase.tokens > reads for phase in config.curriculum):
+        say(f"the student reads {reads} tokens: longer phases of train.curriculum end there too")
+    if config.warmup_steps >= plan.steps:
+        say(f"the learning rate only rises: train.warmup_steps is {config.warmup_steps}, of {plan.steps} steps")
+    few = float(np.mean(np.diff(plan.ends, prepend=0) < _FEW_TEXTS))
+    if config.batch_tokens and few > _MANY_BATCHES and (config.alignment or config.contrastive or config.triplet):
+        say(
+            f"{few:.0%} of the batches hold fewer than {_FEW_TEXTS} texts: alignment compares a text with those beside "
+            f"it, and a text may not meet its positive; raise train.batch_tokens, which is {config.batch_tokens}"
+        )
 
 
 def _steps(

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from leafembed.errors import DataError
 from leafembed.evidence import Contamination
-from leafembed.learn.draw import draw, first_seen, length_class, uniform
+from leafembed.learn.draw import by_language, draw, first_seen, length_class, uniform
 from leafembed.learn.named import expand
 from leafembed.learn.overlap import EvaluationTexts, JudgedSet, sets_fingerprint
 from leafembed.learn.rows import Rows, write_rows
@@ -71,7 +71,7 @@ def prepare_corpus(
     sources = tuple(one for source in config.sources if source.weight > 0 for one in expand(source))
     files = [source_files(source, config.root) for source in sources]
     contents = [[file_sha256(path) for path in found] for found in files]
-    config = dataclasses.replace(config, sources=sources)
+    config = dataclasses.replace(config, sources=sources, language_weights=by_language(config.language_weights))
     key = _key(config, contents, seed, prompt_name, judged)
     if learned is not None and len(learned):
         key = fingerprint(key, hashlib.sha256(learned.tobytes()).hexdigest())

@@ -11,12 +11,16 @@ a larger draw, changes nothing about the others, so that the teacher's vectors o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LENGTH_LIMITS", "draw", "first_seen", "length_class", "quotas", "uniform"]
+from leafembed.errors import require
+from leafembed.recipe_learn import DataConfig
+from leafembed.text import normalise_lang
+
+__all__ = ["LENGTH_LIMITS", "by_language", "draw", "first_seen", "idle_weights", "length_class", "quotas", "uniform"]
 
 LENGTH_LIMITS = {"short": 100, "medium": 500}
 """Characters below which a text is of that class; longer ones are ``long``."""
@@ -101,6 +105,33 @@ def first_seen(hashes: NDArray[np.uint64], owners: NDArray[np.int64], n: int) ->
     new = np.zeros(n, dtype=np.bool_)
     new[owners[first]] = True
     return new
+
+
+def by_language(factors: Mapping[str, float]) -> dict[str, float]:
+    """Factors by the short tags that rows have: ``deu`` and ``de-AT`` both mean ``de``.
+
+    Raises:
+        RecipeError: If a language has two factors.
+    """
+    short = {normalise_lang(tag): factor for tag, factor in factors.items()}
+    require(len(short) == len(factors), "data.language_weights", list(factors), f"each of {', '.join(short)} once")
+    return short
+
+
+def idle_weights(config: DataConfig, langs: Collection[str]) -> list[str]:
+    """Sentences about weights that change nothing: those of languages without text, and all where nothing is drawn.
+
+    Args:
+        config: The recipe's ``[data]``.
+        langs: Languages of the training text.
+    """
+    if config.max_rows is None:
+        sources = [source.weight for source in config.sources]
+        idle = {*sources, *config.language_weights.values(), *config.length_weights.values()} - {0.0, 1.0}
+        text = "the weights of data change nothing: data.max_rows is not set, so all rows are taken"
+        return [text] if idle else []
+    absent = [lang for lang, factor in by_language(config.language_weights).items() if factor and lang not in langs]
+    return [f"data.language_weights: there is no text in {', '.join(absent)}"] if absent else []
 
 
 def uniform(hashes: NDArray[np.uint64], seed: int, use: int) -> NDArray[np.float64]:

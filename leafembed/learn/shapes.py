@@ -12,9 +12,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from leafembed.errors import RecipeError
+from leafembed.learn.width import layout_of
 from leafembed.recipe_learn import StudentConfig
 
-__all__ = ["LAYER_NAME", "cut_vocabulary", "kept_config", "legal_width", "random_config", "student_config"]
+__all__ = [
+    "LAYER_NAME",
+    "cut_vocabulary",
+    "kept_config",
+    "legal_width",
+    "random_config",
+    "require_shape",
+    "student_config",
+]
 
 LAYER_NAME = re.compile(r"(?:^|(?<=\.))(layers?)\.(\d+)\.")
 """Finds the number of a layer in the name of a weight."""
@@ -36,6 +45,31 @@ def student_config(config: Any, student: StudentConfig) -> Any:
         result.hidden_size = legal_width(int(config.hidden_size), student.width)
     cut_vocabulary(result, student.vocab_size)
     return result
+
+
+def require_shape(student: StudentConfig, teacher: Any | None, dim: int) -> None:
+    """Refuse a shape that a loaded teacher cannot give, before it works for hours.
+
+    Args:
+        student: The recipe's ``[student]``.
+        teacher: The teacher as a sentence-transformers model; ``None``: it is at a URL.
+        dim: Dimensions of its vectors, which are the student's too.
+
+    Raises:
+        RecipeError: If there are no such layers, exits or dimensions.
+        ModelError: If the width of the teacher's family or pooling cannot be cut.
+    """
+    if student.dims and student.dims[0] >= dim:
+        raise RecipeError(f"student.dims: got {list(student.dims)}, expected fewer than the student's {dim} dimensions")
+    body = getattr(teacher[0], "auto_model", None) if teacher is not None else None
+    if body is None or student.init not in ("layers", "random"):
+        return
+    config = student_config(body.config, student)
+    total = int(config.num_hidden_layers)
+    if student.exits and student.exits[-1] >= total:
+        raise RecipeError(f"student.exits: got {list(student.exits)}, expected fewer than the student's {total} layers")
+    if student.init == "layers" and config.hidden_size != body.config.hidden_size:
+        layout_of(teacher)
 
 
 def cut_vocabulary(config: Any, size: int | None) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leafembed.errors import ModelError
+from leafembed.learn.checkpoints import writing
 from leafembed.learn.factors import factorise_table, write_factors
 from leafembed.learn.head import fit_head, is_linear, least_squares, pooled_vectors
 from leafembed.learn.models import resolve
@@ -93,9 +94,10 @@ def init_student(
     factors = factorise_table(student, config.table_rank, sample.texts) if config.table_rank else None
     if config.init == "layers":
         fit_head(student, sample.texts, sample.vectors)
-    student.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
-    if factors is not None:
-        write_factors(target, factors)
+    with writing(target.parent, "the student that training starts from", anything=True):
+        student.save_pretrained(str(target), create_model_card=False, safe_serialization=True)
+        if factors is not None:
+            write_factors(target, factors)
     return target
 
 

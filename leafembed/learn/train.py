@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from leafembed.errors import CheckpointError, RecipeError, StoppedError, require
-from leafembed.learn.batches import Plan, plan_batches
+from leafembed.learn.batches import Plan, plan_batches, say_plan
 from leafembed.learn.callbacks import Checkpoints, EarlyStop, History, OnHistory, Termination, Trim
 from leafembed.learn.checkpoints import average, newest_checkpoint, read_seal, step_of, verified, writing
 from leafembed.learn.evaluation import Evaluation, Score
@@ -44,9 +44,6 @@ TERMINATED = 143
 
 _ROUNDED_TEXTS = 512
 """Held-out texts whose vectors are compared before and after the matrices are rounded."""
-
-_FEW_TEXTS, _MANY_BATCHES = 4, 0.05
-"""Texts in a batch below which there is little to compare, and the share of such batches that is worth a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,8 @@ def train(  # noqa: PLR0913 - the one door into training
     checkpoints = Checkpoints(before, config.average_checkpoints, termination, early)
     view = LiveView(setup.plan)
     log = History(work_dir / "history.jsonl", config.best_metric, on_history)
-    trainer = _trainer(setup, [early, *callbacks, log, termination, checkpoints, Trim(), view])
+    # Termination before the others: they see in the same step that a checkpoint follows.
+    trainer = _trainer(setup, [termination, early, *callbacks, log, checkpoints, Trim(), view])
     try:
         with termination.installed(), fused(setup.model, config.fused, tokens=int(setup.plan.tokens[-1])) as route:
             state = _train_from(checkpoint, trainer)
@@ -164,7 +162,7 @@ def _prepare(
     plan = plan_batches(lengths[: len(corpus.train)], links, config=config, limit=reads, seed=seed,
                         processes=int(arguments.world_size))  # fmt: skip
     arguments.max_steps = plan.steps
-    _say_plan(plan, config)
+    say_plan(plan, config, reads)
     learns = {**learns, "tokens": _compares_tokens(model, learns["tokens"], texts)}
     objectives = Objectives(model, targets, config, links=links, **learns)
     held_out = Links.of(corpus.validation)
@@ -180,18 +178,6 @@ def _compares_tokens(model: Any, tokens: TokenTargets | None, texts: Texts) -> T
     first = len(texts.corpus.train)
     evenly = np.unique(np.linspace(0, first - 1, UNIT_TEXTS).astype(np.int64))
     return TokenObjective(model, tokens, texts.__getitems__([(i, 0) for i in evenly.tolist()]))
-
-
-def _say_plan(plan: Plan, config: TrainConfig) -> None:
-    phases = ", ".join(f"{phase.share:.0%} up to {phase.tokens} tokens" for phase in config.curriculum)
-    texts, tokens = plan.texts_until(plan.steps), plan.tokens_until(plan.steps)
-    say(f"plan: {plan.steps:,} steps, {texts:,} texts, {tokens:,} tokens" + (f"; {phases}" if phases else ""))
-    few = float(np.mean(np.diff(plan.ends, prepend=0) < _FEW_TEXTS))
-    if config.batch_tokens and few > _MANY_BATCHES and (config.alignment or config.contrastive or config.triplet):
-        say(
-            f"{few:.0%} of the batches hold fewer than {_FEW_TEXTS} texts: alignment compares a text with those beside "
-            f"it, and a text may not meet its positive; raise train.batch_tokens, which is {config.batch_tokens}"
-        )
 
 
 def _trainer(setup: _Setup, callbacks: Sequence[TrainerCallback]) -> StudentTrainer:

@@ -1,8 +1,7 @@
 """Watches a run while it trains: measures at each evaluation, rings the alarms, and ends a run that cannot succeed.
 
-What is noted survives a resume: it goes into the trainer's own state at each evaluation and is saved with the
-checkpoint that follows. The trainer's ``ExportableState`` would build the callback again from JSON alone, which cannot
-hold the teacher's vectors.
+What is noted survives a resume: it goes into the trainer's own state before each checkpoint and is saved with it. The
+trainer's ``ExportableState`` would build the callback again from JSON alone, which cannot hold the teacher's vectors.
 """
 
 from __future__ import annotations
@@ -128,11 +127,16 @@ class Watch(TrainerCallback):
             if (alarm.name, alarm.fatal) not in self._ringing:
                 self._ring(alarm, state)
         self._ringing = {(alarm.name, alarm.fatal) for alarm in found}
-        state.stateful_callbacks[_STATE] = {"args": {}, "attributes": self._kept()}
+        self._store(state)
         if self.config.stop and step < state.max_steps and any(alarm.fatal for alarm in found):
             # With those that rang before a resume and still hold: the card says what is so at this step.
             alarms = [*self.alarms, *(alarm for alarm in found if alarm not in self.alarms)]
             raise StoppedError(diagnosis(alarms), alarms=alarms, training=self._training(step))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Store what the checkpoint of a run that is told to terminate would lack: no evaluation comes before it."""
+        if control.should_save:
+            self._store(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let go of the model."""
@@ -198,6 +202,9 @@ class Watch(TrainerCallback):
         state.log_history.append({"step": alarm.step, "alarm": str(alarm)})  # for the view and the log
         with writing(self.path.parent, "the alarms"), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(alarm.to_dict()) + "\n")
+
+    def _store(self, state: Any) -> None:
+        state.stateful_callbacks[_STATE] = {"args": {}, "attributes": self._kept()}
 
     @property
     def _seconds(self) -> float:

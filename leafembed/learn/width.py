@@ -36,7 +36,7 @@ from leafembed.learn.observe import evenly, observed
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["FIT_TEXTS", "cut_width"]
+__all__ = ["FIT_TEXTS", "cut_width", "layout_of"]
 
 FIT_TEXTS = 1_000
 """Texts on which directions and scales are measured."""
@@ -95,7 +95,7 @@ def cut_width(student: SentenceTransformer, hidden_size: int, texts: Sequence[st
     from sentence_transformers import SentenceTransformer
 
     model = student[0].auto_model
-    layout = _layout_of(student)
+    layout = layout_of(student)
     sample = evenly(texts, FIT_TEXTS)
     with torch.no_grad():
         readers, writers = _norms(model, layout)
@@ -111,7 +111,12 @@ def cut_width(student: SentenceTransformer, hidden_size: int, texts: Sequence[st
     return SentenceTransformer(modules=modules, device="cpu", prompts=dict(student.prompts))
 
 
-def _layout_of(student: SentenceTransformer) -> _Layout:
+def layout_of(student: SentenceTransformer) -> _Layout:
+    """Where a student, or the teacher that it is made of, reads and writes its stream.
+
+    Raises:
+        ModelError: If the family or its pooling cannot be narrowed.
+    """
     kind = str(student[0].auto_model.config.model_type)
     if kind not in _LAYOUTS:
         raise ModelError(
