@@ -23,12 +23,13 @@ import numpy as np
 
 from leafembed.contenders import Entrant, Lineup
 from leafembed.errors import Error, first_line
+from leafembed.judge.tasks import load_tasks
 from leafembed.progress import say
 from leafembed.ship.machine import machine_facts, usable_cores, versions
 from leafembed.ship.peaks import matmul_peaks
 from leafembed.text import read_rows
 
-__all__ = ["MIXES", "Plan", "length_mixes", "measure"]
+__all__ = ["MIXES", "Plan", "length_mixes", "measure", "require_data"]
 
 MIXES = {
     "queries": "Retrieval-query",
@@ -83,6 +84,16 @@ def length_mixes(data: Path, texts: int) -> dict[str, list[str]]:
     long = [whole[start : start + _LONG_CHARACTERS] for start in range(0, len(whole), _LONG_CHARACTERS)]
     found = (questions[:texts], sentences[:texts], paragraphs[: max(1, texts // 8)], long[: max(1, texts // 32)])
     return dict(zip(MIXES, found, strict=True))
+
+
+def require_data(plan: Plan) -> None:
+    """Read once what will be timed and scored, so that what is missing is said before minutes of work.
+
+    Raises:
+        Error: If the data lacks a file or a task, or one cannot be read.
+    """
+    length_mixes(plan.data, plan.texts)
+    load_tasks(plan.data, plan.tasks, max_rows=plan.max_rows)
 
 
 def measure(lineup: Lineup, plan: Plan) -> dict[str, Any]:

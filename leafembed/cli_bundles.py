@@ -84,7 +84,7 @@ def benchmark(args: argparse.Namespace) -> int:
 
 
 def _benchmark_all(args: argparse.Namespace) -> int:
-    from leafembed.bench import Plan, measure
+    from leafembed.bench import Plan, measure, require_data
     from leafembed.bench_page import PAGE, bench_page, write_bench
     from leafembed.contenders import line_up
     from leafembed.ship.bundle import open_bundle
@@ -92,6 +92,7 @@ def _benchmark_all(args: argparse.Namespace) -> int:
     open_bundle(args.bundle, allow_failed=args.allow_failed)  # refused before minutes of work, not after
     plan = Plan(data=args.data, tasks=tuple(args.tasks), max_rows=args.max_rows, texts=args.count,
                 repeats=args.repeats, threads=args.threads)  # fmt: skip
+    require_data(plan)
     lineup = line_up(
         args.bundle, teacher=args.teacher, student=args.student, work=args.out / "work", static=args.static
     )

@@ -7,17 +7,19 @@ HELPERS = {"text", "progress", "stages", "trimming"}
 ALLOWED = {
     # A bundle is a model folder with card and plots, and opens as an encoder where its verdict allows.
     "ship.bundle": {"ship.card", "ship.encoder", "ship.folder", "ship.plots", "ship.verdict"},
-    "ship.hub": {"ship.bundle", "ship.card", "ship.verdict"},  # verified before it leaves and after it comes
+    "ship.vectors_file": {"ship.alone"},
+    # Verified before it leaves and after it comes; one call at a time.
+    "ship.hub": {"ship.alone", "ship.bundle", "ship.card", "ship.verdict"},
     "ship.parts": {"judge.gate", "recipe_io", "ship.verdict"},  # a part is held against the floors as the whole is
     "ship.verdict": {"judge.gate", "recipe_io"},  # judged again by the one gate, by rules as recipes have them
     # Which plots there are to show; tables and sections; results as hubs list them.
     "ship.card": {
-        *("ship.contamination", "ship.engine_table", "ship.markdown", "ship.model_index", "ship.plots"),
-        *("ship.point_table", "ship.purpose"),
+        *("ship.contamination", "ship.engine_table", "ship.licence_ids", "ship.markdown", "ship.model_index"),
+        *("ship.plots", "ship.point_table", "ship.purpose"),
         *("ship.scores", "ship.templates", "ship.vocabulary"),
     },
     "ship.contamination": {"ship.markdown"},
-    "ship.plots": {"ship.curves", "ship.score_plot", "ship.scores"},  # drawn from the manifest
+    "ship.plots": {"ship.curves", "ship.point_table", "ship.score_plot", "ship.scores"},  # drawn from the manifest
     "ship.point_table": {"ship.markdown", "ship.parts"},
     "ship.engine_table": {"ship.markdown"},
     "ship.purpose": {"recipe_io", "ship.markdown"},  # rules, as recipes have them
@@ -37,11 +39,12 @@ ALLOWED = {
     "ship.onnx_dynamic": {"ship.companions", "ship.onnx_format"},  # the same graph, rounded by ONNX Runtime
     "ship.seed_format": {"ship.graph", "ship.seed_model"},  # and the class that goes into the file
     "ship.companions": {"ship.folder", "ship.graph"},  # where prompts stand; what the program takes
-    "ship.export_page": {"ship.graph", "ship.markdown", "ship.templates"},  # what "no limit" is
+    "ship.export_page": {"ship.graph", "ship.licence_ids", "ship.markdown", "ship.templates"},  # what "no limit" is
+    "ship.licence_ids": {"ship.markdown"},
     "ship.renewal": {"ship.bundle", "ship.card", "ship.parts", "ship.verdict"},  # a verdict by today's rules
     "ship.report": {"ship.markdown", "ship.scores", "ship.templates"},  # the same order as on the card
     "ship.vocabulary": {"ship.markdown"},
-    "ship.engine": {"ship.folder"},
+    "ship.engine": {"ship.folder", "ship.machine"},  # what the CPU has
     # What the folder holds; how many cores there are; texts in windows and batches.
     "ship.encoder": {"ship.engine", "ship.folder", "ship.machine", "ship.reader", "ship.stream", "ship.texts"},
     "ship.reader": {"ship.beginnings", "ship.folder", "ship.stream", "ship.texts"},
@@ -81,9 +84,10 @@ ALLOWED = {
     "learn.exposure": {"learn.named", "learn.overlap", "learn.sources"},
     "learn.negatives": {"learn.links", "learn.rows"},  # which rows mean the same; their columns
     # A student is built from kept layers or at random, narrowed, pruned, factorised; an encoder has to be found.
+    "learn.shapes": {"learn.width"},  # which families can be narrowed
     "learn.student": {
         *("learn.factors", "learn.head", "learn.models", "learn.prompts", "learn.random_start", "learn.shapes"),
-        *("learn.vocabulary", "learn.width"),
+        *("learn.checkpoints", "learn.vocabulary", "learn.width"),  # what a full disk means
     },
     "learn.random_start": {"learn.shapes"},  # the config that it fills
     "learn.width": {"learn.observe"},  # measures the stream that it narrows

@@ -13,9 +13,10 @@ from conftest import write_rows
 from tiny import WORDS, make_model_folder, sample_manifest
 
 from leafembed import bench
-from leafembed.bench import MIXES, Plan, length_mixes, measure
+from leafembed.bench import MIXES, Plan, length_mixes, measure, require_data
 from leafembed.bench_page import DATA, PAGE, PLOT, bench_page, write_bench
 from leafembed.bench_worker import open_entrant
+from leafembed.cli import main
 from leafembed.contenders import Entrant, Lineup, line_up
 from leafembed.errors import BundleError
 from leafembed.ship.bundle import write_bundle
@@ -64,10 +65,21 @@ def test_mixes_are_of_the_lengths_that_they_say(data):
     assert lengths == sorted(lengths)
 
 
+def test_data_that_is_missing_is_said_before_anyone_is_set_up(data, tmp_path, monkeypatch, capsys):
+    require_data(Plan(data=data, tasks=("sts/*",)))
+    monkeypatch.setattr("leafembed.ship.bundle.open_bundle", lambda *_, **__: None)
+    monkeypatch.setattr("leafembed.contenders.line_up", lambda *_, **__: pytest.fail("set up"))
+    for root, tasks in ((tmp_path, "sts/*"), (data, "none/*")):
+        argv = ["benchmark", str(tmp_path), "--out", str(tmp_path / "out"), "--data", str(root), "--tasks", tasks]
+        assert main(argv) == 1
+        assert str(root) in capsys.readouterr().err
+
+
 def test_everything_is_measured_of_who_runs_and_the_reason_said_of_who_does_not(result):
     (good,) = result["contenders"]
     assert set(result["missing"]) == {"absent", "bad"}
     assert "OpenVINO cannot open it" in result["missing"]["bad"]
+    assert "Exception from" not in result["missing"]["bad"]  # where in its source it stood helps nobody
     assert set(good["rates"]) == set(MIXES)
     for rate in good["rates"].values():
         slowest, fastest = rate["spread"]

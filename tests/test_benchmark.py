@@ -56,14 +56,25 @@ def test_an_empty_or_ambiguous_race_is_refused(names, texts, repeats):
         ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1000),
         ({}, 1000),
+        ({"own": "0::/slice/own\n", "slice/own/cpu.max": "200000 100000\n"}, 2),
+        ({"own": "0::/slice/own\n", "slice/cpu.max": "100000 100000\n", "slice/own/cpu.max": "max 100000\n"}, 1),
+        ({"own": "0::/other\n", "slice/cpu.max": "100000 100000\n"}, 1000),
+        (
+            {
+                "own": "3:cpu,cpuacct:/pod\n0::/\n",
+                "cpu/pod/cpu.cfs_quota_us": "300000\n",
+                "cpu/pod/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
     ],
 )
 def test_a_container_gets_no_more_threads_than_its_share_of_time(tmp_path, monkeypatch, files, most):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(1000)))
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    assert usable_cores(tmp_path) == most
+    assert usable_cores(tmp_path, tmp_path / "own") == most
 
 
 def test_machine_facts_and_versions():

@@ -110,6 +110,23 @@ def test_what_was_begun_with_something_else_is_begun_anew(encoder, source, tmp_p
     assert not partial.exists()
 
 
+def test_a_second_call_for_the_same_file_is_refused_and_harms_nothing(encoder, source, tmp_path, monkeypatch):
+    target, real, met = tmp_path / "v.npy", encoder_module.BundleEncoder.embed_tokens, []
+
+    def embed_tokens(self, ids, **options):
+        if not met:
+            met.append(True)
+            with pytest.raises(DataError, match=r"v\.npy: another leaf encode writes it"):
+                encode_file(encoder, source, target, {}, identity="m")
+        return real(self, ids, **options)
+
+    monkeypatch.setattr(encoder_module.BundleEncoder, "embed_tokens", embed_tokens)
+    assert encode_file(encoder, source, target, {}, identity="m") == (23, 8)
+    assert met
+    np.testing.assert_allclose(read(target), encoder.encode(TEXTS), atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "texts.jsonl", "v.npy"]
+
+
 def test_rows_that_were_written_and_not_noted_do_not_count(encoder, source, tmp_path, monkeypatch):
     repair = break_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):

@@ -124,9 +124,10 @@ def test_pieces_at_fewer_dimensions_are_the_cut_of_the_whole(encoder):
 
 
 @pytest.mark.parametrize("overlap", [-1, 6, 100])
-def test_pieces_that_do_not_advance_are_refused(encoder, overlap):
+@pytest.mark.parametrize("words", [20, 1])
+def test_pieces_that_do_not_advance_are_refused_before_a_text_needs_them(encoder, overlap, words):
     with pytest.raises(ValueError, match=r"overlap: got -?\d+ tokens, expected 0 to 5"):
-        encoder.encode(["red " * 20], overlap=overlap)
+        encoder.encode(["red " * words], overlap=overlap)
 
 
 def test_tokenising_ahead_ends_when_the_reader_fails(encoder, monkeypatch):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from leafembed.learn.vocabulary_bpe import derivation, merge_pairs, merge_ranks
 from leafembed.learn.vocabulary_tokenizer import fallback_tokens, prune_tokenizer, tokens_of
 from leafembed.reports_vocabulary import VocabularyReport
 
+ROOT = Path(__file__).parents[1]
 SYLLABLES = [a + b for a in "bdfgklmnprst" for b in "aeiouäöü"]
 UNKNOWN = "☃ 雪 bada"
 
@@ -279,3 +282,26 @@ def test_the_comparison_counts_by_hand():
     report = VocabularyReport(6, 4, 10, tuple(entries.values()))
     assert (report.total.identical_share, report.total.inflation) == (0.5, 6 / 5)
     assert VocabularyReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_the_curve_of_a_vocabulary_rises_with_its_size(tmp_path):
+    spec = importlib.util.spec_from_file_location("vocabulary_curve", ROOT / "tools" / "vocabulary_curve.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    rows = [{"text": text, "lang": "deu", "text_pair": "x", "lang_pair": "en"} for text in HELD_OUT]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    texts = tool.texts_of([path], frozenset({"de"}), 250)
+    assert {name: len(some) for name, some in texts.items()} == {"de": 250}
+    small, large, whole = tool.curve(loaded(byte_level()), texts, (500, 700, 10**6))
+    assert small["tokens"] <= 500 < large["tokens"] <= 700
+    assert small["identical"] < large["identical"] <= whole["identical"] == 1
+    assert small["inflation"] > large["inflation"] >= whole["inflation"] == 1
+    assert (small["counted"], small["held_out"]) == (225, 25)
+
+
+def test_the_published_curve_is_the_one_that_readers_see():
+    found = json.loads((ROOT / "docs/results/vocabulary/curve.json").read_text(encoding="utf-8"))
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    for one in found:
+        assert "| " + " | ".join(f"{size['identical']:.0%}".replace("%", " %") for size in one["sizes"]) + " |" in shown

@@ -11,16 +11,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leafembed.errors import ModelError
-from leafembed.ship.engine import arithmetic_here, compile_graph
+from leafembed.ship.engine import compile_graph, compile_here
 from leafembed.ship.folder import EncoderConfig, read_prompts, require_files
-from leafembed.ship.machine import cpu_flags, usable_cores
+from leafembed.ship.machine import usable_cores
 from leafembed.ship.reader import Reader
 from leafembed.ship.stream import Encoded, ahead, pooled, unit
 from leafembed.ship.texts import Ids, batches_by_length, check_texts, open_tokenizer, padded
@@ -86,20 +85,18 @@ class BundleEncoder:
         self.streams = _positive(streams, "streams")
         self.batch_size = _positive(batch_size, "batch_size")
         self.batch_tokens = _positive(batch_tokens, "batch_tokens")
-        stored = EncoderConfig.read(folder)
-        here = arithmetic_here(stored.group_size, cpu_flags())
-        if here.lost:
-            _logger.warning("%s: %s", stored.name, here.lost)
-        self._config = config = replace(stored, group_size=here.group_size)
+        self._config = config = EncoderConfig.read(folder)
         self._reader = Reader(open_tokenizer(folder / "tokenizer.json", config.max_seq_length), config)
-        self.exit, self.lost = exit, here.lost
+        self.exit = exit
         self._dim = config.dim
         self._dim = self._width(dim)
         self._path = folder / "model.xml"
-        self._models: dict[int | None, Any] = {}
         self._of_thread = threading.local()  # an engine's request serves one caller at a time
         self._lock = threading.Lock()
-        self._compile(exit)
+        program, self._config, self.lost = compile_here(self._path, config, self.threads, self.streams, exit)
+        self._models: dict[int | None, Any] = {exit: program}
+        if self.lost:
+            _logger.warning("%s: %s", config.name, self.lost)
         self.ref = ModelRef(
             name=config.name,
             dim=self._dim,

@@ -7,20 +7,25 @@ output does not need is cut off before it is compiled, so that it is neither kep
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leafembed.errors import ModelError, first_line
 from leafembed.ship.folder import EncoderConfig, output_names
+from leafembed.ship.machine import cpu_flags
 
-__all__ = ["Arithmetic", "arithmetic_here", "compile_graph", "product_weights", "weight_megabytes"]
+__all__ = ["Arithmetic", "arithmetic_here", "compile_graph", "compile_here", "product_weights", "weight_megabytes"]
 
 _INT8_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Instruction sets with a product of INT8 numbers."""
 
 _UNPACKING = frozenset({"Convert", "FakeQuantize", "Multiply", "Reshape", "Subtract", "Transpose"})
 """What may stand between stored weights and their product."""
+
+_IN_FLOAT = "activations stay in floating point, so it is slower; vectors differ a little from those of other CPUs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,38 @@ def arithmetic_here(group_size: int, flags: frozenset[str]) -> Arithmetic:
         return Arithmetic(group_size)
     if "avx512f" in flags:
         return Arithmetic(group_size, "this CPU has no VNNI: INT8 products take several instructions, so it is slower")
-    lost = "this CPU has neither AVX-512 nor VNNI: activations stay in floating point, so it is slower"
-    return Arithmetic(0, f"{lost}; vectors differ a little from those of other CPUs")
+    return Arithmetic(0, f"this CPU has neither AVX-512 nor VNNI: {_IN_FLOAT}")
+
+
+def compile_here(
+    path: Path, stored: EncoderConfig, threads: int, streams: int, exit: int | None
+) -> tuple[Any, EncoderConfig, str]:
+    """Compile as :func:`compile_graph`, in arithmetic that works here; return the config used, and what is lost, too.
+
+    What the CPU says is tried first. The engine may be capped (``ONEDNN_MAX_CPU_ISA``), or the CPU say nothing: where
+    the program then gives no vector, activations stay in floating point.
+
+    Raises:
+        ModelError: As :func:`compile_graph`, or if the engine has no program at all for this CPU.
+    """
+    here = arithmetic_here(stored.group_size, cpu_flags())
+    wanted = {group: replace(stored, group_size=group) for group in dict.fromkeys((here.group_size, 0))}
+    for group, config in wanted.items():
+        program = compile_graph(path, config, threads, streams, exit)
+        if _runs(program):
+            capped = f"the engine has no product of INT8 activations here: {_IN_FLOAT}"
+            return program, config, here.lost if group == here.group_size else capped
+    raise ModelError(f"{path}: OpenVINO cannot run it on this CPU, expected one with AVX2 at least")
+
+
+def _runs(program: Any) -> bool:
+    """Whether a program gives a vector: without a product that it needs the engine raises, or gives none."""
+    request, shape = program.create_infer_request(), (1, 2)
+    try:
+        request.infer({"input_ids": np.zeros(shape, np.int64), "attention_mask": np.ones(shape, np.int64)})
+    except RuntimeError:
+        return False
+    return bool(request.get_output_tensor(0).shape[0] == 1)
 
 
 def compile_graph(path: Path, config: EncoderConfig, threads: int, streams: int, exit: int | None) -> Any:

@@ -6,7 +6,6 @@ Endpoint, token and offline mode are the library's own: ``HF_ENDPOINT``, ``HF_TO
 from __future__ import annotations
 
 import glob
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from leafembed.errors import BundleError, Error, GateFailedError, MissingExtraError, first_line
+from leafembed.ship.alone import alone
 from leafembed.ship.bundle import read_manifest, verify
 from leafembed.ship.card import MANIFEST
 from leafembed.ship.verdict import read_verdict, unasked
@@ -112,7 +112,8 @@ def pull(repo: str, target: Path, *, revision: str | None = None) -> Pulled:
     partial = target.with_name(f".{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     bundle = partial / "bundle"
-    with _alone(partial, target):
+    busy = Error(f"{target}: another leaf pull fetches into it; wait until it ends, or name another folder")
+    with alone(partial, busy):
         try:
             if target.exists():  # another call was faster
                 shutil.rmtree(bundle, ignore_errors=True)
@@ -142,31 +143,6 @@ def _check_free(target: Path) -> None:
 def _check_name(repo: str) -> None:
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise Error(f"got {repo!r}, expected the name of a repository, org/name")
-
-
-@contextmanager
-def _alone(partial: Path, target: Path) -> Iterator[None]:
-    """Keep every other call out of a folder; the system lets go of it when this process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        yield
-        return
-    lock, busy = partial / "lock", Error(f"{target}: another leaf pull fetches into it; wait until it ends, or name "
-                                         "another folder")  # fmt: skip
-    try:
-        opened = lock.open("w")
-    except FileNotFoundError:  # removed with the folder by one that has just ended
-        raise busy from None
-    with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-        except (BlockingIOError, FileNotFoundError):  # held, or removed
-            alone = False
-        if not alone:
-            raise busy
-        yield
 
 
 def _download(repo: str, revision: str | None, folder: Path) -> str:

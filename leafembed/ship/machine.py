@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,38 +15,55 @@ __all__ = ["cpu_flags", "machine_facts", "peak_memory_mb", "usable_cores", "vers
 _ISA_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 """Instruction sets that decide how fast INT8 and bf16 products are."""
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def usable_cores(cgroup: Path = _CGROUP) -> int:
+def usable_cores(cgroup: Path = _CGROUP, own_groups: Path = _OWN_GROUPS) -> int:
     """Return how many CPU cores this process may keep busy.
 
     That is at most those that it may run on, and no more than the CPU time that its container is given, rounded up: a
     thread beyond it would only make the others wait.
 
     Args:
-        cgroup: Where the limits of the container stand.
+        cgroup: Where the limits of control groups stand.
+        own_groups: Says which of them this process is in.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _cpu_quota(cgroup)
-    return cores if quota is None else max(1, min(cores, math.ceil(quota - 1e-9)))
+    quota = min((_cpu_quota(folder) for folder in _groups(cgroup, own_groups)), default=math.inf)
+    return cores if quota == math.inf else max(1, min(cores, math.ceil(quota - 1e-9)))
 
 
-def _cpu_quota(cgroup: Path) -> float | None:
-    """CPUs' worth of time that control groups allow, of version 2 or 1; ``None``: no limit is set."""
+def _groups(cgroup: Path, own_groups: Path) -> Iterator[Path]:
+    """Folders of the control groups around this process, of version 2 and 1; a container sees its own as the root."""
     try:
-        quota, period = (cgroup / "cpu.max").read_text(encoding="utf-8").split()
+        lines = own_groups.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    for root, controller in ((cgroup, ""), (cgroup / "cpu", "cpu")):
+        yield root
+        for line in lines:
+            _, controllers, path = line.split(":", 2)
+            folder = root / path.lstrip("/")
+            while controller in controllers.split(",") and folder != root:
+                yield folder
+                folder = folder.parent
+
+
+def _cpu_quota(folder: Path) -> float:
+    """CPUs' worth of time that a control group allows, of version 2 or 1; infinity: no limit is set."""
+    try:
+        quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         try:
             names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-            quota, period = ((cgroup / "cpu" / name).read_text(encoding="utf-8").strip() for name in names)
+            quota, period = ((folder / name).read_text(encoding="utf-8").strip() for name in names)
         except OSError:
-            return None
+            return math.inf
     try:
-        return int(quota) / int(period) if int(quota) > 0 else None
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
     except (ValueError, ZeroDivisionError):  # version 2 says "max"
-        return None
+        return math.inf
 
 
 def cpu_flags() -> frozenset[str]:

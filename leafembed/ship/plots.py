@@ -8,7 +8,8 @@ from typing import Any
 
 from leafembed.reports import FLOOR, STATIC_TABLE, EvalReport
 from leafembed.ship.curves import has_curves, plot_curves
-from leafembed.ship.score_plot import Dot, plot_rates, plot_scores, series_of
+from leafembed.ship.point_table import rate_name
+from leafembed.ship.score_plot import Rated, plot_rates, plot_scores, series_of
 from leafembed.ship.scores import TIMED
 
 __all__ = ["CURVES", "PLOTS", "RATES", "SCORES", "draw_plots", "plots_of"]
@@ -49,14 +50,18 @@ def draw_plots(manifest: Mapping[str, Any], folder: Path) -> None:
         plot_rates(_points(manifest), folder / RATES)
 
 
-def _points(manifest: Mapping[str, Any]) -> dict[str, tuple[float, tuple[float, float], Dot]]:
-    """Rate and mean score of each encoder that was both timed and scored."""
+def _points(manifest: Mapping[str, Any]) -> dict[str, Rated]:
+    """Rate, mean score and size of each encoder that was both timed and scored, early exits of all dimensions too."""
     speeds = {entry["name"]: entry for entry in manifest.get("speed") or ()}
-    points: dict[str, tuple[float, tuple[float, float], Dot]] = {}
-    for name, timed in TIMED.items():
-        if timed in speeds and name in manifest["reports"]:
-            report = EvalReport.from_dict(manifest["reports"][name])
-            low, high = speeds[timed]["spread"]
-            dot = (report.mean, report.intervals.get("mean"))
-            points[timed] = (speeds[timed]["texts_per_second"], (low, high), dot)
+    scored = {timed: manifest["reports"].get(name) for name, timed in TIMED.items()}
+    for point in manifest.get("points") or ():
+        if point["exit"] is not None and point["dim"] == manifest["student"]["dim"]:
+            scored[rate_name(point["exit"])] = point.get("report")
+    points: dict[str, Rated] = {}
+    for timed, stored in scored.items():
+        if timed in speeds and stored is not None:
+            report, speed = EvalReport.from_dict(stored), speeds[timed]
+            low, high = speed["spread"]
+            score = (report.mean, report.intervals.get("mean"))
+            points[timed] = Rated(speed["texts_per_second"], (low, high), score, speed["size_mb"])
     return points

@@ -12,7 +12,7 @@ import numpy as np
 from leafembed.ship.beginnings import Beginnings, slices
 from leafembed.ship.folder import EncoderConfig
 from leafembed.ship.stream import WINDOW_CHARACTERS, Window, windows
-from leafembed.ship.texts import Ids, check_texts, split_text
+from leafembed.ship.texts import Ids, check_texts, require_overlap, split_text
 
 __all__ = ["READ_CHARACTERS", "Reader"]
 
@@ -81,6 +81,8 @@ class Reader:
         Raises:
             ValueError: If an item is not a text that UTF-8 can hold, or pieces with this overlap would not advance.
         """
+        if overlap is not None:  # else the first long text would say so, perhaps after hours
+            require_overlap(self.tokenizer, overlap, prompt=prompt, special=self.config.add_special_tokens)
         first = 0
         for part in windows(texts):
             check_texts(part, first=first)

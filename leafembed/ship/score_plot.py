@@ -10,7 +10,7 @@ from typing import Any
 from leafembed.errors import MissingExtraError
 from leafembed.reports import EvalReport, Interval
 
-__all__ = ["MOST_LANGUAGES", "Dot", "Series", "plot_rates", "plot_scores", "series_of"]
+__all__ = ["MOST_LANGUAGES", "Dot", "Rated", "Series", "plot_rates", "plot_scores", "series_of"]
 
 MOST_LANGUAGES = 16
 """Most languages of a type that are drawn one by one; those with most items come first."""
@@ -22,6 +22,8 @@ _ALL = "all"
 _INK, _GRID = "#1f2933", "#e4e7eb"
 _COLOURS = (_INK, "#c2410c", "#0f766e", "#7c3aed", "#0369a1", "#b45309", "#be185d", "#65a30d")
 _MARKERS = "osD^vPX*"
+_AREA = 2.0
+"""Square points of a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,23 @@ class Series:
     label: str
     types: Mapping[str, Dot]
     languages: Mapping[tuple[str, str], Dot]
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A model that was both timed and scored.
+
+    Attributes:
+        rate: Texts a second.
+        ends: Of the slowest and of the fastest round.
+        score: Its mean.
+        megabytes: Of its files.
+    """
+
+    rate: float
+    ends: tuple[float, float]
+    score: Dot
+    megabytes: float
 
 
 def series_of(label: str, report: EvalReport) -> Series:
@@ -80,11 +99,11 @@ def plot_scores(series: Sequence[Series], report: EvalReport, path: Path) -> Non
     figure.savefig(path, metadata={"Software": None})
 
 
-def plot_rates(points: Mapping[str, tuple[float, tuple[float, float], Dot]], path: Path) -> None:
-    """Write the plot of quality against rate as PNG.
+def plot_rates(points: Mapping[str, Rated], path: Path) -> None:
+    """Write the plot of quality against rate as PNG, each model in a disc with the area of its files.
 
     Args:
-        points: By model: texts per second, the slowest and the fastest round, and the mean score.
+        points: By what the legend calls a model.
         path: File to write.
 
     Raises:
@@ -94,12 +113,14 @@ def plot_rates(points: Mapping[str, tuple[float, tuple[float, float], Dot]], pat
 
     figure = _figure(5.5, 3.4)
     axes = figure.subplots()
-    for place, (label, (rate, ends, (score, interval))) in enumerate(points.items()):
-        colour = _COLOURS[place % len(_COLOURS)]
-        axes.plot(ends, [score] * 2, color=colour, linewidth=1.2, alpha=0.6)
+    for place, (label, one) in enumerate(points.items()):
+        colour, (score, interval) = _COLOURS[place % len(_COLOURS)], one.score
+        axes.scatter([one.rate], [score], s=_AREA * one.megabytes, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(one.ends, [score] * 2, color=colour, linewidth=1.2, alpha=0.6)
         if interval:
-            axes.plot([rate] * 2, interval, color=colour, linewidth=1.2, alpha=0.6)
-        axes.plot([rate], [score], _MARKERS[place % len(_MARKERS)], color=colour, markersize=6, label=label)
+            axes.plot([one.rate] * 2, interval, color=colour, linewidth=1.2, alpha=0.6)
+        name = f"{label}, {one.megabytes:,.0f} MB"
+        axes.plot([one.rate], [score], _MARKERS[place % len(_MARKERS)], color=colour, markersize=6, label=name)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -110,7 +131,7 @@ def plot_rates(points: Mapping[str, tuple[float, tuple[float, float], Dot]], pat
     axes.grid(True, color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, title="area: MB on disk").get_title().set_fontsize(9)
     figure.savefig(path, metadata={"Software": None})
 
 

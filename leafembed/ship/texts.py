@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from leafembed.errors import ModelError, first_line
 
-__all__ = ["Ids", "batches_by_length", "check_texts", "open_tokenizer", "padded", "split_text"]
+__all__ = ["Ids", "batches_by_length", "check_texts", "open_tokenizer", "padded", "require_overlap", "split_text"]
 
 Ids = NDArray[np.int64]
 
@@ -55,6 +55,19 @@ def check_texts(texts: Sequence[str], *, first: int = 0) -> None:
             raise ValueError(f"texts[{index}]: a lone surrogate at character {error.start} is not text") from error
 
 
+def require_overlap(tokenizer: Any, overlap: int, *, prompt: str, special: bool) -> int:
+    """Return how many tokens of a text a window holds; the arguments are those of :func:`split_text`.
+
+    Raises:
+        ValueError: If windows with this overlap would not advance.
+    """
+    limit = int(tokenizer.truncation["max_length"])
+    room = limit - len(tokenizer.encode(prompt, add_special_tokens=special).ids) - min(_SLACK, limit // 8)
+    if not 0 <= overlap < room:
+        raise ValueError(f"overlap: got {overlap} tokens, expected 0 to {room - 1}: a window holds {room}")
+    return room
+
+
 def split_text(tokenizer: Any, text: str, *, prompt: str, overlap: int, special: bool) -> list[str]:
     """Return windows of a text, each of which the model reads whole, in order.
 
@@ -68,10 +81,7 @@ def split_text(tokenizer: Any, text: str, *, prompt: str, overlap: int, special:
     Raises:
         ValueError: If windows with this overlap would not advance.
     """
-    limit = int(tokenizer.truncation["max_length"])
-    room = limit - len(tokenizer.encode(prompt, add_special_tokens=special).ids) - min(_SLACK, limit // 8)
-    if not 0 <= overlap < room:
-        raise ValueError(f"overlap: got {overlap} tokens, expected 0 to {room - 1}: a window holds {room}")
+    room = require_overlap(tokenizer, overlap, prompt=prompt, special=special)
     whole = tokenizer.encode(text, add_special_tokens=False)
     # What was cut is kept by the tokenizer, in pieces; a cut on the left has them in another order.
     spans = sorted(span for part in (whole, *whole.overflowing) for span in part.offsets)

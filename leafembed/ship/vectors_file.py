@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from leafembed.errors import DataError, MissingExtraError
+from leafembed.ship.alone import alone
 from leafembed.types import FloatArray
 
 __all__ = ["FORMATS", "Progressed", "VectorsFile", "json_line"]
@@ -67,7 +69,7 @@ class VectorsFile:
             inputs: Hash of everything that the vectors depend on but the texts.
 
         Raises:
-            DataError: If the suffix says no format.
+            DataError: If the suffix says no format, or another call writes the same file.
             MissingExtraError: If nothing that writes it is installed.
         """
         if path.suffix not in FORMATS:
@@ -77,6 +79,10 @@ class VectorsFile:
         self.path = path
         self.dim = dim
         self._folder = path.with_name(f".{path.name}.partial")
+        self._folder.mkdir(exist_ok=True)
+        self._alone = ExitStack()  # two that write the same rows would leave holes
+        busy = DataError(f"{path}: another leaf encode writes it; wait until it ends, or name another file")
+        self._alone.enter_context(alone(self._folder, busy))
         self.state = self._found(inputs)
         if not self.state.texts:
             self.restart()
@@ -99,12 +105,9 @@ class VectorsFile:
     def restart(self) -> None:
         """Forget every row."""
         self.state = Progressed(self.state.inputs)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir()
+        (self._folder / "state.json").unlink(missing_ok=True)
         (self._folder / "vectors").write_bytes(bytes(_HEAD))
         if hasattr(self, "_file"):
-            self._file.close()
-            self._file = (self._folder / "vectors").open("r+b")
             self._file.seek(_HEAD)
 
     def append(self, vectors: FloatArray, *, cut: int, digest: str) -> None:
@@ -138,15 +141,18 @@ class VectorsFile:
         FORMATS[self.path.suffix](rows, made)
         made.replace(self.path)
         shutil.rmtree(self._folder)
+        self._alone.close()
 
     def close(self) -> None:
         """Leave it as it is, to be taken up again."""
         self._file.close()
+        self._alone.close()
 
     def abandon(self) -> None:
         """Remove every trace."""
-        self.close()
+        self._file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._alone.close()
 
 
 def json_line(vector: FloatArray) -> str:
