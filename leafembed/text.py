@@ -14,7 +14,7 @@ import re
 import sys
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any, cast
@@ -184,21 +184,13 @@ def read_rows(
     Raises:
         DataError: As :func:`read_objects`, and if a column is missing or of another kind; names the line.
     """
-    return list(_rows(path, texts, names, numbers, lists, optional))
+    kinds = {_as_text: texts, _as_name: names, _as_number: numbers, _as_texts: lists}
+    return list(_rows(path, {key: convert for convert, keys in kinds.items() for key in keys}, optional))
 
 
 def _rows(
-    path: Path,
-    texts: Sequence[str],
-    names: Sequence[str] = (),
-    numbers: Sequence[str] = (),
-    lists: Sequence[str] = (),
-    optional: Sequence[str] = (),
+    path: Path, columns: Mapping[str, Callable[[Any], Any]], optional: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    kinds: dict[Callable[[Any], Any], Sequence[str]] = {
-        _as_text: texts, _as_name: names, _as_number: numbers, _as_texts: lists
-    }  # fmt: skip
-    columns = {key: convert for convert, keys in kinds.items() for key in keys}
     for number, value in read_objects(path):
         missing = [key for key in columns if key not in value]
         if missing:
@@ -224,7 +216,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def stream_texts(path: Path, *, jsonl: bool = False) -> Iterator[str]:
-    """Yield what :func:`read_texts` returns, one at a time.
+    """Yield what :func:`read_texts` returns, one at a time. A blank text is one too, so that rows stay in step.
 
     Args:
         path: The file; its name says what is in it.
@@ -236,7 +228,7 @@ def stream_texts(path: Path, *, jsonl: bool = False) -> Iterator[str]:
     """
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     if jsonl or ".jsonl" in suffixes:
-        return (row["text"] for row in _rows(path, ("text",)))
+        return (row["text"] for row in _rows(path, {"text": _as_line}))
     if advice := _OTHERS.get(suffixes[-1] if suffixes else ""):
         raise DataError(
             f'{path}: got a {suffixes[-1]} file, expected a text a line, or a .jsonl file of lines {{"text": "..."}}: '
@@ -261,6 +253,12 @@ def _as_any_text(value: Any) -> str:
         return (value or "").encode().decode()
     except UnicodeEncodeError as error:
         raise ValueError("text without half of a surrogate pair") from error
+
+
+def _as_line(value: Any) -> str:
+    if value is None:
+        raise TypeError("text")
+    return _as_any_text(value)
 
 
 def _as_text(value: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_rows
 
 from leafembed.errors import DataError
-from leafembed.text import normalise_lang, normalise_text, read_lines, read_objects, read_rows
+from leafembed.text import normalise_lang, normalise_text, read_lines, read_objects, read_rows, stream_texts
 
 
 def test_texts_that_differ_in_case_space_or_composition_are_the_same() -> None:
@@ -123,3 +123,12 @@ def test_rows_with_a_wrong_value_are_errors(tmp_path: Path, row: str, message: s
     path.write_text(row, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         read_rows(path, texts=("t",), names=("id",), numbers=("n",))
+
+
+def test_a_blank_text_of_json_lines_is_read_as_one_and_none_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": ""}\n{"text": " "}\n{"text": null}\n', encoding="utf-8")
+    texts = stream_texts(path)
+    assert [next(texts), next(texts), next(texts)] == ["a", "", " "]
+    with pytest.raises(DataError, match=r":4: got text = 'None', expected text"):
+        next(texts)
