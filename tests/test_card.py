@@ -5,13 +5,11 @@ import struct
 import tomllib
 
 import pytest
-from huggingface_hub import ModelCard
-from tiny import TASKS, refused_before_int8, sample_manifest, verdict
+from tiny import refused_before_int8, sample_manifest, verdict
 
 from leafembed.reports_vocabulary import Retokenised, VocabularyReport
 from leafembed.ship.card import render_card
 from leafembed.ship.curves import plot_curves
-from leafembed.ship.markdown import bullets, fixed, table, to_toml
 
 
 @pytest.fixture
@@ -21,11 +19,6 @@ def manifest():
 
 def _body(card):
     return card.split("---\n", 2)[2].lstrip()
-
-
-def _front(card):
-    yaml = pytest.importorskip("yaml")
-    return yaml.safe_load(card.split("---\n", 2)[1])
 
 
 def test_a_passed_card_opens_with_its_name(manifest):
@@ -176,51 +169,6 @@ def test_speed_ratios_are_to_each_teacher_row(manifest):
     assert f"| {96.3 / 8.4:.3f} | {96.3 / 21.7:.3f} |" in row
 
 
-@pytest.mark.parametrize(
-    ("licence", "shown", "name"),
-    [
-        ("gemma", "gemma", None),
-        ("Gemma Terms of Use", "gemma", None),
-        ("Apache-2.0", "apache-2.0", None),
-        (None, "other", None),
-        ("CC BY-NC 4.0, research", "other", "CC BY-NC 4.0, research"),
-        ("nvidia-open-model-license", "other", "nvidia-open-model-license"),
-    ],
-)
-def test_front_matter_states_the_licence(manifest, licence, shown, name):
-    manifest["teacher"]["licence"] = manifest["student"]["licence"] = licence
-    card = render_card(manifest)
-    front = _front(card)
-    assert (front["license"], front.get("license_name")) == (shown, name)
-    assert ("ai.google.dev/gemma/terms" in card) == (shown == "gemma")
-    assert ("Model Derivative" in card) == (shown == "gemma")
-
-
-def test_a_hub_reads_the_scores_of_what_ships(manifest):
-    data = ModelCard(render_card(manifest)).data
-    assert data.model_name == "leaf-small"
-    found = {(each.task_type, each.dataset_type, each.dataset_config): each.metric_value for each in data.eval_results}
-    assert found == {(kind, task, lang): score * 0.953 for task, kind, lang, _, score in TASKS}
-    assert data.eval_results[0].dataset_split == "test"
-
-
-@pytest.mark.parametrize("refused", [refused_before_int8(), sample_manifest(verdict=verdict(retention=0.5))])
-def test_a_refused_model_shows_no_scores_to_a_hub(refused):
-    assert "model-index" not in _front(render_card(refused))
-
-
-def test_front_matter_is_what_a_hub_reads(manifest):
-    for report in manifest["reports"].values():
-        report["results"][1]["lang"] = "no"
-    front = _front(render_card(manifest))
-    # What was measured, of "deu-eng" both; "no" as text. Norwegian, undetermined and more was trained.
-    assert front["language"] == ["de", "en", "no"]
-    assert front["base_model"] == "google/embeddinggemma-300m"
-    assert front["pipeline_tag"] == "feature-extraction"
-    manifest["teacher"]["name"] = "./models/teacher"
-    assert "base_model" not in _front(render_card(manifest))
-
-
 def test_the_recipe_on_the_card_is_toml_of_the_same_recipe(manifest):
     block = re.search(r"```toml\n(.*?)\n```", render_card(manifest), re.DOTALL)
     assert tomllib.loads(block[1]) == manifest["recipe"]
@@ -301,22 +249,6 @@ def test_a_pruned_vocabulary_is_shown_by_language(manifest):
     assert costs in render_card(manifest)
     manifest["vocabulary"]["languages"] = manifest["vocabulary"]["languages"][:2]
     assert "more languages, with fewer" not in render_card(manifest)
-
-
-def test_markdown_pieces():
-    assert table(["a", "b"], [[1, None]]) == "| a | b |\n| :-- | --: |\n| 1 | n/a |"
-    assert bullets({"a": 1, "b": None, "c": ""}) == "- a: 1"
-    assert (fixed(1234.5, 2), fixed(None, 2)) == ("1,234.50", "n/a")
-
-
-def test_toml_survives_awkward_values():
-    data = {
-        "s": 'quote " backslash \\ newline \n grün 🙂',
-        "empty": {},
-        "table": {"x": [], "y": [1.5, 1e-5], "in": {"a b": 1, "c": {"d": True}}, "none": []},
-        "list": {"of": [{"a": 1, "m": {"k": "v"}}, {"a": 2}]},
-    }
-    assert tomllib.loads(to_toml(data)) == data
 
 
 def test_scores_carry_their_intervals(manifest):
