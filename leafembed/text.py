@@ -129,6 +129,8 @@ def read_lines(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tup
             for number, line in decode_lines(file, name, max_line_bytes=max_line_bytes):
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # it was not opened
+            raise DataError(f"{name}: {error.strerror}; expected a file that can be read") from error
         raise DataError(f"{name}: cannot be read after line {number} ({error}); expected a complete file") from error
 
 

@@ -132,3 +132,9 @@ def test_a_blank_text_of_json_lines_is_read_as_one_and_none_is_an_error(tmp_path
     assert [next(texts), next(texts), next(texts)] == ["a", "", " "]
     with pytest.raises(DataError, match=r":4: got text = 'None', expected text"):
         next(texts)
+
+
+@pytest.mark.parametrize(("name", "said"), [("none.txt", "No such file"), ("", "Is a directory")])
+def test_a_file_that_cannot_be_opened_is_said_plainly(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(DataError, match=rf"{said}.*; expected a file that can be read"):
+        next(read_lines(tmp_path / name))
