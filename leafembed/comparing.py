@@ -19,7 +19,7 @@ import numpy as np
 from leafembed.judge.compare import Judged
 from leafembed.judge.evaluate import report_of, score_part
 from leafembed.judge.floors import BagOfWords
-from leafembed.judge.intervals import EDITION, RESAMPLES, Draws
+from leafembed.judge.intervals import DRAWN, RESAMPLES, Draws
 from leafembed.judge.tasks import Part, Task, load_tasks
 from leafembed.judge.views import View
 from leafembed.learn.cached import CachedEncoder
@@ -90,7 +90,7 @@ def judge_one(opened: Opened, tasks: Sequence[Task], *, cache_dir: Path, where: 
     for number, task in enumerate(tasks, start=1):
         # A bag of words counts in every language of a set, also in those that are not scored.
         counted = sorted(task.texts) if isinstance(opened.encoder, BagOfWords) else None
-        about = fingerprint(task.id, task.type, task.metric, counted, (RESAMPLES, EDITION), versions(SCORERS))
+        about = fingerprint(task.id, task.type, task.metric, counted, DRAWN, versions(SCORERS))
         paths = [folder / f"{fingerprint(about, part.lang, part.data)}.json" for part in task.parts]
         found = [_read(path) for path in paths]
         kept += len(found) - found.count(None)

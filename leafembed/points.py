@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from leafembed.judge.evaluate import evaluate
+from leafembed.judge.intervals import DRAWN
 from leafembed.judge.tasks import contents_of
 from leafembed.judge.views import View
 from leafembed.learn.models import fingerprint_folder
@@ -60,7 +61,7 @@ def measure_points(line: Line, int8: BundleEncoder) -> list[dict[str, Any]]:
     learned = line.learned
     tasks = contents_of(learned.test)
     how = (fingerprint_folder(line.folder / "int8"), int8.threads, int8.batch_size)
-    key = fingerprint(dataclasses.asdict(int8.ref), how, tasks, dims, exits, versions(PACKAGES))
+    key = fingerprint(dataclasses.asdict(int8.ref), how, tasks, dims, exits, DRAWN, versions(PACKAGES))
 
     def build(_: Path) -> dict[str, Any]:
         found = []

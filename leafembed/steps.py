@@ -16,7 +16,7 @@ import numpy as np
 from leafembed.errors import Error
 from leafembed.judge.evaluate import Candidate, evaluate
 from leafembed.judge.floors import BagOfWords, RandomEncoder
-from leafembed.judge.intervals import RESAMPLES
+from leafembed.judge.intervals import DRAWN
 from leafembed.judge.tasks import contents_of
 from leafembed.learn.factors import read_factors
 from leafembed.learn.models import describe, fingerprint_folder, load_sentence_transformer, resolve, stated_licence
@@ -185,7 +185,7 @@ def scored(line: Line, name: str, encoder: Candidate, *, dev: bool = False, how:
     tasks = learned.dev if dev else learned.test
     data = contents_of(tasks)
     few = [dict(task.too_few) for task in tasks]
-    base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed, few, RESAMPLES)
+    base = (learned.targets_id, learned.teacher.arithmetic.precision, line.recipe.seed, few, DRAWN)
     about = dataclasses.asdict(encoder.ref)
     key = fingerprint(about, data, *base, how, versions((*PACKAGES, "scikit-learn", "scipy")))
 

@@ -23,9 +23,9 @@ from leafembed.errors import DataError
 from leafembed.progress import say
 
 __all__ = [
-    "LANGUAGES",
     "clean_text",
     "decode_lines",
+    "languages_of",
     "normalise_lang",
     "normalise_text",
     "read_lines",
@@ -56,8 +56,6 @@ wo wol|xh xho|yi yid ydd ji|yo yor|za zha|zh zho chi cmn|zu zul
 _SHORT = {
     alias: entry.split()[0] for entry in _ALIASES.replace("\n", "|").split("|") for alias in entry.split()[1:] if entry
 }
-LANGUAGES = frozenset(_SHORT.values())
-"""Languages that have a code of two letters."""
 
 _STDIN = "-"
 
@@ -93,6 +91,11 @@ def normalise_lang(tag: str | None) -> str:
     """
     primary = re.split(r"[-_]", (tag or "").strip().lower(), maxsplit=1)[0]
     return _SHORT.get(primary, primary) or "und"
+
+
+def languages_of(lang: str) -> list[str]:
+    """The short tags of a language, or of both languages of a pair such as ``deu-eng``."""
+    return [normalise_lang(side) for side in lang.split("-")]
 
 
 def decode_lines(file: IO[bytes], name: str, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, str]]:
@@ -197,7 +200,7 @@ def _rows(
         missing = [key for key in columns if key not in value]
         if missing:
             raise DataError(f"{_name(path)}:{number}: got the keys {sorted(value)}, expected {missing} too")
-        full = {**dict.fromkeys(optional, ""), **value}
+        full = {**value, **{key: "" for key in optional if value.get(key) is None}}
         row = {}
         for key, convert in {**columns, **dict.fromkeys(optional, _as_any_text)}.items():
             try:
@@ -230,7 +233,7 @@ def stream_texts(path: Path, *, jsonl: bool = False) -> Iterator[str]:
     """
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     if jsonl or ".jsonl" in suffixes:
-        return (row["text"] for row in _rows(path, {"text": _as_line}))
+        return (row["text"] for row in _rows(path, {"text": _as_any_text}))
     if advice := _OTHERS.get(suffixes[-1] if suffixes else ""):
         raise DataError(
             f'{path}: got a {suffixes[-1]} file, expected a text a line, or a .jsonl file of lines {{"text": "..."}}: '
@@ -249,18 +252,12 @@ def _plain(path: Path) -> Iterator[str]:
 
 
 def _as_any_text(value: Any) -> str:
-    if not isinstance(value, str | None):
+    if not isinstance(value, str):
         raise TypeError("text")
     try:
-        return (value or "").encode().decode()
+        return value.encode().decode()
     except UnicodeEncodeError as error:
         raise ValueError("text without half of a surrogate pair") from error
-
-
-def _as_line(value: Any) -> str:
-    if value is None:
-        raise TypeError("text")
-    return _as_any_text(value)
 
 
 def _as_text(value: Any) -> str:

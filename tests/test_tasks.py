@@ -162,10 +162,10 @@ def test_variants_of_a_language_stay_apart_beside_the_plain_one(tmp_path: Path) 
 
 
 def test_two_languages_in_small_letters_are_a_pair(tmp_path: Path) -> None:
-    tags = ("en", "en-de", "de-fr", "deu-eng", "es-es", "pt-BR", "zh-tw")
+    tags = ("en", "en-de", "de-fr", "deu-eng", "es-es", "pt-BR", "zh-tw", "ko-kr", "hi-in")
     write_rows(tmp_path / "sts/a.jsonl", [sts(f"{lang} {i}", i, lang) for lang in tags for i in range(3)])
     parts = {part.lang: part.n for part in load_tasks(tmp_path, ["sts/a"])[0].parts}
-    assert parts == dict.fromkeys(("de-en", "de-fr", "en", "en-de", "es", "pt", "zh"), 3)
+    assert parts == dict.fromkeys(("de-en", "de-fr", "en", "en-de", "es", "hi", "ko", "pt", "zh"), 3)
     (task,) = load_tasks(tmp_path, ["sts/a"], languages=["de"])
     assert [part.lang for part in task.parts] == ["de-en", "en-de"]
 

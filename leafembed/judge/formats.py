@@ -14,7 +14,7 @@ import numpy as np
 
 from leafembed.errors import DataError
 from leafembed.judge.probes import pick_documents
-from leafembed.text import LANGUAGES, normalise_lang, normalise_text, read_rows
+from leafembed.text import languages_of, normalise_lang, normalise_text, read_rows
 
 __all__ = [
     "CROSS",
@@ -38,8 +38,8 @@ CROSS = "cross"
 _SPLIT = "test"
 """Split that is scored where a file has several and none is named."""
 
-_ONE_LANGUAGE = frozenset({"de-ch", "fr-be", "fr-ca", "fr-ch", "it-ch", "nl-be", "pt-br", "zh-tw"})
-"""Languages of countries that are written in small letters too, though the country's code is also a language's."""
+_SECOND = frozenset("ar de en es fr it ja ko nl pl pt ru tr zh".split())
+"""Languages that may be second in a pair; what else follows a language is its country, as in ``ko-kr``."""
 
 Item = tuple[Any, ...]
 Groups = dict[str, tuple[list[Item], Any]]
@@ -94,13 +94,13 @@ def _grouped(rows: Sequence[_Row], key: str, options: Options) -> dict[str, list
     """Rows by normalised language, of the wanted languages.
 
     A variant such as ``EN-ext`` is ``en_ext`` where the file holds plain ``EN`` too: they are two sets. Two languages
-    in small letters, as ``de-en``, are a pair; ``pt-BR`` is one language.
+    in small letters, as ``de-en``, are a pair; ``pt-BR`` and ``ko-kr`` are one language.
     """
     tags = {row[key] for row in rows}
     plain = {normalise_lang(tag) for tag in tags if tag.isalpha()}
     shown = {}
     for tag in tags:
-        sides = [normalise_lang(side) for side in (tag.split("-") if key == "lang_pair" or _is_pair(tag) else [tag])]
+        sides = languages_of(tag) if key == "lang_pair" or _is_pair(tag) else [normalise_lang(tag)]
         if options.wants(sides):
             variant = len(sides) == 1 and sides[0] in plain and not tag.isalpha()
             shown[tag] = tag.lower().replace("-", "_") if variant else "-".join(sides)
@@ -112,9 +112,8 @@ def _grouped(rows: Sequence[_Row], key: str, options: Options) -> dict[str, list
 
 
 def _is_pair(tag: str) -> bool:
-    sides = list(map(normalise_lang, tag.split("-")))
-    two = len(set(sides)) == len(sides) == 2 and LANGUAGES.issuperset(sides)
-    return two and tag.islower() and tag not in _ONE_LANGUAGE
+    first, _, second = tag.partition("-")
+    return tag.islower() and normalise_lang(first) != (other := normalise_lang(second)) and other in _SECOND
 
 
 def read_sts(path: Path, options: Options, split: str) -> tuple[Groups, list[str]]:

@@ -12,8 +12,8 @@ from leafembed.errors import DataError, RecipeError
 from leafembed.evidence import Behaviour, Contamination
 from leafembed.judge.tasks import Task
 from leafembed.recipe import GateConfig
-from leafembed.reports import BAG_OF_WORDS, FLOOR, Check, EvalReport, GateResult, TaskResult
-from leafembed.text import normalise_lang
+from leafembed.reports import BAG_OF_WORDS, FLOOR, Check, EvalReport, GateResult
+from leafembed.text import languages_of, normalise_lang
 
 __all__ = ["check", "floors_above", "require_known"]
 
@@ -164,7 +164,7 @@ def _drops(report: EvalReport, fp32: EvalReport, config: GateConfig) -> Iterator
 
 def _languages(report: EvalReport, config: GateConfig) -> Iterator[Check]:
     for lang in config.languages:
-        covering = [result for result in report.results if normalise_lang(lang) in _languages_of(result)]
+        covering = [result for result in report.results if normalise_lang(lang) in languages_of(result.lang)]
         yield Check(f"results in language {lang}", len(covering), 1)
 
 
@@ -186,10 +186,6 @@ def _behaviour(seen: Behaviour, config: GateConfig) -> Iterator[Check]:
     yield Check(
         "response to the end of a text, of the teacher's", seen.tail / seen.teacher_tail, config.min_tail_response
     )
-
-
-def _languages_of(result: TaskResult) -> set[str]:
-    return {normalise_lang(part) for part in result.lang.split("-")}
 
 
 def _require_same_data(report: EvalReport, other: EvalReport, name: str) -> None:

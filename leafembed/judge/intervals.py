@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from leafembed.errors import NonFiniteError
 
-__all__ = ["EDITION", "LEVEL", "RESAMPLES", "STATISTICS", "Draws", "Items", "Scored", "bounds", "redraw"]
+__all__ = ["DRAWN", "LEVEL", "RESAMPLES", "STATISTICS", "Draws", "Items", "Scored", "bounds", "redraw"]
 
 RESAMPLES = 1_000
 """Resamples of every score."""
 
-EDITION = 2
-"""Of how draws are made; kept results of another edition are computed again."""
+DRAWN = (RESAMPLES, "centred V-measure")
+"""How draws are made; results that were kept from other draws are computed again."""
 
 LEVEL = 0.95
 """Share of the resamples whose score lies within an interval."""

@@ -20,7 +20,7 @@ from leafembed.judge.evaluate import Candidate
 from leafembed.judge.mteb_model import import_mteb, model_meta
 from leafembed.reports import TaskResult
 from leafembed.stages import fingerprint
-from leafembed.text import normalise_lang
+from leafembed.text import languages_of
 
 __all__ = ["write_mteb_results"]
 
@@ -86,6 +86,6 @@ def _of_mteb(results: Iterable[TaskResult]) -> list[Any]:
 def _entry(result: TaskResult) -> dict[str, Any]:
     from mteb.languages.iso_mappings import _hf_langs_to_iso_lang_scripts  # mteb has no public name for it
 
-    languages = _hf_langs_to_iso_lang_scripts([normalise_lang(side) for side in result.lang.split("-")]) or []
+    languages = _hf_langs_to_iso_lang_scripts(languages_of(result.lang)) or []
     scores = {**result.scores, "main_score": result.main_score}
     return {**scores, "hf_subset": result.lang, "languages": languages}

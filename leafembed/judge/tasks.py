@@ -8,7 +8,7 @@
     DATA/reranking/NAME.jsonl[.gz]        query, positive [text, ...], negative [text, ...], lang, split?
     DATA/retrieval/NAME/                  queries {id, text, lang}, corpus {id, text, title?}, qrels {qid, did, score}
 
-``lang`` is one language, ``pt-BR`` too, or a pair in small letters as ``de-en``.
+``lang`` is one language, ``pt-BR`` too, or a pair in small letters as ``de-en`` (docs/extending.md says which).
 Where a file names splits, test is scored unless the task's name ends in another, as ``pair/pawsx@dev``.
 
 A task is a value: rows already read and checked, and for each language a function from "how to encode" to scores.

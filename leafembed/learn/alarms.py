@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from leafembed.errors import NonFiniteError
-from leafembed.text import normalise_lang
+from leafembed.text import languages_of, normalise_lang
 from leafembed.types import FloatArray
 
 __all__ = [
@@ -286,4 +286,4 @@ def diagnosis(alarms: Sequence[Alarm]) -> str:
 
 def _tags(languages: Collection[str]) -> set[str]:
     """Short tags of languages and pairs of languages, without those that name none."""
-    return {normalise_lang(side) for lang in languages for side in lang.split("-")} - {_UNKNOWN, MIXED, "mul"}
+    return {one for lang in languages for one in languages_of(lang)} - {_UNKNOWN, MIXED, "mul"}

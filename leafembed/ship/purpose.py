@@ -8,7 +8,7 @@ from typing import Any
 from leafembed.recipe_io import load_gate
 from leafembed.reports import FLOOR, SHIPPED, EvalReport, GateResult
 from leafembed.ship.markdown import count, fixed
-from leafembed.text import normalise_lang
+from leafembed.text import languages_of
 
 __all__ = ["purpose_section"]
 
@@ -72,7 +72,7 @@ def _limits(manifest: Mapping[str, Any], shipped: EvalReport, teacher: EvalRepor
         yield f"Not measured, so nothing is claimed: {'; '.join(missing)}."
     rows = manifest["corpus"]["languages"]
     trained = set(rows) - {_UNKNOWN}
-    judged = {result.lang if "-" in result.lang else normalise_lang(result.lang) for result in shipped.results}
+    judged = {"-".join(languages_of(result.lang)) for result in shipped.results}
     if unjudged := sorted(trained - judged, key=lambda lang: (-rows[lang], lang)):
         yield f"Trained on but not measured in {_listed(unjudged, 'languages')}."
     if unseen := sorted(lang for lang in judged - trained if "-" not in lang and lang != _UNKNOWN):
