@@ -126,13 +126,8 @@ class StoppedError(Error):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or the name of its kind where it says nothing.
-
-    Lines in which OpenVINO says where in its own source it stood are passed over.
-    """
-    lines = str(error).strip().splitlines()
-    said = (line for line in lines if not line.startswith(("Exception from ", "Check '")))
-    return next(said, next(iter(lines), type(error).__name__))
+    """Return the first line of what an error says, or the name of its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def require(condition: bool, key: str, got: Any, expected: str) -> None:

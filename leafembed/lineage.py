@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "Lineage",
     "carry_lineage",
     "hashes_of",
+    "kept_out_of_all",
     "read_lineage",
     "read_training",
     "require_goes_on",
@@ -119,16 +120,20 @@ def read_training(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def require_goes_on(recipe: Recipe, before: Lineage | None, *, kept_out: Mapping[str, str]) -> None:
+def require_goes_on(
+    recipe: Recipe, before: Lineage | None, *, test: Mapping[str, str], dev: Mapping[str, Collection[str]]
+) -> None:
     """Check that a run may go on from a student: what the card says of all training must hold for its first part too.
 
     Args:
         recipe: Of the run.
         before: What the student learned from; ``None``: the run starts anew, and nothing has to hold.
-        kept_out: Hash of each evaluation set that the run keeps out of its text, by task id.
+        test: Hash of each evaluation set that the run judges by, by task id.
+        dev: Texts of each set that it chooses by, as ``normalise_text`` returns them, by task id.
 
     Raises:
-        RecipeError: If settings of teacher or student differ, or the student's text was not kept apart from a set.
+        RecipeError: If settings of teacher or student differ, if a set to judge by was not kept out of the student's
+            text, or if a set to choose by shares a whole text with it.
     """
     if before is None:
         return
@@ -137,10 +142,26 @@ def require_goes_on(recipe: Recipe, before: Lineage | None, *, kept_out: Mapping
         for key in sorted({*then, *now} - free):
             require(then.get(key) == now.get(key), f"{section}.{key} of train.start", then.get(key),
                     f"{now.get(key)!r}, as the recipe's: set {section}.{key} to what it was, {AFRESH}")  # fmt: skip
-    loose = sorted(task for task, content in kept_out.items() if before.kept_out.get(task) != content)
-    require(not loose, "eval", loose, "only tasks, with the same content, that train.start kept out of its text, as "
-            f"its eval.dev, eval.test or eval.decontaminate: {sorted(before.kept_out)}. To go on from it, leave "
-            f"{', '.join(loose)} out of eval.dev, eval.test and eval.decontaminate, {AFRESH}")  # fmt: skip
+    loose = sorted(test.keys() - kept_out_of_all(before, test).keys())
+    require(not loose, "eval.test", loose, "only tasks, with the same content, that train.start kept out of its text, "
+            f"as its eval.dev, eval.test or eval.decontaminate: {sorted(before.kept_out)}; leave "
+            f"{', '.join(loose)} out of eval.test, {AFRESH}")  # fmt: skip
+    met = sorted(task for task, texts in dev.items() if np.isin(hashes_of(texts), before.texts).any())
+    require(not met, "eval.dev", met, "only tasks of whose texts train.start learned none; leave "
+            f"{', '.join(met)} out of eval.dev, {AFRESH}")  # fmt: skip
+
+
+def kept_out_of_all(before: Lineage | None, kept_out: Mapping[str, str]) -> dict[str, str]:
+    """Of the evaluation sets that a run keeps out of its text, those that were kept out of all earlier text too.
+
+    A student that has met a set once has met it, however well later parts avoid it.
+
+    Args:
+        before: What the student learned from; ``None``: nothing.
+        kept_out: Hash of each set, by task id.
+    """
+    same = {task: content for task, content in kept_out.items() if before and before.kept_out.get(task) == content}
+    return same if before else dict(kept_out)
 
 
 def require_listed(sources: Iterable[Mapping[str, Any]], before: Lineage | None) -> None:
@@ -151,7 +172,7 @@ def require_listed(sources: Iterable[Mapping[str, Any]], before: Lineage | None)
     """
     unlisted = _unlisted(before.sources, sources) if before else []
     require(not unlisted, "data.sources", "nothing of " + ", ".join(unlisted), "every source of train.start, by the "
-            f"same licence and origin: list it (weight 0 does not), {AFRESH}")  # fmt: skip
+            f"same origin: list it (weight 0 does not), {AFRESH}")  # fmt: skip
 
 
 def require_same_teacher(fingerprint: str | None, before: Lineage | None) -> None:
@@ -171,5 +192,5 @@ def _unlisted(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, An
 
 
 def _origin(source: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a source is known by, wherever its file lies."""
-    return Path(source["path"]).name, source.get("licence"), source.get("origin")
+    """What a source is known by, wherever its file lies; its licence may have been corrected since."""
+    return Path(source["path"]).name, source.get("origin")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 
 from leafembed.errors import Error, RecipeError, require
 from leafembed.evidence import Contamination
-from leafembed.judge.agreement import agreement_task
+from leafembed.judge.agreement import AGREEMENT_TYPE, agreement_task
 from leafembed.judge.gate import require_known
 from leafembed.judge.tasks import AGREEMENT, Task, check_disjoint, load_tasks, scored_items
 from leafembed.learn.alarms import MIXED, Alarm, check_languages
@@ -21,19 +20,25 @@ from leafembed.learn.data import prepare_corpus
 from leafembed.learn.draw import idle_weights
 from leafembed.learn.exposure import teacher_overlap
 from leafembed.learn.models import find_models, resolve
-from leafembed.learn.negatives import MAX_POOL, mine_negatives
 from leafembed.learn.overlap import JudgedSet, sets_fingerprint
 from leafembed.learn.prompts import reserved_tokens, student_prompts
-from leafembed.learn.rows import Rows
 from leafembed.learn.shapes import require_shape
 from leafembed.learn.teacher import CachedTeacher, load_teacher
 from leafembed.learn.token_pass import embed_tokens
 from leafembed.learn.token_store import TokenTargets
-from leafembed.lineage import Lineage, read_lineage, require_goes_on, require_listed, require_same_teacher
+from leafembed.lineage import (
+    Lineage,
+    kept_out_of_all,
+    read_lineage,
+    require_goes_on,
+    require_listed,
+    require_same_teacher,
+)
+from leafembed.mining import with_negatives
 from leafembed.progress import say
 from leafembed.recipe import Recipe
 from leafembed.recipe_learn import StudentConfig
-from leafembed.stages import fingerprint, once
+from leafembed.stages import fingerprint
 from leafembed.teaching import CHECK_TEXTS, in_openvino, tokens_in_openvino
 from leafembed.text import normalise_lang
 from leafembed.types import Corpus, FloatArray, ModelRef
@@ -57,7 +62,7 @@ class Material:
             where it was not wanted.
         dev: Tasks that choose the checkpoint.
         test: Tasks that the gate judges by.
-        kept_out: Hash of each evaluation set that was kept out of the corpus, by task id.
+        kept_out: Hash of each evaluation set that was kept out of all text that the student learns from, by task id.
         exposure: What of the tasks the teacher's own training text touches; empty: it is not to be had.
         tokens: Teacher vectors of the rows' tokens; ``None``: the recipe wants none.
     """
@@ -128,27 +133,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
             "0 with a student that was trained elsewhere")  # fmt: skip
     find_models(recipe.teacher, recipe.student)  # before text is read for minutes
     before = _read_before(recipe)
-    say("reading tasks and corpus")
-    dev, test, judged = _read_tasks(recipe)
-    sets = {task: sets_fingerprint({task: judged[task]}) for task in judged}
-    require_goes_on(recipe, before, kept_out=sets)
-    exposure = teacher_overlap(recipe.eval.teacher_sources, recipe.data, recipe.cache_dir / "exposure", judged=judged)
-    corpus = prepare_corpus(
-        recipe.data,
-        recipe.cache_dir / "corpora",
-        seed=recipe.seed,
-        prompt_name=recipe.teacher.prompt_name,
-        judged=judged,
-        learned=before.texts if before else None,
-    )
-    require_listed(corpus.sources, before)
-    say(
-        f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
-        f"in {len(corpus.languages)} languages"
-    )
-    alarms = [f"ALARM: {alarm}" for alarm in language_alarms(recipe, corpus, dev, test)]
-    for line in [*idle_weights(recipe.data, corpus.languages), *alarms]:
-        say(line)  # before the teacher works for hours
+    dev, test, kept_out, exposure, corpus = _read_text(recipe, before)
     _require_counted(recipe.student, corpus)
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
@@ -170,8 +155,42 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     if AGREEMENT in recipe.eval.dev:
         dev = (*dev, _agreement(recipe, corpus, teacher, parts[1]))
     if recipe.data.mine_negatives:
-        corpus = _with_negatives(recipe, corpus, teacher, parts)
-    return Material(teacher, folder, corpus, positions, dev, test, sets, exposure, tokens)
+        corpus = with_negatives(recipe, corpus, teacher.targets.store, parts, targets_id=_targets_id(teacher))
+    return Material(teacher, folder, corpus, positions, dev, test, kept_out, exposure, tokens)
+
+
+def _read_text(
+    recipe: Recipe, before: Lineage | None
+) -> tuple[tuple[Task, ...], tuple[Task, ...], dict[str, str], tuple[Contamination, ...], Corpus]:
+    """Dev tasks but agreement, test tasks, the hash of each set kept out of all text, exposure, and the corpus.
+
+    What is wrong with the text is said here, before the teacher works for hours.
+    """
+    say("reading tasks and corpus")
+    dev, test, judged = _read_tasks(recipe)
+    sets = {task: sets_fingerprint({task: judged[task]}) for task in judged}
+    to_judge, to_choose = {task.id: sets[task.id] for task in test}, {task.id: judged[task.id].texts for task in dev}
+    require_goes_on(recipe, before, test=to_judge, dev=to_choose)
+    kept_out = kept_out_of_all(before, sets)
+    exposure = teacher_overlap(recipe.eval.teacher_sources, recipe.data, recipe.cache_dir / "exposure", judged=judged)
+    corpus = prepare_corpus(
+        recipe.data,
+        recipe.cache_dir / "corpora",
+        seed=recipe.seed,
+        prompt_name=recipe.teacher.prompt_name,
+        judged=judged,
+        learned=before.texts if before else None,
+    )
+    require_listed(corpus.sources, before)
+    say(
+        f"corpus {corpus.fingerprint}: {len(corpus.train):,} training and {len(corpus.validation):,} validation texts "
+        f"in {len(corpus.languages)} languages"
+    )
+    alarms = [f"ALARM: {alarm}" for alarm in language_alarms(recipe, corpus, dev, test)]
+    for line in [*idle_weights(recipe.data, corpus.languages), *alarms]:
+        say(line)
+    shared = tuple(one for one in corpus.contamination if one.task in kept_out)
+    return dev, test, kept_out, exposure, replace(corpus, contamination=shared)
 
 
 def _read_tasks(recipe: Recipe) -> tuple[tuple[Task, ...], tuple[Task, ...], dict[str, JudgedSet]]:
@@ -183,11 +202,24 @@ def _read_tasks(recipe: Recipe) -> tuple[tuple[Task, ...], tuple[Task, ...], dic
     most = recipe.eval.max_dev_rows
     dev = load(recipe.eval.dev, dev=True, max_rows=most, min_rows=min(recipe.eval.min_rows, most), excluded=excluded)
     check_disjoint(dev, test)
+    _require_watched(recipe, dev)
     known = {task.id for task in (*dev, *test)}
     later = load_tasks(recipe.eval.data, recipe.eval.decontaminate, dev=True) if recipe.eval.decontaminate else ()
     kept_out = (*dev, *test, *(task for task in later if task.id not in known))
     judged = {task.id: JudgedSet(task.scored, task.texts) for task in kept_out}
     return dev, test, judged
+
+
+def _require_watched(recipe: Recipe, dev: Sequence[Task]) -> None:
+    """A mistyped task type would be found out at the first evaluation, after the teacher's hours."""
+    agreement = {AGREEMENT_TYPE} if AGREEMENT in recipe.eval.dev else set()
+    types = sorted({task.type for task in dev} | agreement)
+    watched = {"best_metric": recipe.train.best_metric}
+    if recipe.train.stop_patience is not None:
+        watched["stop_metric"] = recipe.train.stop_metric
+    for key, name in watched.items():
+        known = name in ("dev", *types) or name.startswith("validation_")
+        require(known, f"train.{key}", name, f"dev, a validation loss, or a type of eval.dev: {', '.join(types)}")
 
 
 def language_alarms(recipe: Recipe, corpus: Corpus, dev: Sequence[Task], test: Sequence[Task]) -> list[Alarm]:
@@ -233,45 +265,6 @@ def _distinct(corpus: Corpus, positions: NDArray[np.int64]) -> list[int]:
     for i, row in enumerate(corpus.validation):
         first.setdefault(row.text, i)
     return list({int(positions[i]): i for i in first.values()}.values())
-
-
-def _with_negatives(
-    recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions: list[NDArray[np.int64]]
-) -> Corpus:
-    """The corpus with mined negatives, which its fingerprint then covers; mined once for the same rows and vectors."""
-    how = {"hardest": recipe.data.mine_negatives, "margin": recipe.data.negative_margin, "seed": recipe.seed}
-    key = fingerprint(corpus.fingerprint, _targets_id(teacher), how, MAX_POOL)
-    folder = recipe.cache_dir / "negatives" / key
-    parts = [Rows.of(corpus.train), Rows.of(corpus.validation)]
-
-    def build(target: Path) -> None:
-        target.mkdir()
-        for i, rows in enumerate(parts):
-            say(f"mining negatives among {len(rows):,} rows")
-            take = partial(_vectors, teacher, positions[i])
-            found = mine_negatives(
-                rows, take, hardest=recipe.data.mine_negatives, margin=recipe.data.negative_margin, seed=recipe.seed
-            )
-            np.save(target / f"{i}.npy", found)
-
-    once(folder, key, build)
-    found = [np.load(folder / f"{i}.npy", allow_pickle=False) for i in range(len(parts))]
-    digest = hashlib.sha256(b"".join(array.tobytes() for array in found)).hexdigest()
-    mined = sum(
-        int((array >= 0).sum() - (rows.column("negative") >= 0).sum()) for array, rows in zip(found, parts, strict=True)
-    )
-    train, validation = (rows.with_pointers("negative", array) for rows, array in zip(parts, found, strict=True))
-    return replace(
-        corpus,
-        train=train,
-        validation=validation,
-        counts={**corpus.counts, "negatives mined": mined},
-        fingerprint=fingerprint(corpus.fingerprint, digest),
-    )
-
-
-def _vectors(teacher: CachedTeacher, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> FloatArray:
-    return teacher.targets.store.take(positions[rows])
 
 
 def _require_counted(config: StudentConfig, corpus: Corpus) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from leafembed.errors import require, require_at_least
-from leafembed.recipe_learn import AlarmConfig, DataConfig, Source, StudentConfig, TeacherConfig, TrainConfig
+from leafembed.recipe_learn import AlarmConfig, StudentConfig, TeacherConfig, TrainConfig
+from leafembed.recipe_text import DataConfig, Source
 
 __all__ = [
     "ENGINES",

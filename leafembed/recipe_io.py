@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from leafembed.errors import RecipeError, require
 from leafembed.recipe import GateConfig, Recipe, is_url, require_served
-from leafembed.recipe_learn import Source, TeacherConfig
+from leafembed.recipe_learn import TeacherConfig
+from leafembed.recipe_text import Source
 
 __all__ = ["field_docs", "load_gate", "load_model_file", "load_recipe", "recipe_from_dict", "reference_page"]
 
@@ -235,7 +236,7 @@ def field_docs(kind: type) -> dict[str, str]:
 
 def reference_page() -> str:
     """The Markdown page that documents every key, its type, default and meaning."""
-    intro = "Every key, its default and meaning; generated from `leafembed/recipe.py` and `leafembed/recipe_learn.py`."
+    intro = "Every key, its default and meaning; generated from `leafembed/recipe*.py`."
     lines = ["# Recipe reference", "", intro, ""]
     hints = typing.get_type_hints(Recipe)
     sections: dict[str, type] = {"": Recipe}

@@ -8,7 +8,7 @@ from typing import Any
 
 from leafembed.learn.data import prepare_corpus
 from leafembed.learn.overlap import JudgedSet
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 from leafembed.text import normalise_text
 from leafembed.types import Corpus, Row
 

@@ -1,6 +1,6 @@
 """Which module may import which: the one place where the architecture is written down as data."""
 
-NOUNS = {"errors", "types", "evidence", "reports", "reports_vocabulary", "recipe", "recipe_learn"}
+NOUNS = {"errors", "types", "evidence", "reports", "reports_vocabulary", "recipe", "recipe_learn", "recipe_text"}
 HELPERS = {"text", "progress", "stages", "trimming"}
 
 # Who may import what besides nouns and helpers. A stage that is not named here imports no other stage.
@@ -29,10 +29,11 @@ ALLOWED = {
     "ship.quantize": {
         "ship.folder",
         "ship.graph",
+        "ship.openvino_errors",
         "ship.packed_table",
         "ship.weights",
     },  # tables in 4 bits; which is which
-    "ship.weights": {"ship.folder"},
+    "ship.weights": {"ship.folder", "ship.openvino_errors"},
     "ship.graph": {"learn.exits", "learn.tokens"},  # vectors at early exits and of tokens, as they are learned
     "ship.token_graph": {"ship.graph", "ship.quantize"},  # the same graph, with one more output
     "ship.onnx_format": {"ship.graph"},
@@ -44,7 +45,7 @@ ALLOWED = {
     "ship.renewal": {"ship.bundle", "ship.card", "ship.parts", "ship.verdict"},  # a verdict by today's rules
     "ship.report": {"ship.markdown", "ship.scores", "ship.templates"},  # the same order as on the card
     "ship.vocabulary": {"ship.markdown"},
-    "ship.engine": {"ship.folder", "ship.machine"},  # what the CPU has
+    "ship.engine": {"ship.folder", "ship.machine", "ship.openvino_errors"},  # what the CPU has
     # What the folder holds; how many cores there are; texts in windows and batches.
     "ship.encoder": {"ship.engine", "ship.folder", "ship.machine", "ship.reader", "ship.stream", "ship.texts"},
     "ship.reader": {"ship.beginnings", "ship.folder", "ship.stream", "ship.texts"},
@@ -116,9 +117,9 @@ ALLOWED = {
     "learn.stretches": {"learn.token_store"},
     "learn.smooth": {"learn.tokens"},  # what stands after pooling
     "learn.token_objective": {"learn.feed", "learn.losses", "learn.stretches", "learn.token_store", "learn.tokens"},
-    "learn.objectives": {"learn.exits", "learn.links", "learn.losses", "learn.token_objective"},
+    "learn.objectives": {"learn.exits", "learn.links", "learn.losses", "learn.shapes", "learn.token_objective"},
+    "learn.exits": {"learn.shapes"},  # which exits a student can have
     "learn.feed": {"learn.tokens", "learn.batches", "learn.rows"},  # reads a batch of rows at once
-    "learn.history": {"learn.objectives"},
     "learn.nonfinite": set(),
     "learn.evaluation": {
         *("learn.batches", "learn.feed", "learn.history", "learn.links", "learn.nonfinite", "learn.objectives"),
@@ -190,7 +191,19 @@ ALLOWED = {
     "recipe_io": set(),
 }
 COMPOSING = {
-    *("prepare", "guard", "steps", "measured", "pipeline", "neighbours", "single", "race", "record", "results"),
+    *(
+        "mining",
+        "prepare",
+        "guard",
+        "steps",
+        "measured",
+        "pipeline",
+        "neighbours",
+        "single",
+        "race",
+        "record",
+        "results",
+    ),
     *("planning", "points", "training", "choosing", "indexing", "starting", "teaching", "lineage", "unpacking"),
     *("opening", "comparing", "judging", "comparison_page", "exporting", "encoding", "engines"),
     *("bench", "bench_page", "bench_worker", "contenders"),

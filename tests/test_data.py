@@ -17,7 +17,7 @@ from corpora import both, corpus, lines, texts
 from leafembed.errors import DataError
 from leafembed.evidence import Contamination
 from leafembed.learn.data import prepare_corpus
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 from leafembed.text import normalise_text, text_hash
 
 
@@ -177,7 +177,7 @@ MEASURE = """
 import re, pyarrow, pyarrow.ipc
 from pathlib import Path
 from leafembed.learn.data import prepare_corpus
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

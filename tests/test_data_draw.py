@@ -7,7 +7,7 @@ import dataclasses
 from conftest import write_rows
 from corpora import both, corpus, lines, texts
 
-from leafembed.recipe_learn import Source
+from leafembed.recipe_text import Source
 
 
 def test_a_text_beside_itself_is_drawn_as_any_other(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from leafembed.errors import RecipeError
 from leafembed.learn.draw import by_language, draw, first_seen, idle_weights, length_class, quotas, uniform
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 
 
 @pytest.mark.parametrize(

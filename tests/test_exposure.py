@@ -9,7 +9,7 @@ from leafembed.learn import exposure
 from leafembed.learn.exposure import teacher_overlap
 from leafembed.learn.overlap import JudgedSet
 from leafembed.recipe import EvalConfig
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 
 LONG = " ".join(f"word{i}" for i in range(20))
 JUDGED = {

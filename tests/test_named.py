@@ -10,7 +10,7 @@ import pytest
 from leafembed.errors import RecipeError
 from leafembed.learn.data import prepare_corpus
 from leafembed.learn.named import NAMED, expand
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 
 COLUMNS = {"all-nli": ("anchor", "positive", "negative"), "stsb": ("sentence1", "sentence2", "score"),
            "ms_marco": ("query", "positive", "negative")}  # fmt: skip

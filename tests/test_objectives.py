@@ -9,8 +9,8 @@ from leafembed.errors import RecipeError
 from leafembed.learn.links import Links
 from leafembed.learn.losses import alignment, contrastive, cut, distillation, triplet
 from leafembed.learn.models import load_sentence_transformer
-from leafembed.learn.objectives import NEAR, OBJECTIVES, Objectives
-from leafembed.recipe_learn import TrainConfig
+from leafembed.learn.objectives import Objectives
+from leafembed.recipe_learn import NEAR, OBJECTIVES, TrainConfig
 from leafembed.ship import curves, report
 from leafembed.types import Row
 

@@ -15,7 +15,8 @@ from leafembed.learn.plan import Part, parts_of, plan
 from leafembed.learn.student import Sample, init_student
 from leafembed.recipe import EvalConfig, Recipe
 from leafembed.recipe_io import load_recipe
-from leafembed.recipe_learn import DataConfig, Phase, Source, StudentConfig, TeacherConfig, TrainConfig
+from leafembed.recipe_learn import Phase, StudentConfig, TeacherConfig, TrainConfig
+from leafembed.recipe_text import DataConfig, Source
 
 BUILDERS = {
     "gemma": gemma,
@@ -109,7 +110,7 @@ def test_each_exit_is_priced_by_the_layers_before_it(folders):
     "student", [StudentConfig(layers=(0, 1), exits=(2,)), StudentConfig(init="static", exits=(1,))]
 )
 def test_an_exit_lies_before_the_last_layer(folders, student):
-    with pytest.raises(RecipeError, match=r"student\.exits: got \[.\], expected numbers below its . layers"):
+    with pytest.raises(RecipeError, match=r"student\.exits: got \[.\], expected fewer than the student's . layers"):
         plan(recipe(folders["bert"], student))
 
 

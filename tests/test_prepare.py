@@ -13,7 +13,7 @@ from leafembed.errors import ModelError, RecipeError
 from leafembed.learn.data import prepare_corpus
 from leafembed.prepare import embed
 from leafembed.recipe_io import recipe_from_dict
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +192,14 @@ def test_a_student_that_the_teacher_cannot_give_is_refused_before_it_works(
     with pytest.raises(RecipeError, match=message):
         embed(recipe_from_dict({**plain, "student": {"init": "layers", **student}}))
     assert not list((tmp_path / "cache" / "vectors").rglob("*.npy"))
+
+
+@pytest.mark.parametrize("key", ["best_metric", "stop_metric"])
+def test_a_type_that_no_dev_task_has_is_refused_before_text_is_read(tmp_path, teacher_dir, eval_data, key):
+    plain = toy_recipe(tmp_path, teacher_dir, eval_data, train={key: "STS", "stop_patience": 1})
+    with pytest.raises(RecipeError, match=rf"train\.{key}: got 'STS', expected dev, a validation loss, .*: Agreement"):
+        embed(recipe_from_dict(plain))
+    assert not (tmp_path / "cache" / "corpora").exists()
 
 
 def test_weights_that_weigh_nothing_are_said(recipe, capsys):

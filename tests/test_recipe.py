@@ -8,7 +8,8 @@ import pytest
 from leafembed.errors import RecipeError
 from leafembed.recipe import Recipe
 from leafembed.recipe_io import field_docs, load_recipe, recipe_from_dict, reference_page
-from leafembed.recipe_learn import DataConfig, Source, StudentConfig, TrainConfig
+from leafembed.recipe_learn import StudentConfig, TrainConfig
+from leafembed.recipe_text import DataConfig, Source
 
 ROOT = Path(__file__).parent.parent
 MINIMAL = """

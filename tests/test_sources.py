@@ -18,7 +18,7 @@ from corpora import corpus, lines, texts
 
 from leafembed.errors import DataError
 from leafembed.learn.sources import Record
-from leafembed.recipe_learn import Source
+from leafembed.recipe_text import Source
 from leafembed.text import clean_text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -177,7 +177,7 @@ def test_a_hub_dataset_is_fetched_at_its_commit(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         script = (
             "from pathlib import Path; from leafembed.learn.data import prepare_corpus\n"
-            "from leafembed.recipe_learn import DataConfig, Source\n"
+            "from leafembed.recipe_text import DataConfig, Source\n"
             f"source = Source(hub='org/name', revision='{COMMIT}', files='*.jsonl')\n"
             "config = DataConfig(sources=(source,), validation_rows=16)\n"
             "print(len(prepare_corpus(config, Path('kept'), seed=0, prompt_name=None).train))"

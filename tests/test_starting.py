@@ -101,8 +101,8 @@ def no_teacher(monkeypatch):
             r"student\.table_bits of train\.start: got None, expected 4",
         ),
         (
-            {"eval": {"decontaminate": ["sts/toy.test"]}},
-            r"eval: got \['sts/toy\.test'\].*train\.start kept out.*To go on from it, leave sts/toy\.test out of",
+            {"eval": {"test": ["retrieval/toy_en", "sts/toy.test"]}},
+            r"eval\.test: got \['sts/toy\.test'\].*train\.start kept out.*leave sts/toy\.test out of eval\.test",
         ),
     ],
 )
@@ -128,7 +128,8 @@ def test_two_sources_of_one_name_are_two():
     assert _unlisted([one, other], [other, one]) == []
     assert _unlisted([one, other], [one]) == ["train.jsonl"]
     assert _unlisted([one], [{**one, "path": "/elsewhere/train.jsonl"}]) == []
-    assert _unlisted([one], [{**one, "licence": "MIT"}]) == ["train.jsonl"]
+    assert _unlisted([one], [{**one, "origin": "y"}]) == ["train.jsonl"]
+    assert _unlisted([one], [{**one, "licence": "MIT"}]) == []  # what the first part's card said of it was corrected
 
 
 @pytest.mark.usefixtures("no_teacher")
@@ -159,8 +160,33 @@ def test_what_an_unfinished_run_wrote_into_the_folder_does_not_count(first, tmp_
     moved = shutil.copytree(folder, tmp_path / "moved")
     begun = recipe_from_dict(plain | {"eval": plain["eval"] | {"decontaminate": ["sts/toy.test"]}})
     (moved / "resolved.toml").write_text(to_toml(begun.to_dict()), encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"eval: got \['sts/toy\.test'\].*train\.start kept out"):
-        train(after(plain, moved, eval={"decontaminate": ["sts/toy.test"]}), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"eval\.test: got \['sts/toy\.test'\].*train\.start kept out"):
+        train(after(plain, moved, eval={"test": ["sts/toy.test"]}), tmp_path / "run")
+
+
+def test_what_only_this_part_keeps_out_is_not_claimed_of_all_text(first):
+    plain, folder = first
+    sets = {"decontaminate": ["sts/toy.test"]}
+    afresh, later = (
+        embed(recipe_from_dict(plain | {"eval": plain["eval"] | sets})),
+        embed(after(plain, folder, eval=sets)),
+    )
+    assert set(afresh.kept_out) == {"retrieval/toy_en", "sts/toy.test"}
+    assert {one.task for one in afresh.corpus.contamination} == set(afresh.kept_out)
+    assert set(later.kept_out) == {"retrieval/toy_en"}
+    assert {one.task for one in later.corpus.contamination} == {"retrieval/toy_en"}
+
+
+def test_a_set_to_choose_by_shares_no_text_with_what_was_learned(first, eval_data, tmp_path):
+    plain, folder = first
+    choosing = ["agreement", "sts/toy.dev"]
+    assert "sts/toy.dev" in {task.id for task in embed(after(plain, folder, eval={"dev": choosing})).dev}
+    data = shutil.copytree(eval_data, tmp_path / "eval")
+    rows = read_rows(data / "sts/toy.dev.jsonl", texts=("sentence1", "sentence2"), names=("lang",), numbers=("score",))
+    learned = next(iter(embed(recipe_from_dict(plain)).corpus.train)).text
+    write_rows(data / "sts/toy.dev.jsonl", [{**row, "sentence1": learned.upper()} for row in rows])
+    with pytest.raises(RecipeError, match=r"eval\.dev: got \['sts/toy\.dev'\], expected only tasks of whose texts"):
+        embed(after(plain, folder, eval={"dev": choosing, "data": str(data)}))
 
 
 def test_another_set_of_the_same_name_was_not_kept_out(first, tmp_path):
@@ -170,7 +196,7 @@ def test_another_set_of_the_same_name_was_not_kept_out(first, tmp_path):
     rows = read_rows(queries, texts=("text",), names=("id", "lang"))
     write_rows(queries, [{**row, "text": row["text"] + " en1"} for row in rows])
     with pytest.raises(
-        RecipeError, match=r"eval: got \['retrieval/toy_en'\], expected only tasks, with the same content"
+        RecipeError, match=r"eval\.test: got \['retrieval/toy_en'\], expected only tasks, with the same content"
     ):
         train(after(plain, folder, eval={"data": str(data)}), tmp_path / "run")
 

@@ -13,7 +13,10 @@ from leafembed.judge.kinds import Kind, score_pairs
 from leafembed.judge.tasks import AGREEMENT, Task, build_task
 from leafembed.types import FloatArray
 
-__all__ = ["agreement_task"]
+__all__ = ["AGREEMENT_TYPE", "agreement_task"]
+
+AGREEMENT_TYPE = "Agreement"
+"""Its type of task, beside those of mteb."""
 
 
 def agreement_task(
@@ -45,7 +48,7 @@ def agreement_task(
     # A text and its copy have cosine 1 under every encoder: such a pair tells nothing.
     pairs = [(texts[i], texts[j], float(vectors[i] @ vectors[j])) for i, j in couples if texts[i] != texts[j]]
     require_spread(pairs, AGREEMENT)
-    kind = Kind("Agreement", "cosine_spearman", 2, score_pairs)
+    kind = Kind(AGREEMENT_TYPE, "cosine_spearman", 2, score_pairs)
     return build_task(AGREEMENT, kind, {"all": (pairs, prompt_name)}, texts)
 
 

@@ -34,7 +34,7 @@ from leafembed.learn.overlap import EvaluationTexts, JudgedSet, sets_fingerprint
 from leafembed.learn.rows import Rows, write_rows
 from leafembed.learn.sources import Record, read_source, source_files
 from leafembed.progress import progress
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 from leafembed.stages import file_sha256, fingerprint, once
 from leafembed.types import Corpus, Row
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leafembed.errors import require
-from leafembed.recipe_learn import DataConfig
+from leafembed.recipe_text import DataConfig
 from leafembed.text import normalise_lang
 
 __all__ = ["LENGTH_LIMITS", "by_language", "draw", "first_seen", "idle_weights", "length_class", "quotas", "uniform"]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from leafembed.errors import ModelError, RecipeError
+from leafembed.errors import ModelError
+from leafembed.learn.shapes import require_exits
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -42,8 +43,7 @@ class Exits:
     def __init__(self, model: SentenceTransformer, layers: Sequence[int]) -> None:
         body = getattr(model[0], "auto_model", None)
         total = int(body.config.num_hidden_layers) if body is not None else 0
-        if max(layers) >= total:
-            raise RecipeError(f"student.exits: got {list(layers)}, expected fewer than the student's {total} layers")
+        require_exits(layers, total)
         self.layers = tuple(layers)
         self._stack = _layer_stack(body, total)
         self._norm = next((norm for name in _FINAL_NORMS if (norm := getattr(body, name, None)) is not None), None)

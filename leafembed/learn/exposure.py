@@ -16,7 +16,7 @@ from leafembed.evidence import Contamination
 from leafembed.learn.named import expand
 from leafembed.learn.overlap import EvaluationTexts, JudgedSet, sets_fingerprint
 from leafembed.learn.sources import read_source, source_files
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 from leafembed.stages import file_sha256, fingerprint, once
 
 __all__ = ["teacher_overlap"]

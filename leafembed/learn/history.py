@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from leafembed.learn.objectives import OBJECTIVES
+from leafembed.recipe_learn import OBJECTIVES
 
 __all__ = ["best_evaluation", "evaluated_steps", "evaluations_without_gain", "history", "less_is_better", "metric_key"]
 

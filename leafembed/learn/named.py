@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from leafembed.errors import require
-from leafembed.recipe_learn import Source
+from leafembed.recipe_text import Source
 
 __all__ = ["NAMED", "Named", "expand"]
 

@@ -15,24 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leafembed.errors import RecipeError
 from leafembed.learn.exits import Exits
 from leafembed.learn.links import Links, pairs_in, triplets_in
 from leafembed.learn.losses import alignment, contrastive, cut, distillation, exit_alignment, triplet
+from leafembed.learn.shapes import require_dims
 from leafembed.learn.token_objective import TokenObjective
-from leafembed.recipe_learn import TrainConfig
+from leafembed.recipe_learn import NEAR, OBJECTIVES, TrainConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["NEAR", "NEAR_TEMPERATURE", "OBJECTIVES", "Objectives", "Targets"]
-
-OBJECTIVES = ("distillation", "alignment", "token_distillation", "exit_alignment", "contrastive", "triplet")
-"""Every objective, by the key of its weight in the recipe's ``[train]``."""
-
-NEAR = "near_alignment"
-"""Alignment at :data:`NEAR_TEMPERATURE`, for validation only: it compares recipes, whatever each learns with."""
+__all__ = ["NEAR_TEMPERATURE", "Objectives", "Targets"]
 
 NEAR_TEMPERATURE = 0.05
 """Sharp enough to look at nearest neighbours: at .5 the alignment of a collapsing student fell (``docs/log.md``)."""
@@ -74,9 +68,7 @@ class Objectives(nn.Module):
         tokens: TokenObjective | None = None,
     ) -> None:
         super().__init__()
-        width = int(model.get_embedding_dimension() or 0)
-        if dims and max(dims) >= width:
-            raise RecipeError(f"student.dims: got {list(dims)}, expected fewer than the student's {width} dimensions")
+        require_dims(dims, int(model.get_embedding_dimension() or 0))
         self.model = model
         self.targets = targets
         self.config = config

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leafembed.errors import ModelError, RecipeError
+from leafembed.errors import ModelError
 from leafembed.learn.memory import Memory, Weights, training_memory
 from leafembed.learn.models import has_bf16, pick_device, resolve
 from leafembed.learn.remote import connect
-from leafembed.learn.shapes import LAYER_NAME, cut_vocabulary, student_config
+from leafembed.learn.shapes import LAYER_NAME, cut_vocabulary, require_dims, require_exits, student_config
 from leafembed.learn.token_store import bytes_per_token
 from leafembed.recipe import Recipe, is_url
 from leafembed.recipe_learn import StudentConfig, TeacherConfig
@@ -94,9 +94,10 @@ def plan(recipe: Recipe) -> Plan:
 
     Raises:
         ModelError: If a config cannot be read, or a server does not answer.
-        RecipeError: If the recipe asks for layers or exits that there are not.
+        RecipeError: If the recipe asks for layers, exits or dimensions that there are not.
     """
     teacher, heads, dim = _teacher(recipe.teacher)
+    require_dims(recipe.student.dims, dim)
     config, heads = _student(recipe.student, teacher, heads, dim)
     if config is None:
         assert teacher is not None  # a table is made of the teacher's
@@ -219,8 +220,7 @@ def _exits(
     if not student.exits:
         return ()
     total = int(config.num_hidden_layers) if config is not None else 0
-    if student.exits[-1] >= total:
-        raise RecipeError(f"student.exits: got {list(student.exits)}, expected numbers below its {total} layers")
+    require_exits(student.exits, total)
     by_layer = [0] * total
     for name, shape in body:
         match = LAYER_NAME.search(name)

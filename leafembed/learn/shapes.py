@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from leafembed.errors import RecipeError
+from leafembed.errors import RecipeError, require
 from leafembed.learn.width import layout_of
 from leafembed.recipe_learn import StudentConfig
 
@@ -21,6 +21,8 @@ __all__ = [
     "kept_config",
     "legal_width",
     "random_config",
+    "require_dims",
+    "require_exits",
     "require_shape",
     "student_config",
 ]
@@ -59,17 +61,24 @@ def require_shape(student: StudentConfig, teacher: Any | None, dim: int) -> None
         RecipeError: If there are no such layers, exits or dimensions.
         ModelError: If the width of the teacher's family or pooling cannot be cut.
     """
-    if student.dims and student.dims[0] >= dim:
-        raise RecipeError(f"student.dims: got {list(student.dims)}, expected fewer than the student's {dim} dimensions")
+    require_dims(student.dims, dim)
     body = getattr(teacher[0], "auto_model", None) if teacher is not None else None
     if body is None or student.init not in ("layers", "random"):
         return
     config = student_config(body.config, student)
-    total = int(config.num_hidden_layers)
-    if student.exits and student.exits[-1] >= total:
-        raise RecipeError(f"student.exits: got {list(student.exits)}, expected fewer than the student's {total} layers")
+    require_exits(student.exits, int(config.num_hidden_layers))
     if student.init == "layers" and config.hidden_size != body.config.hidden_size:
         layout_of(teacher)
+
+
+def require_exits(exits: Sequence[int], layers: int) -> None:
+    """Raise :class:`RecipeError` unless all exits lie before the last of a student's layers."""
+    require(not exits or max(exits) < layers, "student.exits", list(exits), f"fewer than the student's {layers} layers")
+
+
+def require_dims(dims: Sequence[int], dim: int) -> None:
+    """Raise :class:`RecipeError` unless all dims are fewer than a student's dimensions."""
+    require(not dims or max(dims) < dim, "student.dims", list(dims), f"fewer than the student's {dim} dimensions")
 
 
 def cut_vocabulary(config: Any, size: int | None) -> None:

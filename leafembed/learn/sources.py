@@ -15,7 +15,7 @@ from typing import Any
 
 from leafembed.errors import DataError, MissingExtraError
 from leafembed.learn.overlap import EvaluationTexts
-from leafembed.recipe_learn import DataConfig, Source
+from leafembed.recipe_text import DataConfig, Source
 from leafembed.text import clean_text, normalise_lang, normalise_text, read_lines, read_objects, text_hash
 
 __all__ = ["Record", "label", "read_source", "source_files"]

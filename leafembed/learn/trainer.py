@@ -21,9 +21,9 @@ from leafembed.learn.feed import Collator, PlannedBatches, Texts
 from leafembed.learn.history import less_is_better, metric_key
 from leafembed.learn.models import has_bf16
 from leafembed.learn.nonfinite import refuse_batch
-from leafembed.learn.objectives import OBJECTIVES, Objectives
+from leafembed.learn.objectives import Objectives
 from leafembed.learn.trackers import require_trackers
-from leafembed.recipe_learn import TrainConfig
+from leafembed.recipe_learn import OBJECTIVES, TrainConfig
 
 __all__ = ["StudentTrainer", "training_arguments"]
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from leafembed.errors import ModelError, first_line
+from leafembed.errors import ModelError
 from leafembed.ship.folder import EncoderConfig, output_names
 from leafembed.ship.machine import cpu_flags
+from leafembed.ship.openvino_errors import engine_error
 
 __all__ = ["Arithmetic", "arithmetic_here", "compile_graph", "compile_here", "product_weights", "weight_megabytes"]
 
@@ -66,23 +67,26 @@ def compile_here(
         ModelError: As :func:`compile_graph`, or if the engine has no program at all for this CPU.
     """
     here = arithmetic_here(stored.group_size, cpu_flags())
-    wanted = {group: replace(stored, group_size=group) for group in dict.fromkeys((here.group_size, 0))}
-    for group, config in wanted.items():
+    capped = Arithmetic(0, f"the engine has no product of INT8 activations here: {_IN_FLOAT}")
+    failure = None
+    for how in (here, capped) if here.group_size else (here,):
+        config = replace(stored, group_size=how.group_size)
         program = compile_graph(path, config, threads, streams, exit)
-        if _runs(program):
-            capped = f"the engine has no product of INT8 activations here: {_IN_FLOAT}"
-            return program, config, here.lost if group == here.group_size else capped
-    raise ModelError(f"{path}: OpenVINO cannot run it on this CPU, expected one with AVX2 at least")
+        failure = _failure(program)
+        if failure is None:
+            return program, config, how.lost
+    raise ModelError(f"{path}: OpenVINO cannot run it on this CPU, expected one with AVX2 at least: {failure}")
 
 
-def _runs(program: Any) -> bool:
-    """Whether a program gives a vector: without a product that it needs the engine raises, or gives none."""
+def _failure(program: Any) -> str | None:
+    """Why a program gives no vector: without a product that it needs the engine raises, or gives none."""
     request, shape = program.create_infer_request(), (1, 2)
     try:
         request.infer({"input_ids": np.zeros(shape, np.int64), "attention_mask": np.ones(shape, np.int64)})
-    except RuntimeError:
-        return False
-    return bool(request.get_output_tensor(0).shape[0] == 1)
+    except RuntimeError as error:
+        return engine_error(error)
+    found = request.get_output_tensor(0).shape
+    return None if found[0] == 1 else f"of one text it gave {found[0]} vectors"
 
 
 def compile_graph(path: Path, config: EncoderConfig, threads: int, streams: int, exit: int | None) -> Any:
@@ -113,7 +117,7 @@ def compile_graph(path: Path, config: EncoderConfig, threads: int, streams: int,
     try:
         return core.compile_model(_read(core, path, config, exit), "CPU", properties)
     except RuntimeError as error:
-        raise ModelError(f"{path}: OpenVINO cannot open it: {first_line(error)}") from error
+        raise ModelError(f"{path}: OpenVINO cannot open it: {engine_error(error)}") from error
 
 
 def weight_megabytes(path: Path, config: EncoderConfig, exit: int | None) -> float:
@@ -159,7 +163,7 @@ def _read(core: Any, path: Path, config: EncoderConfig, exit: int | None) -> Any
     try:
         model = core.read_model(path)
     except RuntimeError as error:
-        raise ModelError(f"{path}: OpenVINO cannot open it: {first_line(error)}") from error
+        raise ModelError(f"{path}: OpenVINO cannot open it: {engine_error(error)}") from error
     inputs = {name for port in model.inputs for name in port.get_names()}
     if not {"input_ids", "attention_mask"} <= inputs:
         raise ModelError(f"{path}: its inputs are {sorted(inputs)}, expected input_ids and attention_mask")

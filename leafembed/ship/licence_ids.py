@@ -17,7 +17,8 @@ _KNOWN = frozenset(
     odbl odc-by ofl-1.1 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
     """.split()
 )
-"""Ids of https://huggingface.co/docs/hub/repositories-licenses and of Llama's later licences."""
+"""Some of the ids of https://huggingface.co/docs/hub/repositories-licenses, and Llama's later ones; what is not among
+them is named beside ``other``, which a hub takes."""
 
 
 def hub_licence(licence: str | None) -> dict[str, str]:

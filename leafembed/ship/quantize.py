@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leafembed.errors import MissingExtraError, ModelError, first_line
+from leafembed.errors import MissingExtraError, ModelError
 from leafembed.ship.folder import PROMPTS, output_names
 from leafembed.ship.graph import INPUTS, capture, factored_table, length_limit
+from leafembed.ship.openvino_errors import engine_error
 from leafembed.ship.packed_table import pack_table
 from leafembed.ship.weights import mark_matrices
 
@@ -164,7 +165,7 @@ def export_openvino(model: SentenceTransformer, exits: Sequence[int] = (), *, to
             warnings.simplefilter("ignore")  # deprecations inside OpenVINO's own calls
             graph = openvino.convert_model(capture(model, exits=exits, tokens=tokens))
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"the model cannot be converted to OpenVINO: {first_line(error)}") from error
+        raise ModelError(f"the model cannot be converted to OpenVINO: {engine_error(error)}") from error
     for port, name in zip(graph.inputs, INPUTS, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(graph.outputs, (*output_names(exits), *(("tokens",) if tokens else ())), strict=True):

@@ -166,7 +166,7 @@ def _languages(go: Any, reports: Mapping[str, EvalReport]) -> Any:
                            marker={"color": colour, "size": 9})  # fmt: skip
     styled = _styled(figure, "mean main score", "")
     height = max(220, 22 * len(order) + 110)
-    styled.update_layout(height=height, legend={"y": -75 / (height - 75)})
+    styled.update_layout(height=height, legend_y=_below(height))
     return styled
 
 
@@ -190,13 +190,18 @@ def _speed(go: Any, manifest: Mapping[str, Any], reports: Mapping[str, EvalRepor
     return _styled(figure, "texts per second", "mean over task types")
 
 
+def _below(height: int) -> float:
+    """Place of the legend under a plot of this many pixels, in heights of its axes: 75 pixels lower."""
+    return -75 / (height - 75)
+
+
 def _styled(figure: Any, x: str, y: str) -> Any:
     axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "automargin": True}
     height = max(340, 30 + 42 * len(figure.data))  # half is for the legend: on a phone each of its names has a line
     figure.update_layout(
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": _GREY, "size": 12}, height=height,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        legend={"orientation": "h", "y": -75 / (height - 75), "x": 0},
+        legend={"orientation": "h", "y": _below(height), "x": 0},
         xaxis={"title": {"text": x}, **axis}, yaxis={"title": {"text": y}, **axis},
     )  # fmt: skip
     return figure

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import BundleError, ModelError, first_line
+from leafembed.errors import BundleError, ModelError
 from leafembed.ship.folder import PROMPTS
+from leafembed.ship.openvino_errors import engine_error
 from leafembed.types import FloatArray
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _matrices(path: Path) -> dict[str, FloatArray]:
             openvino.Model(list(ports.values()), [], "weights"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
         )({})
     except RuntimeError as error:
-        raise ModelError(f"{path}: its weights cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{path}: its weights cannot be read: {engine_error(error)}") from error
     return {name: np.array(values[i], dtype=np.float32) for i, name in enumerate(ports)}
 
 
