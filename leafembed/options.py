@@ -62,9 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_recipe_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     run = add("run", "distil, judge, quantise, judge again and bundle, as a recipe says",
-              "Interrupted, the same command goes on where it stopped. A model that the gate refuses is not bundled "
-              "(exit 3),\nand training that cannot succeed stops itself (exit 3); the reasons are written to "
-              "RUN_DIR/refused.\nEvery key of a recipe: docs/recipe.md.\n\n"
+              "Interrupted, the same command goes on where it stopped. Exit 3: the gate refused the model, or training "
+              "that\ncould not succeed stopped itself. The reasons are in RUN_DIR/refused, or, of a model that was "
+              "refused only as\nINT8, in RUN_DIR/bundle, which does not open.\n"
+              "Every key of a recipe: docs/recipe.md.\n\n"
               "  leaf run recipes/quick.toml --set train.epochs=8 --set student.layers=[0,2,5]")  # fmt: skip
     plan = add("plan", "price a student before it is trained: parameters, megabytes, memory of training",
                "Reads the teacher's config, no weights; a teacher at a URL is asked once, for its dimensions.\n"

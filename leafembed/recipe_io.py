@@ -251,7 +251,7 @@ def reference_page() -> str:
         lines += [f"## `{heading}`" if name else "## Top level", "", "| key | default | meaning |", "|---|---|---|"]
         documented = field_docs(kind)
         for item in dataclasses.fields(kind):
-            if item.name not in sections:
+            if name or item.name not in sections:  # at the top level those are what follows
                 lines.append(f"| `{item.name}` | {_default(item)} | {documented[item.name]} |")
         lines.append("")
     return "\n".join(lines)

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
 import re
 import shlex
+import typing
 from pathlib import Path
 
 import pytest
 
 from leafembed.cli import COMMANDS
 from leafembed.options import build_parser
+from leafembed.recipe import Recipe
 from leafembed.recipe_io import load_recipe, reference_page
 from leafembed.ship.bundle import read_manifest
 from leafembed.ship.card import render_card
@@ -37,6 +40,14 @@ def _shell_lines():
 
 def test_the_recipe_page_is_what_the_recipe_says():
     assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == reference_page(), REMEDY
+
+
+def test_the_recipe_page_has_every_key_of_every_section():
+    page = reference_page()
+    for name, kind in typing.get_type_hints(Recipe).items():
+        if dataclasses.is_dataclass(kind):
+            rows = page.partition(f"## `[{name}]`")[2].partition("\n## ")[0]
+            assert [item.name for item in dataclasses.fields(kind) if f"| `{item.name}` |" not in rows] == []
 
 
 def _tool():

@@ -220,7 +220,10 @@ def _files(data: Path) -> dict[str, Path]:
 def _discover(data: Path) -> dict[str, Path]:
     paths = _files(data)
     if not paths:
-        raise DataError(f"{data}: holds no task; expected files in one of its folders {sorted(KINDS)}")
+        raise DataError(
+            f"{data}: holds no task; expected files in one of its folders {sorted(KINDS)}; name a folder "
+            "that holds some by eval.data or --data"
+        )
     return paths
 
 
