@@ -63,6 +63,12 @@ def test_a_server_that_is_full_is_not_the_last_that_is_asked():
     (again,) = re.findall(r"proxy_next_upstream (.*);", nginx)
     full = {family.answer(Refusal("overloaded", ""))[0] for family in FAMILIES.values()}
     assert {f"http_{status}" for status in full} <= set(again.split())
+    # Nor is it taken for dead: then nothing would be left to ask, and nginx would answer in HTML.
+    (options,) = re.findall(r"server leaf:\d+(.*);", nginx)
+    assert options.split() == ["max_fails=0"]
+    (connecting,) = re.findall(r"proxy_connect_timeout (\d+)s;", nginx)
+    (seconds,) = re.findall(r"proxy_next_upstream_timeout (\d+)s;", nginx)
+    assert int(connecting) < int(seconds) <= 10
 
 
 def test_the_build_is_not_sent_what_it_does_not_need():

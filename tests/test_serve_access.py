@@ -1,12 +1,13 @@
 """Who may ask: hosts, origins and keys."""
 
+import re
 import socket
 
 import pytest
 from served import embed, make_bundle, serving
 
 from leafembed.errors import Error
-from leafembed.serve.settings import Settings, read_keys
+from leafembed.serve.settings import Limits, Settings, read_keys
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,70 @@ def test_only_http_1_0_may_leave_the_host_out(bundle, version, status):
     ):
         link.sendall(b"GET /v1/models HTTP/%s\r\nX-API-Key: first\r\n\r\n" % version)
         assert link.recv(65_536).split()[1] == status
+
+
+# What clients without a key may make the server keep
+
+
+@pytest.fixture(scope="module")
+def locked(bundle):
+    limits = Limits(body_bytes=20_000, bodies_bytes=20_000)
+    with serving({"leaf": bundle}, Settings(limits=limits, keys=("first",), watch_s=0)) as running:
+        yield running
+
+
+PLAIN = b'{"model":"leaf","input":"red"}'
+KEY = b"X-API-Key: first\r\n"
+
+
+def chunked(pieces, more=b""):
+    """A request in chunks up to the last one, which ends its body."""
+    head = b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n%s\r\n" % more
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n"
+
+
+def statuses(link):
+    """Of all answers that come until the server ends the connection."""
+    received = b""
+    while piece := link.recv(65_536):
+        received += piece
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", received)]
+
+
+def test_a_header_after_the_body_is_none_of_the_request_s(locked):
+    for more, after, status in ((b"", KEY, b"401"), (KEY, b"", b"200"), (KEY, b"Host: evil.example\r\n", b"200")):
+        with socket.create_connection(("127.0.0.1", locked.port), 10) as link:
+            link.sendall(chunked([PLAIN], more) + after + b"\r\n")
+            assert link.recv(65_536).split()[1] == status
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"], ids=["unended", "whole"])
+def test_an_end_of_any_size_is_not_kept(locked, end):
+    filler = b"X-Filler: " + b"y" * 100_000 + end
+    with socket.create_connection(("127.0.0.1", locked.port), 10) as link:
+        link.sendall(chunked([PLAIN], KEY) + filler)
+        assert statuses(link) == [431]
+    with socket.create_connection(("127.0.0.1", locked.port), 10) as link:
+        link.sendall(chunked([PLAIN]))
+        assert link.recv(65_536).split()[1] == b"401"
+        link.sendall(filler)
+        assert statuses(link) == []  # it has its answer
+    assert embed(locked, X_API_Key="first")[0] == 200
+
+
+def test_small_chunks_are_no_end(locked):
+    """Their lengths are more than a head may have."""
+    with socket.create_connection(("127.0.0.1", locked.port), 10) as link:
+        link.sendall(chunked([b" "] * 8_000 + [PLAIN], KEY) + b"\r\n")
+        assert link.recv(65_536).split()[1] == b"200"
+
+
+@pytest.mark.parametrize("path", [b"/health/live", b"/health/ready", b"/metrics", b"/ui"])
+def test_what_needs_no_key_takes_no_body(locked, path):
+    with socket.create_connection(("127.0.0.1", locked.port), 5) as link:
+        link.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000\r\n\r\n" % path + b" " * 19_999)
+        assert link.recv(65_536).split()[1] == b"413"
+        assert embed(locked, X_API_Key="first")[0] == 200
 
 
 def test_keys_that_no_header_can_carry_are_refused(tmp_path):

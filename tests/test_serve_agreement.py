@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from families import bert, toy_texts
 from served import serving
-from tiny import as_if_of, sample_manifest
+from tiny import WORDS, as_if_of, make_model_folder, sample_manifest, token_table
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import leafembed
 from leafembed.learn.models import describe, load_sentence_transformer
@@ -63,3 +65,29 @@ def test_an_early_exit_is_served_as_the_encoder_gives_it(bundle):
     assert np.sum(got * leafembed.load(bundle, threads=1, allow_failed=True, exit=1, dim=64).encode(TEXTS[:5]),
                   axis=1).min() > 0.999  # fmt: skip
     assert np.sum(got * leafembed.load(bundle, threads=1).encode(TEXTS[:5], dim=64), axis=1).max() < 0.999
+
+
+def test_a_special_token_that_a_text_spells_out_is_that_token_and_changes_no_other_text(tmp_path):
+    vocab = (*WORDS, "<eos>", "<pad>")
+    numbers = {word: number for number, word in enumerate(vocab)}
+    folder = make_model_folder(tmp_path / "model", vocab=vocab, pad_token_id=numbers["<pad>"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[CLS]", "<eos>", "<pad>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    texts = {
+        "red<eos>blue": ("red", "<eos>", "blue"),
+        "<pad><pad>": ("<pad>", "<pad>"),
+        "one [CLS] two": ("one", "[CLS]", "two"),
+        "green": ("green",),
+        "red two red two": ("red", "two", "red", "two"),
+    }
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))  # as sentence-transformers has it
+    for text, tokens in texts.items():
+        assert theirs(text).input_ids == [numbers[token] for token in ("[CLS]", *tokens)]
+    with serving({"leaf": write_bundle(tmp_path / "bundle", folder, sample_manifest())}) as served:
+        together = served.ask("/api/embed", {"model": "leaf", "input": list(texts)})[1]["embeddings"]
+        for vector, (text, tokens) in zip(together, texts.items(), strict=True):
+            want = token_table(len(vocab), 8)[[numbers[token] for token in ("[CLS]", *tokens)]].mean(axis=0)
+            assert vector == pytest.approx(want / np.linalg.norm(want), abs=1e-5)
+            alone = served.ask("/api/embed", {"model": "leaf", "input": text})[1]["embeddings"][0]
+            assert alone == pytest.approx(vector, abs=1e-6)

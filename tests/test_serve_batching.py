@@ -9,6 +9,7 @@ import pytest
 
 from leafembed.serve import batching
 from leafembed.serve.batching import FAULTS, Batcher, BatchFailedError
+from leafembed.serve.metrics import Metrics
 
 
 class Engine:
@@ -87,6 +88,58 @@ def test_whatever_breaks_around_the_engine_ends_no_thread(batcher, monkeypatch, 
             assert run(batcher.embed(texts(3))).shape == (1, 2)
     assert run(batcher.embed(texts(3))).shape == (1, 2)
     assert not batcher.broken
+
+
+def test_a_thread_that_cannot_go_on_is_replaced(engine, batcher, monkeypatch):
+    """Who waits for its batch is told nothing, since that is what failed."""
+    (first,), fail = batcher._threads, batcher._fail
+
+    def fail_once(*_):
+        batcher._fail = fail
+        raise MemoryError
+
+    monkeypatch.setattr(batcher, "_fail", fail_once)
+    engine.fault = RuntimeError()
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(batcher.embed(texts(3)), 0.5))
+    engine.fault = None
+    assert run(batcher.embed(texts(3))).shape == (1, 2)
+    assert len(batcher._threads) == 1
+    assert batcher._threads[0] is not first
+    assert not batcher.broken
+
+
+def test_a_failure_that_cannot_be_logged_is_told(engine, batcher, monkeypatch):
+    def log(*_, **__):
+        monkeypatch.undo()
+        raise MemoryError
+
+    monkeypatch.setattr(batching._log, "error", log)
+    engine.fault = RuntimeError()
+    with pytest.raises(BatchFailedError, match="RuntimeError"):
+        run(batcher.embed(texts(3)))
+    engine.fault = None
+    assert run(batcher.embed(texts(3))).shape == (1, 2)
+
+
+def test_passes_side_by_side_are_one_stretch_of_time(engine):
+    metrics, found = Metrics(), []
+    batcher = Batcher(engine, workers=2, batch_tokens=32, on_batch=lambda batch: found.append(batch))
+
+    async def both():
+        engine.gate.clear()
+        waiting = [asyncio.ensure_future(batcher.embed(texts(30))) for _ in range(2)]
+        await begun(engine)
+        await begun(engine)
+        await asyncio.sleep(0.2)
+        engine.gate.set()
+        await asyncio.gather(*waiting)
+
+    run(both())
+    batcher.close()
+    for batch in found:
+        metrics.batch("leaf", batch)
+    assert metrics.tokens_per_second > 1.5 * 30 / max(batch.seconds for batch in found)
 
 
 def test_closing_does_not_wait_for_ever(engine):

@@ -36,7 +36,7 @@ def test_vectors_are_those_of_the_encoder(served, encoder):
 
 def test_a_single_text_has_the_first_service_s_field_too(served):
     _, data, _ = served.ask("/api/embed", {"model": "leaf", "input": "red"})
-    assert data["embedding"] == pytest.approx(data["embeddings"][0], abs=1e-6)
+    assert data["embedding"] == data["embeddings"][0]
 
 
 @pytest.mark.parametrize("name", ["leaf", "LEAF", "leaf:latest"])
@@ -69,7 +69,9 @@ def test_a_content_type_is_not_looked_at(served, kind):
         ({"input": "red"}, 404, "model '' not found"),
         ({"model": "no", "input": "red"}, 404, 'model "no" not found'),
         ({"model": "no", "input": "red"}, 404, 'model "no" not found, try pulling it first; this server has leaf'),
-        ({"model": "no", "input": 1}, 404, 'model "no" not found'),
+        ({"model": "no", "input": 1}, 400, "invalid input type"),
+        ({"model": "no", "input": "red", "dimensions": "4"}, 400, "dimensions: got a string"),
+        ({"model": "../../x", "input": 1}, 400, "invalid model name"),
         ({"input": 1}, 404, "model '' not found"),
         ({"model": "../../x", "input": "red"}, 400, "invalid model name"),
         ({"model": "leaf", "input": 123}, 400, "invalid input type"),
@@ -137,6 +139,41 @@ def test_the_old_route(served, encoder):
     assert data["embedding"] == pytest.approx(encoder.encode(["red"])[0], abs=1e-6)
     assert served.ask("/api/embeddings", {"model": "leaf", "input": "red"})[1] == {"embedding": []}
     assert served.ask("/api/embeddings", {"prompt": "red"})[:2] == (400, {"error": "model is required"})
+    assert served.ask("/api/embeddings", {"model": "no", "prompt": "red"})[0] == 404
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prompt_name": "query"},
+        {"input_type": "search_query"},
+        {"dimensions": 3},
+        {"dimensions": 99},
+        {"prompt_name": "STS", "dimensions": 3, "truncate": True},
+    ],
+)
+def test_the_old_route_takes_what_the_new_one_takes(served, more):
+    old = served.ask("/api/embeddings", {"model": "leaf", "prompt": "red two", **more})[1]["embedding"]
+    assert old == served.ask("/api/embed", {"model": "leaf", "input": "red two", **more})[1]["embeddings"][0]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"prompt_name": 1},
+        {"prompt_name": "no"},
+        {"input_type": ["query"]},
+        {"dimensions": "3"},
+        {"dimensions": 3.0},
+        {"truncate": "yes"},
+        {"truncate": False},
+    ],
+)
+def test_the_old_route_refuses_what_the_new_one_refuses(served, more):
+    text = "red " * 20
+    old = served.ask("/api/embeddings", {"model": "leaf", "prompt": text, **more})[:2]
+    assert old[0] == 400
+    assert old == served.ask("/api/embed", {"model": "leaf", "input": text, **more})[:2]
 
 
 def test_what_models_there_are(served):

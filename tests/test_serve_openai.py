@@ -1,6 +1,8 @@
 """OpenAI's and text-embeddings-inference's wire shapes."""
 
 import base64
+import json
+import socket
 
 import numpy as np
 import pytest
@@ -52,6 +54,23 @@ def test_a_large_answer_comes_in_pieces_and_is_whole(served, encoder, monkeypatc
         assert [row["index"] for row in rows] == list(range(10))
     data = served.ask("/api/embed", {"model": "leaf", "input": texts})[1]
     assert np.array(data["embeddings"]) == pytest.approx(encoder.encode(texts), abs=1e-6)
+
+
+@pytest.mark.parametrize(("path", "key"), [("/v1/embeddings", "input"), ("/api/embed", "input"), ("/embed", "inputs")])
+def test_a_large_answer_has_a_length_for_one_that_knows_no_pieces(served, monkeypatch, path, key):
+    monkeypatch.setattr("leafembed.serve.wire._PIECE", 24)
+    body = json.dumps({"model": "leaf", key: [f"red {i}" for i in range(10)]}).encode()
+    received = b""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as link:
+        link.sendall(b"POST %s HTTP/1.0\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)))
+        link.sendall(body)
+        while piece := link.recv(65_536):
+            received += piece
+    head, _, content = received.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert b"content-length: %d" % len(content) in head
+    data = json.loads(content)
+    assert len(data if path == "/embed" else data.get("data") or data["embeddings"]) == 10
 
 
 @pytest.mark.parametrize(

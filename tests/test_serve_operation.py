@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from served import Held, embed, engine_of, eventually, make_bundle, serving, works
 
-from leafembed.serve.batching import FAULTS, Batcher
+from leafembed.serve.batching import FAULTS, Batched, Batcher
 from leafembed.serve.logs import ACCESS_LOG, SERVER_LOG
 from leafembed.serve.settings import Limits, Settings
 from leafembed.serve.specs import ModelSpec
@@ -98,13 +98,20 @@ def test_vectors_that_are_no_numbers_are_not_sent(small, monkeypatch):
     assert "leaf_non_finite_total 3.0" in small.ask("/metrics")[1]
 
 
-def test_a_worker_thread_that_is_ended_answers_so_and_is_replaced(small, monkeypatch):
-    def end(ids):
+def test_a_worker_thread_that_ends_is_replaced(small, monkeypatch):
+    batcher = small.service.models.default.model.loaded.batcher
+    before, fail = list(batcher._threads), batcher._fail
+
+    def no_failing(batch, error):
+        monkeypatch.setattr(batcher, "_fail", fail)  # once
+        fail(batch, error)
         raise SystemExit(3)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_of(small), "embed_tokens", end)
+        patch.setattr(engine_of(small), "embed_tokens", lambda ids: 1 / 0)
+        monkeypatch.setattr(batcher, "_fail", no_failing)
         assert embed(small)[:2] == (500, {"error": "the engine failed on this request"})
+    assert eventually(lambda: not any(thread.is_alive() for thread in before))
     assert works(small)
     assert small.ask("/health/ready")[0] == 200
 
@@ -185,6 +192,20 @@ def test_what_a_request_took_is_not_closed_by_a_reload(tmp_path):
 
 
 # Metrics and log
+
+
+def test_when_to_come_back_is_reckoned_from_all_streams(bundle):
+    """Two streams of 100 tokens a second each are 200, however long nothing was computed in between."""
+    with serving({"leaf": bundle}) as served:
+        service = served.service
+        assert service.metrics.tokens_per_second == service.retry_after() - 1 == 0
+        for end in (*range(1, 51), *range(4_000, 4_051)):
+            for stream in (0.0, 0.5):
+                service.metrics.batch("leaf", Batched(4, 100, 128, 1.0, end + stream, failed=False))
+        assert service.metrics.tokens_per_second == pytest.approx(200, rel=0.001)
+        service.admitted = 990
+        assert service.retry_after() == 5
+        service.admitted = 0
 
 
 def test_metrics_count_what_was_done(bundle):

@@ -43,8 +43,9 @@ def test_a_span_a_request_in_its_trace_without_text(tmp_path, collector):
         config = served.server.config
         config.loaded_app, close = traced(config.loaded_app, endpoint)
         body = json.dumps({"model": "leaf", "input": "a very secret text"}).encode()
-        headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
-        with urllib.request.urlopen(urllib.request.Request(f"{served.url}/api/embed", body, headers)) as response:
+        headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01", "User-Agent": "a secret program"}
+        url = f"{served.url}/api/embed?q=a%20secret%20question"
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as response:
             assert len(json.load(response)["embeddings"]) == 1
         assert served.ask("/health/live")[0] == 200
         close()
@@ -55,6 +56,10 @@ def test_a_span_a_request_in_its_trace_without_text(tmp_path, collector):
     assert span.trace_id.hex() == TRACE
     values = {pair.key: pair.value for pair in span.attributes}
     assert values["http.status_code"].int_value == 200
+    assert values["http.method"].string_value == "POST"
+    assert values["http.target"].string_value == "/api/embed"
+    assert values["http.url"].string_value == f"{served.url}/api/embed"
+    assert not [key for key in values if "peer" in key or "client" in key or "user_agent" in key or "query" in key]
     assert "secret" not in str(sent)
 
 

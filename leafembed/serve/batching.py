@@ -66,6 +66,7 @@ class Batched:
         tokens: Their tokens.
         padded: Tokens with padding.
         seconds: Of the forward pass.
+        ended: When the pass ended, by :func:`time.perf_counter`.
         failed: Whether it failed.
     """
 
@@ -73,6 +74,7 @@ class Batched:
     tokens: int
     padded: int
     seconds: float
+    ended: float
     failed: bool
 
 
@@ -98,7 +100,9 @@ class Batcher:
         self._change = threading.Condition()
         self._closed = False
         self._running: dict[int, float] = {}
-        self._threads = [self._start() for _ in range(workers)]
+        self._threads: list[threading.Thread] = []
+        for _ in range(workers):
+            self._start()
 
     async def embed(self, ids: Sequence[Ids], *, waited: Callable[[float], None] | None = None) -> FloatArray:
         """Return the embeddings of texts by their token ids, ``(n_texts, dim)`` float32.
@@ -141,7 +145,7 @@ class Batcher:
         """Whether the last batches all failed, one does not end, or no thread is left."""
         late = time.perf_counter() - STUCK_S
         stuck = any(began < late for began in list(self._running.values()))
-        return stuck or self.faults >= FAULTS or not any(thread.is_alive() for thread in self._threads)
+        return stuck or self.faults >= FAULTS or not self._alive()
 
     def close(self, within: float = CLOSE_S) -> None:
         """Let what waits be computed, then end the threads; waits for them, ``within`` seconds at most."""
@@ -149,29 +153,45 @@ class Batcher:
             self._closed = True
             self._change.notify_all()
         end = time.monotonic() + within
-        for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        if any(thread.is_alive() for thread in self._threads):
+        while (alive := self._alive()) and (left := end - time.monotonic()) > 0:
+            alive[0].join(left)
+        if alive:
             _log.error("a batch did not end within %g s; it is left behind", within)
 
-    def _start(self) -> threading.Thread:
+    def _alive(self) -> list[threading.Thread]:
+        return [thread for thread in list(self._threads) if thread.is_alive()]
+
+    def _start(self, *, instead_of: threading.Thread | None = None) -> None:
         thread = threading.Thread(target=self._run, name="leaf-engine", daemon=True)
+        self._threads.append(thread)
         thread.start()
-        return thread
+        if instead_of is not None:
+            self._threads.remove(instead_of)
 
     def _run(self) -> None:
-        while True:
-            batch = None
-            try:
-                batch = self._next()
-                if batch is None:
-                    return
-                self._running[threading.get_ident()] = time.perf_counter()
-                self._compute(batch)
-            except BaseException as error:  # whatever is thrown, SystemExit too, must not end the thread
-                self._fail(batch, error)
-            finally:
-                self._running.pop(threading.get_ident(), None)
+        try:
+            while self._turn():
+                pass
+        except BaseException:  # not even the failure could be told, e.g. for want of memory
+            with self._change:
+                self.faults += 1
+            self._start(instead_of=threading.current_thread())
+            _log.exception("a thread of the engine ended; another one took its place")
+
+    def _turn(self) -> bool:
+        """Compute one batch; whether there will be another."""
+        batch = None
+        try:
+            batch = self._next()
+            if batch is None:
+                return False
+            self._running[threading.get_ident()] = time.perf_counter()
+            self._compute(batch)
+        except BaseException as error:  # whatever is thrown, SystemExit too, must not end the thread
+            self._fail(batch, error)
+        finally:
+            self._running.pop(threading.get_ident(), None)
+        return True
 
     def _next(self) -> list[tuple[Job, int]] | None:
         """Wait for a batch; ``None`` when the batcher is closed and nothing waits."""
@@ -195,7 +215,7 @@ class Batcher:
         ids = [job.ids[place] for job, place in batch]
         start = time.perf_counter()
         vectors = self.engine.embed_tokens(ids)
-        seconds = time.perf_counter() - start
+        end = time.perf_counter()
         finished: dict[Any, list[Job]] = {}
         with self._change:
             # Each request is told of its own vectors; that they are numbers at all says whether the engine works.
@@ -208,25 +228,27 @@ class Batcher:
                     finished.setdefault(job.future.get_loop(), []).append(job)
         for loop, jobs in finished.items():
             _call(loop, _deliver, jobs)
-        self._report(ids, seconds, failed=False)
+        self._report(ids, end - start, end, failed=False)
 
     def _fail(self, batch: list[tuple[Job, int]] | None, error: BaseException) -> None:
         """Fail the requests of a batch; of all that wait, where none could be made of them."""
-        _log.error("a batch failed", exc_info=error)
-        with self._change:
-            self.faults += 1
-            jobs = set(self._jobs) if batch is None else {job for job, _ in batch if not job.over}
+        try:
+            _log.error("a batch failed", exc_info=error)
+        finally:  # memory may not suffice for a traceback; whoever waits is told even then
+            with self._change:
+                self.faults += 1
+                jobs = set(self._jobs) if batch is None else {job for job, _ in batch if not job.over}
+                for job in jobs:
+                    self._drop(job)
             for job in jobs:
-                self._drop(job)
-        for job in jobs:
-            _call(job.future.get_loop(), _break, job, error)
-        self._report([job.ids[place] for job, place in batch or []], 0.0, failed=True)
+                _call(job.future.get_loop(), _break, job, error)
+        self._report([job.ids[place] for job, place in batch or []], 0.0, time.perf_counter(), failed=True)
 
-    def _report(self, ids: Sequence[Ids], seconds: float, *, failed: bool) -> None:
+    def _report(self, ids: Sequence[Ids], seconds: float, ended: float, *, failed: bool) -> None:
         lengths = [len(tokens) for tokens in ids]
         padded = max(lengths, default=0) * len(ids)
         try:
-            self._on_batch(Batched(len(ids), sum(lengths), padded, seconds, failed))
+            self._on_batch(Batched(len(ids), sum(lengths), padded, seconds, ended, failed))
         except Exception:  # who counts batches must not fail them
             _log.exception("a batch could not be counted")
 

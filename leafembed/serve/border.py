@@ -38,7 +38,10 @@ _OPEN = ("/health/live", "/health/ready", "/metrics")
 """Paths of probes and scrapers, which have no key and are answered while the server ends."""
 
 _WITHOUT_KEY = (*_OPEN, "/ui")
-"""Paths that need no key; the page has a field for it, and what it shows comes by requests that do need one."""
+"""Paths that need no key; the page has a field for it, and what it shows comes by requests that do need one.
+
+They take no body: else whoever has no key could fill the room for the bodies of those who have one.
+"""
 
 _SECONDS_TO_COME_BACK = 1
 _ID = re.compile(rb"[\w.-]{1,64}")
@@ -106,7 +109,7 @@ class Border:
                     self._check(exchange)
                     exchange.scope[BODY] = await read_body(
                         exchange.receive,
-                        limit=limits.body_bytes,
+                        limit=0 if exchange.scope["path"] in _WITHOUT_KEY else limits.body_bytes,
                         encoding=exchange.encoding,
                         count=partial(self._hold, exchange),
                     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,20 +17,24 @@ __all__ = ["Metrics"]
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _MEMORY = 0.9
-"""Weight of what was before in the running rate of tokens."""
+"""What the running rate of tokens keeps of the passes before, at each pass."""
+
+_STRETCHES = 64
+"""Most stretches of time that are remembered as computed; two passes that ran side by side are one stretch."""
 
 
 class Metrics:
     """All metrics of one server process, in a registry of their own.
 
-    Attributes:
-        tokens_per_second: Running rate of the engines, 0 before the first batch.
+    The running rate of tokens is that of all forward passes together, while at least one of them runs: those of several
+    streams and models run side by side, so that the time of a pass is not the time that its tokens cost.
     """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.tokens_per_second = 0.0
         self._lock = threading.Lock()
+        self._tokens = self._busy_s = 0.0
+        self._stretches: deque[tuple[float, float]] = deque(maxlen=_STRETCHES)
         self.requests = Counter("leaf_requests", "Requests", ["family", "route", "status"], registry=registry)
         self.refusals = Counter("leaf_refusals", "Requests that were refused", ["family", "kind"], registry=registry)
         self.seconds = Histogram(
@@ -86,10 +91,24 @@ class Metrics:
         self.batch_tokens.labels(model).observe(batch.padded)
         self.batch_seconds.labels(model).observe(batch.seconds)
         with self._lock:
-            now = batch.tokens / max(batch.seconds, 1e-6)
-            before = self.tokens_per_second or now
-            self.tokens_per_second = _MEMORY * before + (1 - _MEMORY) * now
+            self._tokens = _MEMORY * self._tokens + batch.tokens
+            self._busy_s = _MEMORY * self._busy_s + self._alone(batch.ended - batch.seconds, batch.ended)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Running rate of all engines while they are at work, 0 before the first batch."""
+        return self._tokens / self._busy_s if self._busy_s else 0.0
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def _alone(self, began: float, ended: float) -> float:
+        """Seconds of a pass in which none ran that was counted before; they come about in the order of their ends."""
+        seconds, first, last = ended - began, began, ended
+        while self._stretches and self._stretches[-1][1] > began:
+            start, end = self._stretches.pop()
+            seconds -= max(0.0, min(end, ended) - max(start, began))
+            first, last = min(first, start), max(last, end)
+        self._stretches.append((first, last))
+        return max(seconds, 0.0)

@@ -237,21 +237,34 @@ class Models:
         """Names to show."""
         return [*self._names.values(), *(named for named in self._with_prompts().values() if named.listed)]
 
+    def check_name(self, name: str) -> None:
+        """Refuse what cannot be a model's name, whatever models there are.
+
+        Raises:
+            Refusal: If it is empty, or of other characters.
+        """
+        if not name:
+            raise self._missing("model '' not found")
+        if not _ASKED.fullmatch(name):
+            raise Refusal("invalid", "invalid model name", param="model")
+
     def find(self, name: str) -> Named:
         """What a name from a request stands for.
 
         Raises:
             Refusal: If it is no name, or nothing has it.
         """
-        if name and not _ASKED.fullmatch(name):
-            raise Refusal("invalid", "invalid model name", param="model")
+        self.check_name(name)
         asked = name.lower().removesuffix(":latest")
         found = self._names.get(asked) or self._with_prompts().get(asked)
         if found is None:
-            known = ", ".join(sorted(named.name for named in self.listed))
-            what = f'model "{name}" not found, try pulling it first' if name else "model '' not found"
-            raise Refusal("missing", f"{what}; this server has {known}", param="model")  # before ";" Ollama's own words
+            raise self._missing(f'model "{name}" not found, try pulling it first')
         return found
+
+    def _missing(self, what: str) -> Refusal:
+        """The refusal in Ollama's own words and what there is."""
+        known = ", ".join(sorted(named.name for named in self.listed))
+        return Refusal("missing", f"{what}; this server has {known}", param="model")
 
     def _with_prompts(self) -> dict[str, Named]:
         """Names that stand for a model and one of the prompts that its bundle has now."""

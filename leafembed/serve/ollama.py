@@ -8,6 +8,8 @@ with a string. Vectors of the old ``/api/embeddings`` have unit length here; Oll
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -60,42 +62,27 @@ async def _version(request: Request) -> Response:
 async def _embed(request: Request) -> Response:
     service: Service = request.app.state.service
     data = json_body(request, *_KEYS)
-    name = _model_name(data)
-    dim, truncate = whole_field(data, "dimensions"), flag(data, "truncate", True)
-    prompt, input_type = text_field(data, "prompt_name"), text_field(data, "input_type")
-    _check_keep_alive(data)
-    _check_options(data)
-    named = service.named(name)
     value = data.get("input")
     texts = [] if value is None or value == "" else texts_field(value)
-    if texts is None:
+    asked = _asked(data, texts or [])
+    service.models.check_name(asked.name)
+    if texts is None:  # Ollama finds this after a name that is none, and before a model that is not there
         raise Refusal("invalid", "invalid input type", param="input")
-    if not texts:  # "load the model"
-        await service.opened(named.model)
-        return answer({"model": name, "embeddings": []})
-    if dim is not None and not 0 < dim <= named.model.about.config.dim:
-        dim = None
-    result = await service.embed(
-        Asked(
-            name=name,
-            texts=texts,
-            dim=dim,
-            truncate=truncate,
-            prompt=prompt,
-            input_type=input_type,
-        )
-    )
+    result = await _embedded(service, asked)
+    if result is None:
+        return answer({"model": asked.name, "embeddings": []})
     tail: dict[str, Any] = {
         "total_duration": _ns(result.total_s),
         "load_duration": _ns(result.load_s),  # 1 of a model that is open: Ollama leaves out what is 0, and never has 0
         "prompt_eval_count": result.tokens,
     }
     if isinstance(value, str):  # the first service of ours gave one vector under this name too
-        tail["embedding"] = result.vectors[0].tolist()
-    return rows_answer(
+        tail["embedding"] = result.vectors[0]
+    return await rows_answer(
+        request,
         result.vectors,
-        before=b'{"model":' + orjson.dumps(name) + b',"embeddings":',
-        after=b"," + orjson.dumps(tail)[1:],
+        before=b'{"model":' + orjson.dumps(asked.name) + b',"embeddings":',
+        after=b"," + orjson.dumps(tail, option=orjson.OPT_SERIALIZE_NUMPY)[1:],
         headers=truncation_header(result),
     )
 
@@ -103,19 +90,41 @@ async def _embed(request: Request) -> Response:
 async def _embeddings(request: Request) -> Response:
     service: Service = request.app.state.service
     data = json_body(request, *_KEYS)
-    name = _model_name(data)
-    if not name:
-        raise Refusal("invalid", "model is required", param="model")
     prompt = text_field(data, "prompt")
-    _check_keep_alive(data)
-    _check_options(data)
-    named = service.named(name)
-    if not prompt:
-        await service.opened(named.model)
+    asked = _asked(data, [prompt] if prompt else [])
+    if not asked.name:
+        raise Refusal("invalid", "model is required", param="model")
+    result = await _embedded(service, asked)
+    if result is None:
         return answer({"embedding": []})
-    result = await service.embed(Asked(name=name, texts=[prompt]))
     vector = orjson.dumps(result.vectors[0], option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(b'{"embedding":' + vector + b"}", 200, truncation_header(result), "application/json; charset=utf-8")
+
+
+def _asked(data: dict[str, Any], texts: Sequence[str]) -> Asked:
+    """What both routes ask for their texts, its types checked."""
+    asked = Asked(
+        name=text_field(data, "model") or "",
+        texts=texts,
+        dim=whole_field(data, "dimensions"),
+        truncate=flag(data, "truncate", True),
+        prompt=text_field(data, "prompt_name"),
+        input_type=text_field(data, "input_type"),
+    )
+    _check_keep_alive(data)
+    _check_options(data)
+    return asked
+
+
+async def _embedded(service: Service, asked: Asked) -> Answer | None:
+    """The vectors; ``None`` where there is no text, which means that the model is to be opened."""
+    model = service.named(asked.name).model
+    if not asked.texts:
+        await service.opened(model)
+        return None
+    if asked.dim is not None and not 0 < asked.dim <= model.about.config.dim:
+        asked = replace(asked, dim=None)
+    return await service.embed(asked)
 
 
 async def _tags(request: Request) -> Response:
@@ -194,10 +203,6 @@ def _parameters(named: Named) -> int:
 
 def _context(named: Named) -> int:
     return named.model.about.config.max_seq_length
-
-
-def _model_name(data: dict[str, Any]) -> str:
-    return text_field(data, "model") or ""
 
 
 def _check_keep_alive(data: dict[str, Any]) -> None:

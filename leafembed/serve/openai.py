@@ -65,7 +65,8 @@ async def _embeddings(request: Request) -> Response:
         )
     )
     usage = {"prompt_tokens": result.tokens, "total_tokens": result.tokens}
-    return rows_answer(
+    return await rows_answer(
+        request,
         result.vectors,
         before=b'{"object":"list","data":',
         after=b"," + orjson.dumps({"model": name, "usage": usage})[1:],

@@ -93,13 +93,12 @@ def _ollama() -> _Schema:
     }
     inputs = {"anyOf": [_STRING, {"type": "array", "items": _STRING}, {"type": "null"}]}
     embedded = _object(("model", "embeddings"), model=_STRING, embeddings=_VECTORS, embedding=_VECTOR)
-    one = {key: asked[key] for key in ("keep_alive", "options")}
     old = _object(("embedding",), embedding={"type": "array", "items": {"type": "number"}})
     models = _object(("models",), models={"type": "array", "items": _object(("name", "model"))})
     show = _object(("model_info", "details", "capabilities"), model_info={"type": "object"})
     posts = {
         "/api/embed": ("embed", embedded, _object(("model",), model=_STRING, input=inputs, **asked)),
-        "/api/embeddings": ("embeddings", old, _object(("model",), model=_STRING, prompt=_or_null("string"), **one)),
+        "/api/embeddings": ("embeddings", old, _object(("model",), model=_STRING, prompt=_or_null("string"), **asked)),
         "/api/show": ("show", show, _object(("model",), model=_STRING)),
     }
     gets = {

@@ -93,12 +93,16 @@ class _Protocol(HttpToolsProtocol):
             return
         if self._late is None:
             self._begin()
-        if not self._in_body:
-            self._head += len(data)
-        self._feed(data)
-        # A head that has not ended: the parser keeps all of it, and tells of a header only when it is whole.
-        if not self._in_body and self._head > self.limits.head_bytes:
-            self._refuse(self._too_long())
+        most = self.limits.head_bytes
+        for start in range(0, len(data), most):  # what follows a body within a piece is not counted
+            piece = data[start : start + most]
+            self._head += len(piece)
+            self._feed(piece)
+            # Of a head or trailer that has not ended the parser keeps all, and tells of a header only when it is whole.
+            if self._head > most:
+                self._refuse(self._too_long())
+            if self._is_closing():
+                return
 
     def on_message_begin(self) -> None:
         self._in_body, self._counted = False, 0
@@ -110,15 +114,20 @@ class _Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if not self._in_body:  # a trailer must not be taken for one of the head, a key least of all (RFC 9110, 6.5.1)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":  # which no head is without
             self._again = self._without_upgrade()
             return
-        self._in_body = True
         super().on_headers_complete()
         self.cycle.transport = self._link
+        self._in_body, self._head = True, 0
+
+    def on_body(self, body: bytes) -> None:
+        self._head = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._again:
@@ -190,18 +199,21 @@ class _Protocol(HttpToolsProtocol):
             raise _HeadTooLongError
 
     def _too_long(self) -> Refusal:
-        return Refusal("head_too_large", f"the head of the request has more than {self.limits.head_bytes} bytes")
+        part = "end" if self._in_body else "head"
+        return Refusal("head_too_large", f"the {part} of the request has more than {self.limits.head_bytes} bytes")
 
     def _refuse(self, refusal: Refusal) -> None:
         if self._is_closing():
             return
-        number = secrets.token_hex(8)
-        status, body = family_of("").answer(refusal)
-        content = orjson.dumps(body)
-        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json; charset=utf-8\r\n"
-        head += f"content-length: {len(content)}\r\nx-request-id: {number}\r\nconnection: close\r\n\r\n"
-        self.transport.write(head.encode() + content)
-        self._note(refusal.kind, status, number)
+        if self._in_body and self.cycle.response_started:  # a second answer would be taken for that of the next request
+            self._note(refusal.kind)
+        else:
+            number, (status, body) = secrets.token_hex(8), family_of("").answer(refusal)
+            content = orjson.dumps(body)
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json; charset=utf-8\r\n"
+            head += f"content-length: {len(content)}\r\nx-request-id: {number}\r\nconnection: close\r\n\r\n"
+            self.transport.write(head.encode() + content)
+            self._note(refusal.kind, status, number)
         if self.pipeline:  # one whose answer is not written yet
             self.transport.close()
             return

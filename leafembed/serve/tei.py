@@ -62,7 +62,7 @@ async def _embed(request: Request) -> Response:
             too_long=f"`inputs` must have less than {limit} tokens",
         )
     )
-    return rows_answer(result.vectors, headers={**truncation_header(result), **_timings(result, texts)})
+    return await rows_answer(request, result.vectors, headers={**truncation_header(result), **_timings(result, texts)})
 
 
 async def _info(request: Request) -> Response:

@@ -118,7 +118,8 @@ def parts_answer(parts: Sequence[bytes]) -> Response:
     return Response(b"[" + b",".join(parts) + b"]", 200, None, _JSON)
 
 
-def rows_answer(
+async def rows_answer(
+    request: Request,
     vectors: FloatArray,
     *,
     before: bytes = b"",
@@ -127,9 +128,10 @@ def rows_answer(
     encoded: bool = False,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A JSON answer with a list of vectors, in one piece if it is small.
+    """A JSON answer with a list of vectors, sent in one piece if it is small, or if the client knows no other way.
 
     Args:
+        request: What is answered; before HTTP/1.1 an answer has no chunks (RFC 9112, 6.1).
         vectors: ``(n, dim)`` float32, finite.
         before: What comes before the list.
         after: What comes after it.
@@ -149,6 +151,8 @@ def rows_answer(
             await asyncio.sleep(0)
         yield b"]" + after
 
+    if request.scope["http_version"] < "1.1":
+        return Response(b"".join([piece async for piece in pieces()]), 200, head, _JSON)
     return StreamingResponse(pieces(), 200, head, _JSON)
 
 
