@@ -215,8 +215,7 @@ def _alone(entrant: Entrant, mixes: Mapping[str, Sequence[str]], threads: int) -
             "p50_spread": [min(medians), max(medians)],
         },
         "tokens": {name: fact["tokens"] for name, fact in facts.items()},
-        "matmul_parameters": next(iter(facts.values()))["matmul_parameters"],
-        "dim": next(iter(facts.values()))["dim"],
+        **{name: next(iter(facts.values()))[name] for name in ("token_weights", "text_weights", "dim")},
     }
 
 
@@ -275,7 +274,20 @@ def _summed_up(
             "spread": [len(texts) / max(seconds), len(texts) / min(seconds)],
             "tokens_per_second": tokens / median(seconds) if tokens else None,
         }
-    kind = "int8" if entrant.kind in ("bundle", "onnx") else "fp32"
-    weights, fastest = found["matmul_parameters"], max((rate["tokens_per_second"] or 0) for rate in rates.values())
-    share = 2 * weights * fastest / 1e9 / peaks[kind] if weights and fastest and not entrant.bf16 else None
+    share = (
+        None if entrant.bf16 else _share(rates, found, peaks["int8" if entrant.kind in ("bundle", "onnx") else "fp32"])
+    )
     return {"rates": rates, "quality": measured["quality"], "peak_share": share}
+
+
+def _share(rates: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any], peak: float) -> float | None:
+    """Operations of all products with weights, of the ``peak`` in 10^9 a second, at the mix with most tokens a second.
+
+    ``None`` where weights or tokens are not known, or there is no product.
+    """
+    fastest = max(rates.values(), key=lambda rate: rate["tokens_per_second"] or 0)
+    if not found["token_weights"] or not fastest["tokens_per_second"]:
+        return None
+    products = found["token_weights"] * fastest["tokens_per_second"]
+    products += found["text_weights"] * fastest["texts_per_second"]
+    return float(2 * products / 1e9 / peak)

@@ -62,9 +62,11 @@ def bench_page(result: Mapping[str, Any]) -> str:
         "## Share of the machine",
         f"One large product of matrices, measured in the same run: {result['peaks']['fp32']:,.0f} GFLOP/s in fp32, "
         f"{result['peaks']['int8']:,.0f} GOP/s in INT8. Share: operations of the products with weights, at the mix "
-        "with most tokens a second, of the peak of the engine's own arithmetic.",
-        table(["encoder", "weights in products, 10^6", "share"], [
-            [one["name"], fixed((one["matmul_parameters"] or 0) / 1e6 or None, 1), _percent(one["peak_share"])]
+        "with most tokens a second, of the peak of the engine's own arithmetic. Weights by whether each token is "
+        "multiplied with them, or each text once (a head after pooling).",
+        table(["encoder", "weights a token, 10^6", "weights a text, 10^6", "share"], [
+            [one["name"], *(_millions(one[key]) for key in ("token_weights", "text_weights")),
+             _percent(one["peak_share"])]
             for one in found]),
     ]  # fmt: skip
     if result["missing"]:
@@ -111,6 +113,10 @@ def _rates(found: Sequence[Mapping[str, Any]], mixes: Sequence[str], key: str) -
             cells.append(fixed(rate[key], digits) + around)
         rows.append([one["name"], *cells])
     return table(["encoder", *mixes], rows)
+
+
+def _millions(count: int | None) -> str:
+    return fixed((count or 0) / 1e6 or None, 1)
 
 
 def _percent(share: float | None) -> str:

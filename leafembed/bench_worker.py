@@ -11,9 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leafembed.types import Encoder, FloatArray, ModelRef
+
+if TYPE_CHECKING:
+    import torch
+
+    from leafembed.ship.engine import ProductWeights
 
 __all__ = ["COMMANDS", "Worker", "main", "open_entrant"]
 
@@ -46,11 +51,26 @@ class _Torch:
         tokens = self.model[0].tokenizer(list(texts), truncation=True, max_length=self.model.max_seq_length)
         return [len(ids) for ids in tokens["input_ids"]]
 
-    def matmul_parameters(self) -> int:
+    def product_weights(self) -> ProductWeights:
+        """Weights of the linear layers that run, by what their input has a row for: each token, or each text."""
         import torch
 
-        linear = (module for module in self.model.modules() if isinstance(module, torch.nn.Linear))
-        return sum(module.weight.numel() for module in linear)
+        from leafembed.ship.engine import ProductWeights
+
+        texts, counts = ["How do I reset my card?"] * 2, {True: 0, False: 0}
+
+        def count(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...]) -> None:
+            of_text = inputs[0].numel() == len(texts) * module.in_features
+            counts[of_text] += module.weight.numel()
+
+        linear = [module for module in self.model.modules() if isinstance(module, torch.nn.Linear)]
+        hooks = [module.register_forward_pre_hook(count) for module in linear]
+        try:
+            self.encode(texts)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return ProductWeights(token=counts[False], text=counts[True])
 
 
 def open_entrant(entrant: dict[str, Any], threads: int) -> Encoder:
@@ -107,17 +127,22 @@ class Worker:
     def facts(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Tokens of the texts where it has tokens, weights in matrix products where that is known, dimensions."""
         counted = getattr(self.encoder, "count_tokens", None)
-        products = getattr(self.encoder, "matmul_parameters", None)
+        counted_weights = getattr(self.encoder, "product_weights", None)
         before = self.encoder.ref.prompts.get(self._prompt(wanted["role"]) or "", "")
         tokens = sum(counted([before + text for text in wanted["texts"]])) if counted else None
-        weights: int | None = products() if products else None
+        weights: ProductWeights | None = counted_weights() if counted_weights else None
         if self.entrant["kind"] == "bundle":
             from leafembed.ship.engine import product_weights
             from leafembed.ship.folder import EncoderConfig
 
             folder = Path(self.entrant["path"])
             weights = product_weights(folder / "model.xml", EncoderConfig.read(folder), self.entrant["exit"])
-        return {"tokens": tokens, "matmul_parameters": weights, "dim": self.encoder.ref.dim}
+        return {
+            "tokens": tokens,
+            "token_weights": weights and weights.token,
+            "text_weights": weights and weights.text,
+            "dim": self.encoder.ref.dim,
+        }
 
     def _prompt(self, role: str) -> str | None:
         from leafembed.judge.kinds import find_prompt

@@ -10,8 +10,9 @@ from typing import Any
 
 from leafembed.errors import DataError, Error
 from leafembed.recipe import BenchmarkConfig
-from leafembed.ship.benchmark import Contender, benchmark
+from leafembed.ship.benchmark import Contender, benchmark, prompt_of_card
 from leafembed.ship.bundle import open_bundle
+from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import machine_facts
 from leafembed.ship.parts import read_points
 from leafembed.ship.point_table import exit_name
@@ -32,7 +33,7 @@ def choose(
 
     With a least retention it is the fastest that has it, of these the one with the fewest dimensions; with a least rate
     alone, the one with most retention that is fast enough. What does not beat all floors is left out. Retention is what
-    the run measured; rates are measured now.
+    the run measured; rates are measured now, with the prompt of the run's recipe where the bundle has it.
 
     Args:
         bundle: Folder of a bundle with early exits or further dimensions.
@@ -43,7 +44,8 @@ def choose(
         allow_failed: Open a bundle that the gate refused, and choose among what does not beat all floors too.
 
     Returns:
-        ``points``, ``chosen`` (one of them) and ``machine``.
+        ``points``, ``chosen`` (one of them), ``prompt_name`` (what rates were measured with; ``None``: bare text) and
+        ``machine``.
 
     Raises:
         DataError: If there is no text.
@@ -62,15 +64,21 @@ def choose(
         )
     if not allow_failed:
         points = [point for point in points if not point["why_not"]]  # the whole is left, which passed
-    rates = _rates(encoder, texts, sorted({point["exit"] for point in points}, key=lambda exit: exit or 0))
+    prompt_name = prompt_of_card(encoder.manifest or {}, encoder.prompts)
+    exits = sorted({point["exit"] for point in points}, key=lambda exit: exit or 0)
+    rates = _rates(encoder, texts, exits, prompt_name)
     for point in points:
         point["texts_per_second"] = rates[point["exit"]]
-    return {"points": points, "chosen": _best(points, min_retention, min_rate), "machine": machine_facts()}
+    chosen = _best(points, min_retention, min_rate)
+    return {"points": points, "chosen": chosen, "prompt_name": prompt_name, "machine": machine_facts()}
 
 
-def _rates(encoder: Any, texts: Sequence[str], exits: Sequence[int | None]) -> dict[int | None, float]:
+def _rates(
+    encoder: BundleEncoder, texts: Sequence[str], exits: Sequence[int | None], prompt_name: str | None
+) -> dict[int | None, float]:
     config = dataclasses.replace(BenchmarkConfig(), threads=encoder.threads, batch_size=encoder.batch_size)
-    contenders = [Contender(exit_name(exit), partial(encoder.encode, exit=exit), 0.0, 0.0) for exit in exits]
+    encode = partial(encoder.encode, prompt_name=prompt_name)
+    contenders = [Contender(exit_name(exit), partial(encode, exit=exit), 0.0, 0.0) for exit in exits]
     speeds = benchmark(contenders, texts, config=config)
     return {exit: speed.texts_per_second for exit, speed in zip(exits, speeds, strict=True)}
 

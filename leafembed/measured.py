@@ -11,7 +11,7 @@ import numpy as np
 
 from leafembed.errors import DataError, ModelError
 from leafembed.evidence import Behaviour
-from leafembed.judge.behaviour import observe
+from leafembed.judge.behaviour import Batching, observe
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.tasks import AGREEMENT, Task, contents_of, load_tasks, scored_items
 from leafembed.learn.models import load_sentence_transformer
@@ -36,11 +36,11 @@ VOCABULARY_ROWS = 100
 _ITEMWISE = frozenset({"STS", "PairClassification", "BitextMining"})  # no documents or probe sets, which stay whole
 
 
-def observed(line: Line, name: str, encoder: Encoder, *, how: Sequence[object] = ()) -> Behaviour:
+def observed(line: Line, name: str, encoder: Batching, *, how: Sequence[object] = ()) -> Behaviour:
     """Behaviour of an encoder on held-out texts, or what an interrupted run saw; arguments as of ``steps.scored``."""
     learned, prompt_name = line.learned, line.recipe.teacher.prompt_name
     texts, teacher = learned.validation(OBSERVED_TEXTS), learned.teacher
-    base = (learned.targets_id, teacher.arithmetic.precision, prompt_name, texts)
+    base = ("pairs in one forward pass", learned.targets_id, teacher.arithmetic.precision, prompt_name, texts)
     key = fingerprint(dataclasses.asdict(encoder.ref), *base, how, versions(PACKAGES))
 
     def build(_: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from leafembed.comparison_page import difference_cells, score_cells, task_rows
 from leafembed.errors import MissingExtraError
 from leafembed.judge.compare import Judged, pairs
 from leafembed.progress import say
-from leafembed.recipe_io import load_gate
+from leafembed.recipe_io import softer_rules
 from leafembed.reports import EvalReport, GateResult
 from leafembed.ship.markdown import with_interval
 from leafembed.ship.point_table import exit_name
@@ -161,7 +161,7 @@ def print_info(manifest: Mapping[str, Any], verdict: GateResult) -> None:
     facts = {
         "name": manifest["name"],
         "verdict": "passed the gate" if verdict.passed else f"REFUSED: {'; '.join(map(str, verdict.failed))}",
-        "rules": "; ".join(load_gate(manifest["recipe"].get("gate", {})).softer()) or "none softer than usual",
+        "rules": "; ".join(softer_rules(manifest["recipe"])) or "none softer than usual",
         "teacher": manifest["teacher"]["name"],
         "licence": student["licence"] or "not stated by the teacher",
         "dim": student["dim"],
@@ -185,10 +185,9 @@ def print_overlap(found: Mapping[str, Any]) -> None:
     print(f"  {found['cosine']:.3f} is the mean cosine of the two models' queries")
 
 
-def print_points(
-    points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], bundle: object, *, allow_failed: bool = False
-) -> None:
-    """Every exit and dimension, the one to take, and how to load it."""
+def print_points(result: Mapping[str, Any], bundle: object, *, allow_failed: bool = False) -> None:
+    """Every exit and dimension, the one to take, and how to load it; ``result`` is what ``leaf choose`` found."""
+    points, chosen = result["points"], result["chosen"]
     rows = [
         [
             "*" if point == chosen else "",
@@ -202,19 +201,25 @@ def print_points(
     ]
     head = ["", "layers", "dimensions", "retention", "texts/s here", "MB of weights"]
     _console().print(_table(head, rows, words=2))
+    print(f"texts/s {_read_with(result['prompt_name'])}")
     options = [f"{name}={chosen[name]}" for name in ("exit", "dim") if chosen[name] is not None]
     options += ["allow_failed=True"] if allow_failed else []
     print(f"leafembed.load({str(bundle)!r}, {', '.join(options)})")
 
 
-def print_speed(speed: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
-    """Print how fast a bundle was on a machine, to stdout."""
+def print_speed(result: Mapping[str, Any]) -> None:
+    """Print how fast a bundle was on a machine, to stdout; ``result`` is what ``leaf benchmark`` measured."""
+    speed, machine = result["speed"], result["machine"]
     slowest, fastest = speed["spread"]
     print(
         f"{speed['texts_per_second']:.0f} texts/s (slowest {slowest:.0f}, fastest {fastest:.0f}), "
-        f"{speed['tokens_per_text']:.1f} tokens a text, batch {speed['batch_size']}, {speed['threads']} threads, "
-        f"{machine['cpu']}"
+        f"{speed['tokens_per_text']:.1f} tokens a text, {_read_with(result['prompt_name'])}, "
+        f"batch {speed['batch_size']}, {speed['threads']} threads, {machine['cpu']}"
     )
+
+
+def _read_with(prompt_name: str | None) -> str:
+    return "without a prompt" if prompt_name is None else f"with the prompt {prompt_name!r}"
 
 
 def _print_table(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from leafembed.errors import DataError, ModelError
 from leafembed.recipe import BenchmarkConfig, QuantizeConfig
 from leafembed.recipe_io import load_gate
 from leafembed.reports import GateResult
-from leafembed.ship.benchmark import Contender, benchmark
+from leafembed.ship.benchmark import Contender, benchmark, prompt_of_card
 from leafembed.ship.bundle import open_bundle, read_manifest, verify
 from leafembed.ship.card import MANIFEST
 from leafembed.ship.machine import machine_facts
@@ -107,7 +108,10 @@ def report_run(run: Path, out: Path | None = None) -> Path:
 
 
 def time_encoder(bundle: Path, texts: Sequence[str], *, threads: int | None, allow_failed: bool) -> dict[str, Any]:
-    """Measure a bundle's texts per second on this machine.
+    """Measure a bundle's texts per second on this machine, with the prompt of its recipe where it has it.
+
+    Returns:
+        ``speed``, ``prompt_name`` (``None``: bare text) and ``machine``.
 
     Raises:
         DataError: If there is no text.
@@ -116,8 +120,11 @@ def time_encoder(bundle: Path, texts: Sequence[str], *, threads: int | None, all
         raise DataError("there is no text to time: expected at least one line")
     encoder = open_bundle(bundle, allow_failed=allow_failed, threads=threads)
     config = dataclasses.replace(BenchmarkConfig(), threads=encoder.threads, batch_size=encoder.batch_size)
-    counts = encoder.count_tokens(texts[: config.texts])
+    prompt_name = prompt_of_card(encoder.manifest or {}, encoder.prompts)
+    counts = encoder.count_tokens(texts[: config.texts], prompt_name)
     size = sum(path.stat().st_size for path in Path(bundle).iterdir()) / 1e6
-    contender = Contender(encoder.ref.name, encoder.encode, size, sum(counts) / max(1, len(counts)))
+    encode = partial(encoder.encode, prompt_name=prompt_name)
+    contender = Contender(encoder.ref.name, encode, size, sum(counts) / max(1, len(counts)))
     (speed,) = benchmark([contender], texts, config=config)
-    return {"speed": json.loads(json.dumps(dataclasses.asdict(speed))), "machine": machine_facts()}
+    measured = json.loads(json.dumps(dataclasses.asdict(speed)))
+    return {"speed": measured, "prompt_name": prompt_name, "machine": machine_facts()}

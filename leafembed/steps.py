@@ -32,6 +32,7 @@ from leafembed.recipe_learn import StudentConfig
 from leafembed.record import PACKAGES, run_facts, teacher_facts
 from leafembed.reports import FLOOR, STATIC_TABLE, UNTRAINED, EvalReport
 from leafembed.ship.encoder import BundleEncoder
+from leafembed.ship.engine import group_size_of
 from leafembed.ship.machine import versions
 from leafembed.ship.markdown import to_toml
 from leafembed.ship.quantize import quantize
@@ -243,13 +244,14 @@ def write_int8(
 
 
 def timed(line: Line, student: TorchEncoder, int8: BundleEncoder) -> tuple[Speed, ...]:
-    """Time teacher and student, in torch and as INT8, in turn."""
+    """Time teacher and student, in torch and as INT8, in turn; both as INT8 in the engine that the student ships in."""
     recipe, learned = line.recipe, line.learned
     prompt_name = recipe.teacher.prompt_name
     entries = [Entry("student", student, line.folder / "student", int8, line.folder / "int8", prompt_name)]
     teacher = learned.teacher.torch
     if teacher is not None and learned.teacher_dir is not None:  # one at a URL does not run on this machine
-        limit, group_size = teacher.ref.max_seq_length or "unlimited", recipe.quantize.group_size
+        limit = teacher.ref.max_seq_length or "unlimited"
+        group_size = group_size_of(line.folder / "int8", otherwise=recipe.quantize.group_size)  # a race may have chosen
         folder = recipe.cache_dir / "int8" / f"{teacher.ref.fingerprint}-{limit}-group{group_size}"
         write_int8(teacher, folder, group_size=group_size)
         teacher_int8 = BundleEncoder(folder, threads=int8.threads, batch_size=int8.batch_size)

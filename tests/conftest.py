@@ -38,6 +38,9 @@ class HashEncoder:
         unit: FloatArray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 
+    def encode_together(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+        return self.encode(texts, prompt_name=prompt_name)
+
     def _word(self, word: str) -> FloatArray:
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
         return np.random.default_rng(seed).standard_normal(self.ref.dim).astype(np.float32)

@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from tiny import WORDS, make_model_folder, sample_manifest
 from leafembed import bench
 from leafembed.bench import MIXES, Plan, length_mixes, measure, require_data
 from leafembed.bench_page import DATA, PAGE, PLOT, bench_page, write_bench
-from leafembed.bench_worker import open_entrant
+from leafembed.bench_worker import Worker, open_entrant
 from leafembed.cli import main
 from leafembed.contenders import Entrant, Lineup, line_up
-from leafembed.errors import BundleError
+from leafembed.errors import BundleError, ModelError
+from leafembed.recipe import BenchmarkConfig, QuantizeConfig
 from leafembed.ship.bundle import write_bundle
-from leafembed.ship.engine import product_weights
+from leafembed.ship.encoder import BundleEncoder
+from leafembed.ship.engine import ProductWeights, group_size_of, product_weights
 from leafembed.ship.folder import EncoderConfig
 from leafembed.ship.pareto_plot import Dot, front
 from leafembed.ship.peaks import matmul_peaks
@@ -95,7 +98,8 @@ def test_everything_is_measured_of_who_runs_and_the_reason_said_of_who_does_not(
     assert -1 <= good["quality"]["mean"] <= 1
     assert list(good["quality"]["types"]) == ["STS"]
     assert good["megabytes"] == result["model_bytes"] / 1e6
-    assert good["matmul_parameters"] == 0  # a mean of rows
+    assert good["token_weights"] == good["text_weights"] == 0  # a mean of rows
+    assert good["peak_share"] is None
     assert result["peaks"]["fp32"] > 0
     assert json.loads(json.dumps(result)) == result
 
@@ -172,12 +176,116 @@ def test_who_cannot_take_part_is_named_with_the_reason(tmp_path):
     assert "name it with --student" in found.missing["student, torch fp32"]
 
 
+def _manifest(**folders):
+    """A manifest that knows the models of folders, given as ``teacher`` or ``student``, as its own."""
+    from leafembed.learn.models import fingerprint_folder
+
+    manifest = sample_manifest()
+    for name, folder in folders.items():
+        reports = (name, "int8") if name == "student" else (name,)
+        for model in (manifest[name], *(manifest["reports"][report]["model"] for report in reports)):
+            model["fingerprint"] = fingerprint_folder(folder)
+    return manifest
+
+
+def test_a_student_beside_the_bundle_must_be_the_bundles(tmp_path):
+    from families import bert
+
+    student = bert(tmp_path / "student")
+    manifest = _manifest(student=student)
+    model = make_model_folder(tmp_path / "model", fingerprint=manifest["student"]["fingerprint"])
+    bundle, name = write_bundle(tmp_path / "bundle", model, manifest), "student, torch fp32"
+    options = {"teacher": str(tmp_path / "nowhere"), "work": tmp_path / "work", "peers": False}
+    for given in (None, student):
+        found = line_up(bundle, student=given, **options)
+        assert [one.path for one in found.entrants if one.name == name] == [str(student)]
+    (student / "config.json").write_text((student / "config.json").read_text() + "\n")  # trained since
+    found = line_up(bundle, student=None, **options)
+    assert "got a model with fingerprint" in found.missing[name]
+    assert name not in [one.name for one in found.entrants]
+    with pytest.raises(ModelError, match=rf"^--student {student}: got .*, expected .*; give the folder"):
+        line_up(bundle, student=student, **options)
+
+
+def test_a_teacher_must_be_the_bundles_and_is_quantised_as_its_student(tmp_path):
+    from families import bert
+
+    teacher = bert(tmp_path / "teacher@2")
+    manifest = _manifest(teacher=teacher)
+    model = make_model_folder(tmp_path / "model", group_size=32)
+    bundle = write_bundle(tmp_path / "bundle", model, manifest)
+    options = {"student": None, "work": tmp_path / "work", "peers": False}
+    found = line_up(bundle, teacher=str(teacher), **options)
+    (int8,) = [one for one in found.entrants if one.name == "teacher, INT8"]
+    assert EncoderConfig.read(Path(int8.path)).group_size == 32  # not the default
+    (teacher / "config.json").write_text((teacher / "config.json").read_text() + "\n")
+    with pytest.raises(ModelError, match=rf"^--teacher {teacher}: got .*, expected .*; give the folder"):
+        line_up(bundle, teacher=str(teacher), **options)
+    manifest["recipe"]["teacher"] = {"model": str(teacher), "revision": None}
+    bundle = write_bundle(tmp_path / "unnamed", model, manifest)
+    found = line_up(bundle, teacher=None, **options)
+    assert "got a model with fingerprint" in found.missing["teacher"]
+    assert {one.group for one in found.entrants} == {"student"}
+
+
+def test_a_teacher_at_a_url_has_no_files_to_compare(tmp_path):
+    manifest = sample_manifest()
+    manifest["recipe"]["teacher"] = {"model": "http://127.0.0.1:1/v1"}
+    bundle = write_bundle(tmp_path / "bundle", make_model_folder(tmp_path / "model"), manifest)
+    options = {"student": None, "work": tmp_path / "work", "peers": False}
+    assert "is a server" in line_up(bundle, teacher=None, **options).missing["teacher"]
+    with pytest.raises(ModelError, match=r"^--teacher there: .* is a server"):
+        line_up(bundle, teacher="there", **options)
+
+
+def test_the_cards_teacher_is_quantised_as_its_student(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from families import bert
+
+    from leafembed import steps
+    from leafembed.learn.models import describe, load_sentence_transformer
+    from leafembed.learn.teacher import TorchEncoder
+
+    folder = bert(tmp_path / "bert")
+    model = load_sentence_transformer(folder)
+    encoder = TorchEncoder(model, describe(model, folder, name="tiny"), precision="fp32")
+    learned = SimpleNamespace(teacher=SimpleNamespace(torch=encoder), teacher_dir=folder, validation=lambda n: ["en1"])
+    recipe = SimpleNamespace(
+        teacher=SimpleNamespace(prompt_name=None),
+        benchmark=BenchmarkConfig(),
+        quantize=QuantizeConfig(),
+        cache_dir=tmp_path,
+    )
+    line = SimpleNamespace(recipe=recipe, learned=learned, folder=tmp_path)
+    make_model_folder(tmp_path / "int8", group_size=32)  # as a race of engines has chosen
+    monkeypatch.setattr(steps, "race", lambda entries, *_, **__: entries)
+    entries = steps.timed(line, encoder, BundleEncoder(tmp_path / "int8", threads=1))
+    assert [(entry.name, EncoderConfig.read(entry.int8_folder).group_size) for entry in entries] == [
+        ("teacher", 32), ("student", 32)]  # fmt: skip
+
+
+def test_calibrated_scales_are_no_groups(tmp_path):
+    from families import bert
+
+    from leafembed.learn.models import describe, load_sentence_transformer
+    from leafembed.ship.quantize import quantize, quantize_static
+
+    model = load_sentence_transformer(bert(tmp_path / "bert"))
+    ref, ids = describe(model, tmp_path / "bert", name="tiny"), np.array([[2, 5, 6, 3]])
+    quantize(model, tmp_path / "floats", ref=ref, group_size=0)
+    quantize_static(model, tmp_path / "static", ref=ref,
+                    calibration=[{"input_ids": ids, "attention_mask": np.ones_like(ids)}])  # fmt: skip
+    assert [group_size_of(tmp_path / name, otherwise=64) for name in ("floats", "static")] == [0, 64]
+
+
 def test_a_static_model_that_is_named_must_be_one(tmp_path):
     from families import bert
 
     teacher = bert(tmp_path / "teacher")
     (tmp_path / "static").mkdir()
-    bundle = write_bundle(tmp_path / "bundle", make_model_folder(tmp_path / "model"), sample_manifest())
+    manifest = _manifest(teacher=teacher)
+    bundle = write_bundle(tmp_path / "bundle", make_model_folder(tmp_path / "model"), manifest)
     options = {"teacher": str(teacher), "student": None, "work": tmp_path / "work", "static": tmp_path / "static"}
     found = line_up(bundle, **options)
     assert "got no model.safetensors" in found.missing["model2vec of the teacher"]
@@ -192,11 +300,25 @@ def test_weights_in_products_are_counted_as_stored(tmp_path):
     from leafembed.learn.models import describe, load_sentence_transformer
     from leafembed.ship.quantize import quantize
 
-    model = load_sentence_transformer(bert(tmp_path / "bert"))
-    quantize(model, tmp_path / "int8", ref=describe(model, tmp_path / "bert", name="tiny"), group_size=32, exits=(1,))
-    config, layer = EncoderConfig.read(tmp_path / "int8"), 4 * 32 * 32 + 2 * 32 * 64
-    assert product_weights(tmp_path / "int8" / "model.xml", config, None) == 3 * layer
-    assert product_weights(tmp_path / "int8" / "model.xml", config, 1) == layer
+    folder = bert(tmp_path / "bert", heads=[(32, 16), (16, 32)])
+    model = load_sentence_transformer(folder)
+    quantize(model, tmp_path / "int8", ref=describe(model, folder, name="tiny"), group_size=32, exits=(1,))
+    config, layer, head = EncoderConfig.read(tmp_path / "int8"), 4 * 32 * 32 + 2 * 32 * 64, 2 * 32 * 16
+    assert product_weights(tmp_path / "int8" / "model.xml", config, None) == ProductWeights(3 * layer, head)
+    assert product_weights(tmp_path / "int8" / "model.xml", config, 1) == ProductWeights(layer, head)
+    entrant = asdict(Entrant("torch", "student", "torch", str(folder)))
+    facts = Worker(open_entrant(entrant, 1), entrant).facts({"role": "STS", "texts": ["en1"]})
+    assert facts["token_weights"] == 3 * layer
+    assert facts["text_weights"] == head + 32 * 32  # torch runs BERT's pooler too, for nothing
+
+
+def test_what_runs_once_a_text_is_no_share_of_each_token():
+    rate = {"texts_per_second": 10.0, "tokens_per_second": 200.0}
+    rates = {"fast": rate, "slow": {"texts_per_second": 50.0, "tokens_per_second": 100.0}}
+    found = {"token_weights": 3_000_000, "text_weights": 1_000_000}
+    assert bench._share(rates, found, 10.0) == pytest.approx(2 * (3e6 * 200 + 1e6 * 10) / 1e9 / 10)
+    assert bench._share({"a": {**rate, "tokens_per_second": None}}, found, 10.0) is None
+    assert bench._share(rates, {"token_weights": 0, "text_weights": 0}, 10.0) is None
 
 
 def test_peaks_are_measured():

@@ -213,11 +213,23 @@ def test_benchmark_measures(leaf, bundle, tmp_path):
     data = json.loads(out)
     assert (status, err) == (0, [])
     assert data["speed"]["texts_per_second"] > 0
-    assert (data["speed"]["tokens_per_text"], data["speed"]["threads"]) == (3, 1)
+    assert (data["speed"]["tokens_per_text"], data["speed"]["threads"], data["prompt_name"]) == (3, 1, None)
     assert data["machine"]["cores"] >= 1
     assert leaf("benchmark", bundle, "--texts", texts, "--threads", 1)[1].count("texts/s") == 1
     texts.write_text("", encoding="utf-8")
     assert leaf("benchmark", bundle, "--texts", texts)[0] == 1
+
+
+def test_benchmark_reads_the_prompt_of_the_recipe(leaf, tmp_path):
+    manifest = sample_manifest()
+    manifest["recipe"]["teacher"]["prompt_name"] = "query"
+    model = make_model_folder(tmp_path / "model", prompts={"query": "query : "})
+    folder = write_bundle(tmp_path / "bundle", model, manifest)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("red blue\n" * 4, encoding="utf-8")
+    data = json.loads(leaf("benchmark", folder, "--texts", texts, "--threads", 1, "--json")[1])
+    assert (data["prompt_name"], data["speed"]["tokens_per_text"]) == ("query", 5)
+    assert "5.0 tokens a text, with the prompt 'query', " in leaf("benchmark", folder, "--texts", texts)[1]
 
 
 def test_evaluate_scores_a_bundle_beside_a_reference(leaf, eval_data, tmp_path):

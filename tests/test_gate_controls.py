@@ -7,16 +7,18 @@ import shutil
 import numpy as np
 import pytest
 from conftest import HashEncoder, write_rows
+from tiny import WORDS, make_model_folder
 
 from leafembed.errors import DataError, NonFiniteError
 from leafembed.evidence import Behaviour, Contamination
 from leafembed.judge.behaviour import TEXTS, observe
 from leafembed.judge.evaluate import evaluate
-from leafembed.judge.floors import RandomEncoder
+from leafembed.judge.floors import BagOfWords, RandomEncoder
 from leafembed.judge.gate import check
 from leafembed.judge.tasks import load_tasks
 from leafembed.learn.overlap import EvaluationTexts, JudgedSet
 from leafembed.recipe import GateConfig
+from leafembed.ship.encoder import BundleEncoder
 from leafembed.text import normalise_text
 
 TYPES = ("STS", "BitextMining", "Classification", "Retrieval")
@@ -118,7 +120,8 @@ def judged(tasks, texts):
     """Judge a student as a run does: its scores, its behaviour, and the overlap of some training text."""
     teacher = HashEncoder(name="teacher")
     reference = evaluate(teacher, tasks)
-    floors = {"floor: random": RandomEncoder(128), "floor: static table": HashEncoder(dim=6)}
+    floors = {"floor: random": RandomEncoder(128), "floor: bag of words": BagOfWords()}
+    floors["floor: static table"] = HashEncoder(dim=6)
     scored = {name: evaluate(floor, tasks) for name, floor in floors.items()}
 
     def judge(student, *, training=("nothing of the kind",), rules=RULES):
@@ -147,6 +150,7 @@ def test_the_teacher_as_its_own_student_passes_at_exactly_one(judged):
     assert result.passed
     values = {one.name: one.value for one in result.checks}
     assert {values[name] for name in RETENTION} == {1.0}
+    assert "mean above floor: bag of words" not in values  # which beats this teacher in the mean
     assert values[TAIL] == 1.0
     assert values[BATCH] == pytest.approx(1, abs=1e-6)
     assert {values[f"contamination of {task}"] for task in ("sts/toy.test", "retrieval/long_en")} == {0.0}
@@ -251,13 +255,48 @@ def test_ends_are_changed_within_what_both_models_read(texts):
     assert len(teacher.seen) == 2 * TEXTS
 
 
-def test_texts_of_all_lengths_are_batched_with_the_longest(texts):
-    student = Counting()
-    seen = observe(student, HashEncoder(), texts)
+def test_texts_of_all_lengths_share_a_forward_pass_with_the_longest(texts, tmp_path, monkeypatch):
+    words = sorted({word for text in texts for word in text.split()})
+    encoder = BundleEncoder(make_model_folder(tmp_path / "m", vocab=[*WORDS, *words], max_seq_length=64), threads=1)
+    encoder.batch_tokens, encoder.batch_size, passes = 48, 1, []  # by itself it would compute every text apart
+    embed = encoder.embed_tokens
+    monkeypatch.setattr(
+        encoder, "embed_tokens", lambda ids, **how: passes.append([*map(len, ids)]) or embed(ids, **how)
+    )
+    seen = observe(encoder, HashEncoder(), texts)
     assert seen.texts == TEXTS
-    longest = sorted(texts, key=len)[-1]
-    assert student.seen.count(longest) > TEXTS
-    assert min(texts, key=len) in student.seen
+    lengths = [encoder.count_tokens([text])[0] for text in (min(texts, key=len), max(texts, key=len))]
+    pairs = [pair for pair in passes if len(pair) == 2]
+    assert len(pairs) == TEXTS - 1
+    assert {pair[1] for pair in pairs} == {lengths[1]}
+    assert pairs[0] == lengths
+
+
+def test_a_bundle_that_reads_padding_is_found_beside_a_text_that_fills_its_budget(tmp_path):
+    settings = {"first_token_only": True, "padding_side": "left", "max_seq_length": 2_048}
+    encoder = BundleEncoder(make_model_folder(tmp_path / "m", **settings), threads=1)
+    texts = ["red green one", "blue red two", "green blue three", "red " * 1_500 + "blue"]
+    assert observe(encoder, HashEncoder(), texts).batch_cosine < 0.9
+    assert observe(BundleEncoder(make_model_folder(tmp_path / "n", max_seq_length=2_048), threads=1), HashEncoder(),
+                   texts).batch_cosine > 0.9999  # fmt: skip
+
+
+def test_torch_computes_texts_together_when_told_to(tmp_path):
+    from families import bert
+
+    from leafembed.learn.models import describe, load_sentence_transformer
+    from leafembed.learn.teacher import TorchEncoder
+
+    model = load_sentence_transformer(bert(tmp_path / "bert"))
+    encoder = TorchEncoder(model, describe(model, tmp_path / "bert", name="b"), precision="fp32", batch_tokens=16)
+    texts, passes = ["en1", "en2 en3 " * 10], []
+    hook = model[0].register_forward_pre_hook(lambda _, inputs: passes.append(tuple(inputs[0]["input_ids"].shape)))
+    apart, together = encoder.encode(texts), encoder.encode_together(texts)
+    hook.remove()
+    assert [shape[0] for shape in passes] == [1, 1, 2]
+    assert passes[0][1] == passes[2][1] > passes[1][1]
+    assert encoder.batch_tokens == 16
+    np.testing.assert_allclose(together, apart, atol=1e-5)
 
 
 def test_texts_that_show_nothing_are_an_error():

@@ -8,7 +8,7 @@ import pytest
 from families import gemma, toy_recipe
 from scipy.stats import spearmanr
 from served import serving
-from tiny import judge, write_sealed
+from tiny import judge, make_model_folder, sample_manifest, write_sealed
 
 import leafembed
 from leafembed.choosing import _best, choose
@@ -24,6 +24,8 @@ from leafembed.learn.models import load_sentence_transformer
 from leafembed.pipeline import run
 from leafembed.recipe_io import recipe_from_dict
 from leafembed.serve.specs import About, ModelSpec
+from leafembed.ship.bundle import write_bundle
+from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.parts import read_points
 
 
@@ -230,6 +232,23 @@ def test_what_cannot_be_met_says_what_can(bundle, tmp_path):
         _best(POINTS, 0.99, None)
     with pytest.raises(Error, match="got no condition"):
         choose(bundle, ["a"])
+
+
+def test_rates_are_of_texts_with_the_prompt_of_the_recipe(tmp_path, monkeypatch, capsys):
+    manifest = sample_manifest()
+    manifest["recipe"]["teacher"]["prompt_name"] = "query"
+    folder = write_bundle(tmp_path / "b", make_model_folder(tmp_path / "m", prompts={"query": "query : "}), manifest)
+    point = {"exit": None, "dim": 8, "retention": 0.9, "weights_mb": 1.0, "why_not": ""}
+    monkeypatch.setattr("leafembed.choosing.read_points", lambda *_: [dict(point)])
+    read, encode = [], BundleEncoder.encode
+    monkeypatch.setattr(
+        BundleEncoder, "encode", lambda self, *a, **k: read.append(k.get("prompt_name")) or encode(self, *a, **k)
+    )
+    assert choose(folder, ["red"], min_rate=1e-3)["prompt_name"] == "query"
+    assert set(read) == {"query"}
+    (tmp_path / "texts").write_text("red\n", encoding="utf-8")
+    assert main(["choose", str(folder), "--min-rate", "0.001", "--texts", str(tmp_path / "texts")]) == 0
+    assert "texts/s with the prompt 'query'" in capsys.readouterr().out
 
 
 def test_a_bundle_with_one_point_has_nothing_to_choose_from(tmp_path):

@@ -7,6 +7,7 @@ length, and one that reads eight tokens scores well on texts that are not longer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -14,18 +15,26 @@ from leafembed.errors import DataError
 from leafembed.evidence import Behaviour
 from leafembed.types import Encoder, FloatArray, check_vectors
 
-__all__ = ["TEXTS", "observe"]
+__all__ = ["TEXTS", "Batching", "observe"]
 
 TEXTS = 32
 """Most texts of each of the two measurements."""
 
 
-def observe(encoder: Encoder, teacher: Encoder, texts: Sequence[str], *, prompt_name: str | None = None) -> Behaviour:
+class Batching(Encoder, Protocol):
+    """An encoder that can be told to compute texts side by side."""
+
+    def encode_together(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+        """Return what ``encode`` does, from one forward pass over all texts, however many tokens that takes."""
+        ...
+
+
+def observe(encoder: Batching, teacher: Encoder, texts: Sequence[str], *, prompt_name: str | None = None) -> Behaviour:
     """Return how an encoder behaves on texts, and how its teacher reacts to their ends.
 
-    Batches: texts of all lengths are encoded alone, each beside the longest one, and all at once. Ends: the last third
-    of a text is replaced by that of another; of a text longer than the models read, a part that surely fits is used
-    (as many characters as the shorter of them reads tokens).
+    Batches: texts of all lengths are encoded alone, each in one forward pass with the longest one, and all at once.
+    Ends: the last third of a text is replaced by that of another; of a text longer than the models read, a part that
+    surely fits is used (as many characters as the shorter of them reads tokens).
 
     Args:
         encoder: What to look at.
@@ -49,11 +58,12 @@ def observe(encoder: Encoder, teacher: Encoder, texts: Sequence[str], *, prompt_
     return Behaviour(len(chosen), _batch_cosine(encoder, chosen, prompt_name), *tails)
 
 
-def _batch_cosine(encoder: Encoder, texts: Sequence[str], prompt_name: str | None) -> float:
+def _batch_cosine(encoder: Batching, texts: Sequence[str], prompt_name: str | None) -> float:
     alone = np.concatenate([_encode(encoder, [text], prompt_name) for text in texts])
     together = _encode(encoder, texts, prompt_name)
-    # Encoders sort by length, so that all at once pads little. Beside the longest, a short text is padded most.
-    padded = np.concatenate([_encode(encoder, [text, texts[-1]], prompt_name)[:1] for text in texts[:-1]])
+    # Encoders sort by length, so that all at once pads little. Beside the longest, a short text is padded most, if both
+    # are in one forward pass: by themselves encoders compute two texts apart that would fill it with padding.
+    padded = np.stack([_pair(encoder, text, texts[-1], prompt_name)[0] for text in texts[:-1]])
     cosines = [np.sum(alone * together, axis=1), np.sum(alone[:-1] * padded, axis=1)]
     return float(np.concatenate(cosines).min())
 
@@ -79,7 +89,15 @@ def _characters(encoder: Encoder, prompt_name: str | None) -> int:
     return 1 << 30 if limit is None else max(3, limit - len(prompt))
 
 
+def _pair(encoder: Batching, text: str, other: str, prompt_name: str | None) -> FloatArray:
+    vectors = encoder.encode_together([text, other], prompt_name=_known(encoder, prompt_name))
+    return check_vectors(vectors, n=2, what=f"{encoder.ref.name} observed")
+
+
+def _known(encoder: Encoder, prompt_name: str | None) -> str | None:
+    return prompt_name if prompt_name in encoder.ref.prompts else None
+
+
 def _encode(encoder: Encoder, texts: Sequence[str], prompt_name: str | None) -> FloatArray:
-    known = prompt_name if prompt_name in encoder.ref.prompts else None
-    vectors = encoder.encode(texts, prompt_name=known)
+    vectors = encoder.encode(texts, prompt_name=_known(encoder, prompt_name))
     return check_vectors(vectors, n=len(texts), what=f"{encoder.ref.name} observed")

@@ -7,6 +7,8 @@ once and the time left is never underestimated.
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -81,6 +83,12 @@ class TorchEncoder:
         for index, vectors in self.batches(texts, prompt_name=prompt_name):
             result[index] = vectors
         return check_vectors(result, n=len(texts), what=f"vectors of {self.ref.name}")
+
+    def encode_together(self, texts: Sequence[str], *, prompt_name: str | None = None) -> FloatArray:
+        """Return what :meth:`encode` does, from one forward pass over all texts, however many tokens that takes."""
+        unbounded = copy.copy(self)
+        unbounded.batch_tokens = sys.maxsize
+        return unbounded.encode(texts, prompt_name=prompt_name)
 
     def batches(
         self, texts: Sequence[str], *, prompt_name: str | None = None

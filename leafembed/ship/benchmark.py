@@ -7,7 +7,7 @@ median is reported with the slowest and fastest round beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,7 +16,7 @@ from leafembed.recipe import BenchmarkConfig
 from leafembed.ship.machine import usable_cores
 from leafembed.types import Speed
 
-__all__ = ["Contender", "benchmark"]
+__all__ = ["Contender", "benchmark", "prompt_of_card"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,20 @@ def benchmark(contenders: Sequence[Contender], texts: Sequence[str], *, config: 
         )
         for contender, rates in zip(contenders, zip(*rounds, strict=True), strict=True)
     )
+
+
+def prompt_of_card(manifest: Mapping[str, Any], prompts: Mapping[str, str]) -> str | None:
+    """Name of the prompt that a bundle's card is measured with, for rates that can be held against it.
+
+    Args:
+        manifest: Of the bundle.
+        prompts: Those that its encoder has, by name.
+
+    Returns:
+        The name, or ``None``: bare text, since the recipe names no prompt or the encoder does not have it.
+    """
+    name = manifest["recipe"]["teacher"].get("prompt_name")
+    return name if name in prompts else None
 
 
 def _texts_per_second(contender: Contender, texts: list[str]) -> float:

@@ -18,13 +18,25 @@ from leafembed.ship.folder import EncoderConfig, output_names
 from leafembed.ship.machine import cpu_flags
 from leafembed.ship.openvino_errors import engine_error
 
-__all__ = ["Arithmetic", "arithmetic_here", "compile_graph", "compile_here", "product_weights", "weight_megabytes"]
+__all__ = [
+    "Arithmetic",
+    "ProductWeights",
+    "arithmetic_here",
+    "compile_graph",
+    "compile_here",
+    "group_size_of",
+    "product_weights",
+    "weight_megabytes",
+]
 
 _INT8_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """Instruction sets with a product of INT8 numbers."""
 
 _UNPACKING = frozenset({"Convert", "FakeQuantize", "Multiply", "Reshape", "Subtract", "Transpose"})
 """What may stand between stored weights and their product."""
+
+_SHAPE = (2, 7)
+"""Texts and tokens that shapes are worked out for; what has as many rows as there are texts comes after pooling."""
 
 _IN_FLOAT = "activations stay in floating point, so it is slower; vectors differ a little from those of other CPUs"
 
@@ -40,6 +52,19 @@ class Arithmetic:
 
     group_size: int
     lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProductWeights:
+    """Number of weights in matrix products of a model.
+
+    Attributes:
+        token: Those that every token is multiplied with.
+        text: Those of what is computed once a text: a head after pooling, a pooler.
+    """
+
+    token: int
+    text: int
 
 
 def arithmetic_here(group_size: int, flags: frozenset[str]) -> Arithmetic:
@@ -133,24 +158,45 @@ def weight_megabytes(path: Path, config: EncoderConfig, exit: int | None) -> flo
     return float(sum(node.get_byte_size() for node in weights)) / 1e6
 
 
-def product_weights(path: Path, config: EncoderConfig, exit: int | None) -> int:
-    """Number of weights that a token is multiplied with on its way to an exit; the rows that it looks up are not.
+def group_size_of(folder: Path, *, otherwise: int) -> int:
+    """Activations that share a scale at run time in a model folder, for a model that is to run in the same engine.
+
+    Args:
+        folder: The model folder.
+        otherwise: What is given where its activations have scales of their own from the start: another model has none.
+
+    Raises:
+        ModelError: If its ``encoder.json`` cannot be read.
+    """
+    if b'type="FakeQuantize"' in (folder / "model.xml").read_bytes():
+        return otherwise
+    return EncoderConfig.read(folder).group_size
+
+
+def product_weights(path: Path, config: EncoderConfig, exit: int | None) -> ProductWeights:
+    """Count the weights that tokens and texts are multiplied with on their way to an exit; rows looked up are not.
 
     Raises:
         ModelError: As :func:`compile_graph`.
     """
     import openvino
 
-    total = 0
-    for node in _read(openvino.Core(), path, config, exit).get_ordered_ops():
+    model = _read(openvino.Core(), path, config, exit)
+    model.reshape({port.get_any_name(): list(_SHAPE) for port in model.inputs})
+    of_token = of_text = 0
+    for node in model.get_ordered_ops():
         if node.get_type_name() != "MatMul":
             continue
         source = node.input_value(1).get_node()
         while source.get_type_name() in _UNPACKING:
             source = source.input_value(0).get_node()
         if source.get_type_name() == "Constant":
-            total += math.prod(source.get_output_shape(0))
-    return total
+            weights, rows = math.prod(source.get_output_shape(0)), list(node.input_value(0).get_partial_shape())[:-1]
+            if all(one.is_static for one in rows) and math.prod(one.get_length() for one in rows) == _SHAPE[0]:
+                of_text += weights
+            else:
+                of_token += weights
+    return ProductWeights(of_token, of_text)
 
 
 def _read(core: Any, path: Path, config: EncoderConfig, exit: int | None) -> Any:
