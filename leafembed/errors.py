@@ -3,6 +3,7 @@
     Error                    what the command line turns into one line and exit status 1
     ├── RecipeError          unknown key, illegal value, impossible combination; names the key
     ├── DataError            unreadable or empty text, evaluation sets that overlap
+    │   └── NoRowsError      an evaluation set without enough rows in the languages asked for
     ├── ModelError           a teacher, student or encoder folder that cannot be used
     ├── CacheError           a damaged store of teacher vectors
     ├── CheckpointError      a checkpoint cannot be written, on a full disk for example; says what is still good
@@ -35,6 +36,7 @@ __all__ = [
     "GateFailedError",
     "MissingExtraError",
     "ModelError",
+    "NoRowsError",
     "NonFiniteError",
     "RecipeError",
     "StoppedError",
@@ -55,6 +57,10 @@ class RecipeError(Error):
 
 class DataError(Error):
     """Training or evaluation text cannot be used as it is."""
+
+
+class NoRowsError(DataError):
+    """An evaluation set is whole, but has no language, of those asked for, with enough rows to score."""
 
 
 class ModelError(Error):

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leafembed.comparing import judge_one, read_tasks
-from leafembed.errors import DataError
+from leafembed.errors import DataError, NoRowsError
 from leafembed.opening import Located, Opened, locate, open_model
 from leafembed.progress import say
 from leafembed.reports import EvalReport, TaskResult
@@ -88,11 +89,12 @@ def judge(opened: Opened, wanted: Wanted, *, cache_dir: Path) -> Evaluation:
         MissingExtraError: If mteb is wanted and not installed.
     """
     suite = _open_suite(wanted)
-    tasks, native = _read_local(wanted, suite), _find_native(wanted, suite)
+    tasks, suite, lacking = _read_local(wanted, suite)
+    native = _find_native(wanted, suite)
     local = judge_one(opened, tasks, cache_dir=cache_dir).report if tasks else None
     run = _run_mteb(opened.encoder, native)
-    missing = {found.name: "neither in the cache nor among the local files; --fetch asks the hub" for found in suite
-               if found.where == "missing"}  # fmt: skip
+    missing = {found.name: lacking.get(found.name, "neither in the cache nor among the local files") + "; --fetch "
+               "asks the hub" for found in suite if found.where == "missing"}  # fmt: skip
     missing |= run.missing if run else {}
     if local is None and not (run and run.results):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(missing.items())[:3])
@@ -152,20 +154,36 @@ def export_card(card: Path, evaluation: Evaluation) -> None:
     write_model_index(card, model_index(report.model.name, report.results, datasets=evaluation.datasets))
 
 
-def _read_local(wanted: Wanted, suite: Sequence[Found]) -> list[Task]:
-    """The local tasks that are named, then those of the suite, each in each language once."""
+def _read_local(wanted: Wanted, suite: Sequence[Found]) -> tuple[list[Task], list[Found], dict[str, str]]:
+    """The local tasks that are named, then those of the suite; the suite; and what of it has no rows here, and why.
+
+    What is named must be there. A set that stands for a task of the suite may lack its languages: it is missing then.
+    """
+    read = partial(read_tasks, wanted.data, max_rows=wanted.max_rows)
     names = ["*"] if wanted.tasks is None and not wanted.mteb and wanted.suite is None else wanted.tasks
-    chosen = [(names, tuple(wanted.languages))] if names else []
-    chosen += [([found.local.id], tuple(found.languages)) for found in suite if found.local]
+    tasks = list(read(names, languages=wanted.languages)) if names else []
+    located: list[Found] = []
+    lacking: dict[str, str] = {}
+    for found in suite:
+        try:
+            tasks += read([found.local.id], languages=found.languages) if found.local else ()
+            located.append(found)
+        except NoRowsError as error:
+            lacking[found.name] = str(error)
+            located.append(replace(found, where="missing", local=None))
+    return _once(tasks), located, lacking
+
+
+def _once(read: Sequence[Task]) -> list[Task]:
+    """The tasks, each in each language once."""
     tasks: list[Task] = []
     seen: set[tuple[str, str]] = set()
-    for ids, languages in chosen:
-        for task in read_tasks(wanted.data, ids, languages=languages, max_rows=wanted.max_rows):
-            parts = tuple(part for part in task.parts if (task.id, part.lang) not in seen)
-            few = {lang: n for lang, n in task.too_few.items() if (task.id, lang) not in seen}
-            seen |= {(task.id, lang) for lang in (*few, *(part.lang for part in parts))}
-            if parts or few:
-                tasks.append(replace(task, parts=parts, too_few=few))
+    for task in read:
+        parts = tuple(part for part in task.parts if (task.id, part.lang) not in seen)
+        few = {lang: n for lang, n in task.too_few.items() if (task.id, lang) not in seen}
+        seen |= {(task.id, lang) for lang in (*few, *(part.lang for part in parts))}
+        if parts or few:
+            tasks.append(replace(task, parts=parts, too_few=few))
     return tasks
 
 

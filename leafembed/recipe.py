@@ -88,12 +88,12 @@ class GateConfig:
     """Least main score by task id, in every language or in one, e.g. { "sts/x.test" = 0.6, "sts/x.test@en" = 0.7 }."""
     beat_floors: bool = True
     """Whether the student must score above every floor in every task type and every judged language; above the bag of
-    words in the mean over types, and in each type and language in which the teacher itself is above it."""
+    words in the mean over types, each type and each language, wherever the teacher itself is above it."""
     max_int8_drop: float = 0.01
     """Most that the INT8 model may lose against its own fp32 student in any task type."""
     max_int8_drop_in_language: float = 0.02
-    """The same in any one language of a type; more, since a language has fewer items than its type. What three of its
-    items make up is allowed in any case."""
+    """The same in any one language of a type; more, since a language has fewer items than its type. What three items of
+    its smallest task move its mean over tasks by is allowed in any case."""
     min_int8_cosine: float = 0.999
     """Least mean cosine between INT8 and fp32 vectors on held-out text."""
     languages: tuple[str, ...] = ()

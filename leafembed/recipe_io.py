@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leafembed.errors import RecipeError, require
-from leafembed.recipe import GateConfig, Recipe, is_url, require_served
+from leafembed.recipe import EvalConfig, GateConfig, Recipe, is_url, require_served
 from leafembed.recipe_learn import TeacherConfig
 from leafembed.recipe_text import Source
 
-__all__ = ["field_docs", "load_gate", "load_model_file", "load_recipe", "recipe_from_dict", "reference_page"]
+__all__ = ["field_docs", "load_gate", "load_model_file", "load_recipe", "min_rows_of", "recipe_from_dict",
+           "reference_page", "softer_rules"]  # fmt: skip
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -60,6 +61,29 @@ def load_gate(stored: Mapping[str, Any], path: Path | None = None, overrides: It
         _apply_override(data, override)
     config: GateConfig = _build(GateConfig, data["gate"], prefix="gate.")
     return config
+
+
+def min_rows_of(stored: Mapping[str, Any]) -> int:
+    """The ``eval.min_rows`` of a stored recipe; the default where it has none.
+
+    Raises:
+        RecipeError: If it is not legal.
+    """
+    given = stored.get("eval", {})
+    config: EvalConfig = _build(EvalConfig, {key: given[key] for key in ("min_rows",) if key in given}, prefix="eval.")
+    return config.min_rows
+
+
+def softer_rules(stored: Mapping[str, Any]) -> list[str]:
+    """The rules of a stored recipe that ask for less than the defaults, as :meth:`GateConfig.softer` words them.
+
+    More rows asked of a task take small tasks out of the gate, so ``eval.min_rows`` is one of them.
+
+    Raises:
+        RecipeError: If a rule is not legal.
+    """
+    found, mine, usual = load_gate(stored.get("gate", {})).softer(), min_rows_of(stored), EvalConfig().min_rows
+    return [*found, f"eval.min_rows = {mine}, by default {usual}"] if mine > usual else found
 
 
 def load_model_file(path: Path) -> TeacherConfig:

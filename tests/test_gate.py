@@ -162,6 +162,19 @@ def test_what_will_not_be_scored_is_told_before_training(tasks) -> None:
         require_known(GateConfig(min_retention={"Sts": 0.5}), tasks)
 
 
+def test_a_language_that_no_test_task_has_is_told_before_training(tasks) -> None:
+    require_known(GateConfig(languages=("deu", "en-GB")), tasks)
+    pairs = [task for task in tasks if task.type == "BitextMining"]
+    require_known(GateConfig(languages=("de", "en")), pairs)  # a pair counts for both
+    match = r"gate\.languages: got 'fr', expected languages that eval\.test scores: \['de', 'en'\]; leave it out, or"
+    for some in (tasks, pairs):
+        with pytest.raises(RecipeError, match=match):
+            require_known(GateConfig(languages=("de", "fr")), some)
+    few = [dataclasses.replace(task, parts=task.parts[:1], too_few={"ja": 3}) for task in pairs]
+    with pytest.raises(RecipeError, match=r"got 'ja'.*at least eval\.min_rows items"):
+        require_known(GateConfig(languages=("ja",)), few)
+
+
 def test_retention_thresholds_by_type() -> None:
     theirs = report({("STS/a", "de"): 0.8, ("Retrieval/b", "de"): 0.5})
     mine = report({("STS/a", "de"): 0.76, ("Retrieval/b", "de"): 0.3})
@@ -207,6 +220,18 @@ def test_one_language_that_int8_breaks_is_not_hidden_by_the_others() -> None:
     verdicts = {n: check(broken[n], fp32[n], config, floors={}, fp32=fp32[n], int8_cosine=1.0) for n in broken}
     assert failed(verdicts[1000]) == ["INT8 drop in STS in zh"]
     assert verdicts[50].passed  # it is what three of fifty items make up
+
+
+def test_what_three_items_make_up_is_less_of_a_mean_over_several_tasks() -> None:
+    config = GateConfig(beat_floors=False)
+    fp32 = report({(f"STS/{task}", "zh"): 0.8 for task in "abcd"}, n=30)
+    limits = {}
+    for drop in (0.024, 0.026):
+        int8 = report({(f"STS/{task}", "zh"): 0.8 - drop for task in "abcd"}, n=30)
+        result = check(int8, fp32, dataclasses.replace(config, max_int8_drop=1), floors={}, fp32=fp32, int8_cosine=1.0)
+        limits |= {one.name: one.limit for one in result.checks}
+        assert failed(result) == ["INT8 drop in STS in zh"] * (drop > 0.025)
+    assert limits["INT8 drop in STS in zh"] == pytest.approx(3 / (4 * 30))
 
 
 def test_reports_on_other_data_are_refused() -> None:
@@ -255,6 +280,7 @@ def test_the_bag_of_words_is_a_floor_of_the_mean_and_wherever_the_teacher_is_abo
 
     assert against(0.6, 0.7, 0.84) == []
     assert against(0.5, 0.6, 0.95) == []  # the teacher is below it too, in Retrieval alone
+    assert against(0.86, 0.88, 0.95) == [f"STS above {bag}", f"STS in en above {bag}"]  # here in the mean as well
     assert against(0.75, 0.7, 0.84) == [f"STS in de above {bag}"]
     assert against(0.8, 0.7, 0.84) == [f"STS above {bag}", f"STS in de above {bag}"]
     assert against(0.86, 0.1, 0.84) == []  # in German it beats the teacher; in the type the student is above
@@ -262,3 +288,10 @@ def test_the_bag_of_words_is_a_floor_of_the_mean_and_wherever_the_teacher_is_abo
         f"mean above {bag}", f"STS above {bag}", f"Retrieval above {bag}",
         *(f"{what} above {bag}" for what in ("STS in de", "STS in en", "Retrieval in de")),
     ]  # fmt: skip
+
+
+def test_a_teacher_that_a_bag_of_words_beats_everywhere_passes_as_its_own_student() -> None:
+    teacher, bag, low = (report({("Retrieval/a", "en"): score}) for score in (0.943, 0.959, 0.1))
+    result = check(teacher, teacher, GateConfig(), floors={"floor: bag of words": bag, "floor: random": low})
+    assert result.passed
+    assert not any("bag of words" in one.name for one in result.checks)

@@ -101,6 +101,43 @@ def test_a_suite_scores_each_task_where_its_data_is(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_local_set_without_the_wanted_rows_is_missing_and_ends_no_suite(
+    hashed: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"sentence1": f"a b{i}", "sentence2": f"a b{i % 3}", "score": float(i), "lang": "en"} for i in range(60)]
+    write_rows(tmp_path / "sts/english.test.jsonl", rows)
+    write_rows(tmp_path / "sts/few.test.jsonl", rows[:9])
+    english = suites.Counterpart("sts/english.test", differs="English")
+    members = (
+        suites.Member("in French", "STS22", ("fr",), local=english),
+        suites.Member("across languages", "STS17", ("en-de",), local=suites.Counterpart("sts/english.test@cross")),
+        suites.Member("few rows", "STS13", local=suites.Counterpart("sts/few.test")),
+        suites.Member("there", "STS12", local=english),
+    )
+    monkeypatch.setattr(suites, "SUITES", {"mine": members})
+    judged = hashed(Wanted(data=tmp_path, suite="mine"))
+    assert [(result.task, result.lang) for result in judged.report.results] == [("sts/english.test", "en")]
+    assert [(each["member"], each["data"], each["local"], each["differs"]) for each in judged.members] == [
+        ("in French", "missing", "", ""),
+        ("across languages", "missing", "", ""),
+        ("few rows", "missing", "", ""),
+        ("there", "local", "sts/english.test", "English"),
+    ]
+    assert judged.missing["STS22"] == (
+        "sts/english.test: holds no row to score in the languages ['fr']; --fetch asks the hub"
+    )
+    assert "got the languages ['en'], expected en and another one" in judged.missing["STS17"]
+    assert "got too few rows in every language, {'en': 9} in sts/few.test" in judged.missing["STS13"]
+    monkeypatch.setattr(suites, "SUITES", {"mine": members[:1]})
+    with pytest.raises(DataError, match=r"nothing was scored.*STS22: sts/english\.test: holds no row"):
+        hashed(Wanted(data=tmp_path, suite="mine"))
+    (tmp_path / "sts/few.test.jsonl").write_text("{", encoding="utf-8")  # damaged, which is another matter
+    monkeypatch.setattr(suites, "SUITES", {"mine": members[2:]})
+    with pytest.raises(DataError, match="malformed JSON"):
+        hashed(Wanted(data=tmp_path, suite="mine"))
+
+
 def test_what_the_hub_gives_is_scored_and_what_it_does_not_is_missing(
     hashed: Judge, cache: Path, eval_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

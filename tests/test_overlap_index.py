@@ -1,6 +1,7 @@
 """A student's queries in its teacher's index."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from served import make_bundle, serving
 from leafembed.cli import main
 from leafembed.errors import ModelError
 from leafembed.indexing import compare_index
+from leafembed.judge import overlap
 from leafembed.judge.overlap import index_overlap
 
 
@@ -80,3 +82,23 @@ def test_a_prompt_that_is_not_there(tmp_path):
         compare_index(bundle, bundle, ["red"], ["red"], prompts=(None, "no"), cache_dir=tmp_path / "c")
     with pytest.raises(ModelError, match="expected a model with vectors of its own"):
         compare_index(bundle, "floor:bag-of-words", ["red"], ["red"], cache_dir=tmp_path / "c")
+
+
+def test_memory_does_not_grow_with_queries_times_documents(monkeypatch):
+    monkeypatch.setattr(overlap, "_RESAMPLES", 10)  # they take memory by queries alone
+    rng = np.random.default_rng(0)
+    documents, queries = (unit(*rng.standard_normal((n, 2))) for n in (1500, 2560))
+    tracemalloc.start()
+    try:
+        index_overlap(documents, queries, queries, k=3)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # A whole matrix is 15 MB, its order 31 MB; cosines, their negative and their order for 256 queries are 6 MB.
+    assert most < 12e6
+
+
+def test_more_queries_than_one_block_by_hand():
+    teacher = np.tile(unit([1, 0], [0, 1]), (300, 1))
+    student = np.concatenate([teacher[:450], teacher[450:, ::-1]])  # the last quarter finds what is at right angles
+    assert index_overlap(DOCUMENTS, teacher, student, k=1)["kept"] == 0.75

@@ -99,6 +99,14 @@ def test_rules_that_ask_for_less_than_usual_are_on_the_card():
     )
 
 
+def test_asking_for_more_rows_than_usual_is_a_softer_rule():
+    manifest = sample_manifest()
+    for rows, said in ((20, []), (50, []), (51, ["eval.min_rows = 51, by default 50"])):
+        manifest["recipe"]["eval"] = {"min_rows": rows}
+        assert purpose_section(manifest)["softer"] == said
+    assert "whose rules ask for less than usual: eval.min_rows = 51, by default 50. What" in render_card(manifest)
+
+
 def test_short_texts_to_learn_from_are_a_limit(manifest):
     assert "Learned from texts" not in _limits(manifest)  # an old recipe does not say
     manifest["student"]["max_seq_length"] = 256

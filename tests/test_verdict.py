@@ -58,6 +58,20 @@ def _without_cosine(manifest):
     manifest["verdict"].update(checks=checks, passed=True)
 
 
+def _without_weak(manifest, n):
+    """Call a task too small to be scored, as someone would who is bad at it."""
+    for report in manifest["reports"].values():
+        (weak,) = [one for one in report["results"] if one["task"] == "retrieval/miracl"]
+        report["results"].remove(weak)
+        report["too_few"] = [{name: weak[name] for name in ("task", "type", "lang")} | {"n": n}]
+
+
+def _rows_asked(manifest, rows, n):
+    """The same, by a recipe that asks for so many rows of a task."""
+    manifest["recipe"]["eval"] = {} if rows is None else {"min_rows": rows}
+    _without_weak(manifest, n)
+
+
 SAYS = "the verdict says .*, the scores and the recipe give"
 UNREADABLE = "what the verdict follows from is not readable"
 
@@ -99,6 +113,9 @@ UNREADABLE = "what the verdict follows from is not readable"
         (lambda m: _without_cosine(m), r"int8\.cosine_mean None, expected a number"),
         (lambda m: m["recipe"].update(eval={"test": ["sts/other"]}), r"no scores of sts/other"),
         (lambda m: m["recipe"].update(eval={"test": ["sts/*", "pair/*"]}), r"no scores of pair/\*"),
+        (lambda m: _rows_asked(m, 500, 500), r"eval\.min_rows is 500"),
+        (lambda m: _rows_asked(m, None, 50), r"retrieval/miracl \(en\): 50 rows are too few by too_few.* is 50"),
+        (lambda m: _rows_asked(m, 0, 0), UNREADABLE),
         (lambda m: m["contamination"][1].update(exact=3), UNREADABLE),
         (lambda m: m["contamination"][1].update(exact=3, share=3 / 500), SAYS),
         (lambda m: m["contamination"].pop(1), UNREADABLE),
@@ -119,6 +136,13 @@ def test_what_does_not_follow_from_the_scores_is_refused(bundle, change, message
     for command in ("info", "gate"):
         assert main([command, str(bundle)]) == 1
         assert capsys.readouterr().out == ""
+
+
+def test_a_task_with_fewer_rows_than_asked_for_may_be_left_out(bundle, capsys):
+    _edited(bundle, lambda m: (m["recipe"].update(eval={"min_rows": 501}), _without_weak(m, 500), judge(m)))
+    open_bundle(bundle)
+    assert main(["info", str(bundle)]) == 0
+    assert "eval.min_rows = 501, by default 50" in capsys.readouterr().out
 
 
 def test_a_refused_model_does_not_become_good_by_saying_so(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from leafembed.errors import DataError
+from leafembed.errors import DataError, NoRowsError
 from leafembed.judge.probes import pick_documents
 from leafembed.text import languages_of, normalise_lang, normalise_text, read_rows
 
@@ -143,7 +143,7 @@ def _crossed(pairs: dict[str, list[Item]], languages: set[str], path: Path) -> d
     """
     english = pairs.get("en")
     if english is None or len(languages) < 2:
-        raise DataError(f"{path}: got the languages {sorted(languages)}, expected en and another one to cross with")
+        raise NoRowsError(f"{path}: got the languages {sorted(languages)}, expected en and another one to cross with")
     crossed = {}
     for lang, others in pairs.items():
         if [score for *_, score in others] != [score for *_, score in english]:

@@ -76,7 +76,8 @@ def rank(queries: FloatArray, documents: FloatArray, *, k: int) -> IntArray:
     """
     check_arrays(queries, documents)
     blocks = (queries[start : start + _BLOCK] @ documents.T for start in range(0, len(queries), _BLOCK))
-    return np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :k] for block in blocks])
+    # Copied, since a view would keep the whole order of its block, 8 bytes for every query and document.
+    return np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :k].copy() for block in blocks])
 
 
 def ndcg_at_k(ranked: IntArray, relevance: Sequence[Mapping[int, float]], *, k: int) -> NDArray[np.float64]:

@@ -99,7 +99,8 @@ class Found:
     Attributes:
         member: Name of the member.
         name: mteb's name of the task.
-        where: ``cache``, ``hub``: mteb scores it from there; ``local``: ``local`` does; ``missing``: nothing here can.
+        where: ``cache``, ``hub``: mteb scores it from there; ``local``: ``local`` does, if it turns out to have rows
+            in these languages; ``missing``: nothing here can.
         task: mteb's task, narrowed to the subsets that are scored.
         local: What stands for it, where ``where`` is ``local``.
     """

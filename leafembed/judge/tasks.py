@@ -26,7 +26,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from leafembed.errors import DataError
+from leafembed.errors import DataError, NoRowsError
 from leafembed.judge import formats
 from leafembed.judge.formats import Groups, Options
 from leafembed.judge.intervals import Scored
@@ -116,7 +116,8 @@ def load_tasks(
         dev: Whether a glob means dev and training sets too, which it otherwise does only if it ends in ``.dev`` or so.
 
     Raises:
-        DataError: If a name matches nothing, a row is malformed, or no language is left that has enough rows.
+        DataError: If a name matches nothing or a row is malformed.
+        NoRowsError: If no language is left that has enough rows.
     """
     wanted = [name for name in names if name != AGREEMENT]
     paths = _discover(data) if wanted else {}
@@ -126,7 +127,7 @@ def load_tasks(
         found = [tasks.get(id) or _load(id, path, options) for id, path in _match(name, paths, data, dev=dev).items()]
         found = [task for task in found if task.parts]
         if not found:
-            raise DataError(f"{name}: holds no row to score in the languages {sorted(options.languages)}")
+            raise NoRowsError(f"{name}: holds no row to score in the languages {sorted(options.languages)}")
         tasks |= {task.id: task for task in found}
     return _with_enough(tasks.values(), min_rows)
 
@@ -143,8 +144,8 @@ def _with_enough(tasks: Iterable[Task], min_rows: int) -> tuple[Task, ...]:
         few = {part.lang: part.n for part in task.parts if part.n < min_rows}
         result.append(replace(task, parts=tuple(p for p in task.parts if p.lang not in few), too_few=few))
     if result and not any(task.parts for task in result):
-        raise DataError(f"got too few rows in every language, {dict(result[0].too_few)} in {result[0].id}, expected "
-                        f"{min_rows} in one at least: name larger sets, or lower eval.min_rows")  # fmt: skip
+        raise NoRowsError(f"got too few rows in every language, {dict(result[0].too_few)} in {result[0].id}, expected "
+                          f"{min_rows} in one at least: name larger sets, or lower eval.min_rows")  # fmt: skip
     return tuple(result)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from leafembed.recipe_io import load_gate
+from leafembed.recipe_io import softer_rules
 from leafembed.reports import FLOOR, SHIPPED, EvalReport, GateResult
 from leafembed.ship.markdown import count, fixed
 from leafembed.text import languages_of
@@ -44,7 +44,7 @@ def purpose_section(manifest: Mapping[str, Any]) -> dict[str, Any]:
     floors = {name: report for name, report in reports.items() if name.startswith(FLOOR)}
     return {
         "uses": _uses(shipped, reports["teacher"], floors) if passed else [],
-        "softer": load_gate(manifest["recipe"].get("gate", {})).softer(),
+        "softer": softer_rules(manifest["recipe"]),
         "limits": list(_limits(manifest, shipped, reports["teacher"])),
     }
 

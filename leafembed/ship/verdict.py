@@ -22,7 +22,7 @@ from leafembed.errors import BundleError, Error
 from leafembed.evidence import Behaviour, Contamination
 from leafembed.judge.gate import check
 from leafembed.recipe import GateConfig
-from leafembed.recipe_io import load_gate
+from leafembed.recipe_io import load_gate, min_rows_of
 from leafembed.reports import FLOOR, FLOORS, Check, EvalReport, GateResult
 
 __all__ = ["INT8", "REMEDY", "consistent", "judge_again", "read_verdict", "unasked"]
@@ -122,6 +122,7 @@ def _given(manifest: Mapping[str, Any]) -> dict[str, Any]:
     judged = _STAGES[stage]
     _require_models(manifest, reports)
     _require_tasks(manifest["recipe"], reports[judged])
+    _require_few(manifest["recipe"], reports)
     given: dict[str, Any] = {
         "report": reports[judged],
         "reference": reports["teacher"],
@@ -143,6 +144,18 @@ def _require_tasks(recipe: Mapping[str, Any], report: EvalReport) -> None:
     for name in recipe.get("eval", {}).get("test", ()):
         if not fnmatch.filter(scored, name):
             raise ValueError(f"no scores of {name}, which the recipe's eval.test names")
+
+
+def _require_few(recipe: Mapping[str, Any], reports: Mapping[str, EvalReport]) -> None:
+    """What has too few rows has fewer than the recipe asks for: no weak task was left out that way."""
+    fewest = min_rows_of(recipe)
+    for name, report in reports.items():
+        for few in report.too_few:
+            if not few.n < fewest:  # so that what is no number does not pass
+                raise ValueError(
+                    f"{name} on {few.task} ({few.lang}): {few.n} rows are too few by too_few, the recipe's "
+                    f"eval.min_rows is {fewest}"
+                )
 
 
 def _require_models(manifest: Mapping[str, Any], reports: Mapping[str, EvalReport]) -> None:
