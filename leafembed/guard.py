@@ -11,6 +11,7 @@ import numpy as np
 
 from leafembed.errors import Error, StoppedError
 from leafembed.learn.alarms import BELOW_FLOOR
+from leafembed.learn.causes import Start
 from leafembed.prepare import Material, language_alarms
 from leafembed.progress import say
 from leafembed.recipe import Recipe
@@ -52,7 +53,7 @@ def watched(recipe: Recipe, learned: Material, floor: float) -> Watched:
         vectors=learned.targets(numbers),
         by_language={lang: some[:LANGUAGE_TEXTS] for lang, some in by_language.items() if lang != "all"},
         floor=floor,
-        init=recipe.student.init,
+        start=Start(recipe.student.init, recipe.student.width, earlier=recipe.train.start is not None),
         known=language_alarms(recipe, corpus, learned.dev, learned.test),
     )
 

@@ -23,6 +23,7 @@ from leafembed.learn.models import find_models, resolve
 from leafembed.learn.overlap import JudgedSet, sets_fingerprint
 from leafembed.learn.prompts import reserved_tokens, student_prompts
 from leafembed.learn.shapes import require_shape
+from leafembed.learn.teachable import require_teachable
 from leafembed.learn.teacher import CachedTeacher, load_teacher
 from leafembed.learn.token_pass import embed_tokens
 from leafembed.learn.token_store import TokenTargets
@@ -189,6 +190,7 @@ def _read_text(
     alarms = [f"ALARM: {alarm}" for alarm in language_alarms(recipe, corpus, dev, test)]
     for line in [*idle_weights(recipe.data, corpus.languages), *alarms]:
         say(line)
+    require_teachable(recipe.train, corpus, exits=recipe.student.exits, mined=recipe.data.mine_negatives > 0)
     shared = tuple(one for one in corpus.contamination if one.task in kept_out)
     return dev, test, kept_out, exposure, replace(corpus, contamination=shared)
 

@@ -18,7 +18,8 @@ OBJECTIVES = ("distillation", "alignment", "token_distillation", "exit_alignment
 """Every objective, by the key of its weight in ``[train]``."""
 
 NEAR = "near_alignment"
-"""Alignment at one temperature, for validation only: it compares recipes, whatever each learns with."""
+"""Alignment at one temperature, over as many texts at a time and the full vector, for validation only: it compares
+recipes, whatever each learns with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,8 @@ class TeacherConfig:
     """Arithmetic of the teacher pass and of scoring; auto: bf16 where the hardware computes it natively. Never fp16."""
     engine: Literal["torch", "openvino", "either"] = "torch"
     """What computes the vectors that texts are learned by. openvino: weights in INT8, on a CPU; faster, nearly the same
-    vectors. either: openvino too, but for what torch computed before. The teacher's own scores are torch's always."""
+    vectors. either: openvino too, but for what torch computed before; with ``train.token_distillation`` all by openvino
+    just the same. The teacher's own scores are torch's always."""
     batch_tokens: int = 2_048
     """Padded tokens in one forward pass."""
     max_seq_length: int | None = None
@@ -180,6 +182,8 @@ class TrainConfig:
     """Steps of linear warm-up; then linear decay to 0."""
     weight_decay: float = 0.01
     """AdamW weight decay."""
+    max_grad_norm: float = 1.0
+    """Longest gradient of a step, over all weights that learn: a longer one is scaled down to it; 0: none is."""
     epochs: float = 1.0
     """Passes over the training text, unless ``max_steps`` says otherwise."""
     max_steps: int | None = None
@@ -198,7 +202,8 @@ class TrainConfig:
     """Steps between evaluations on dev tasks and validation text, each followed by a checkpoint."""
     best_metric: str = "dev"
     """What chooses the checkpoint: ``dev`` (mean over dev tasks), a dev task type, or a validation loss such as
-    ``validation_alignment``, where less is better; ``validation_near_alignment`` is alignment at temperature 0.05."""
+    ``validation_alignment``, where less is better; ``validation_near_alignment`` is alignment at temperature 0.05
+    of the full vector, over 64 texts at a time."""
     stop_metric: str = "validation_near_alignment"
     """What early stopping watches; named as in ``best_metric``."""
     stop_patience: int | None = None
@@ -216,7 +221,7 @@ class TrainConfig:
         require(total > 0, "train.distillation", self.distillation, "a positive weight for one objective at least")
         require_at_least("train", self, alignment_temperature=1e-3, contrastive_temperature=1e-3, triplet_margin=0)
         require_at_least("train", self, batch_size=2, learning_rate=1e-9, epochs=1e-6, max_steps=1, eval_steps=1)
-        require_at_least("train", self, weight_decay=0)
+        require_at_least("train", self, weight_decay=0, max_grad_norm=0)
         require_at_least("train", self, max_seq_length=8, batch_tokens=8, gradient_accumulation=1, stop_patience=1)
         require(self.average_checkpoints != 1, "train.average_checkpoints", 1, "0 for none, or 2 and more")
         shares = sum(phase.share for phase in self.curriculum)

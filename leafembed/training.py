@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from leafembed.learn.teacher import TorchEncoder
 from leafembed.learn.vocabulary import REPORT
 from leafembed.lineage import Lineage, hashes_of, read_lineage, read_training, write_lineage
 from leafembed.prepare import Material
+from leafembed.progress import say
 from leafembed.recipe import Recipe
 from leafembed.record import PACKAGES
 from leafembed.ship.curves import plot_curves
@@ -32,6 +34,18 @@ from leafembed.steps import Line
 from leafembed.unpacking import earlier_student
 
 __all__ = ["adopt_student", "train_student"]
+
+_SETTINGS = "settings.json"
+"""File beside the checkpoints: what they depend on, by name."""
+
+_NO_PART = {"start", "report_to", "targets"}
+"""Keys of ``[train]`` on which no weight depends: a place, who is told, and what the result is held against."""
+
+_AFTER = {"average_checkpoints"}
+"""Keys of ``[train]`` that decide what becomes of the checkpoints when training has ended."""
+
+_TRAINS = tuple(package for package in PACKAGES if package not in ("openvino", "nncf"))
+"""Packages that compute a step. The teacher's vectors have versions of their own in their store's name."""
 
 
 def train_student(line: Line, floor: float) -> dict[str, Any]:
@@ -48,9 +62,8 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
     recipe, learned, start = line.recipe, line.learned, starting_student(line)
     bits = Bits(recipe.student.table_bits, recipe.student.matrix_bits)
     shape = {"exits": recipe.student.exits, "dims": recipe.student.dims}
-    rules = {name: value for name, value in recipe.to_dict()["train"].items() if name != "start"}  # a place
-    how, dev = (rules, shape, bits.table, recipe.seed, versions(PACKAGES)), contents_of(learned.dev)
-    key = fingerprint(fingerprint_folder(start.folder), learned.corpus.fingerprint, learned.targets_id, how, dev)
+    settings = _depends_on(line, start.folder, shape)
+    key = fingerprint(settings)
     work_dir = line.folder / f"checkpoints-{key}"
 
     def draw(history: Sequence[Mapping[str, Any]], best_step: int) -> None:
@@ -60,7 +73,7 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         from leafembed.learn.train import train
         from leafembed.learn.watch import Watch
 
-        work_dir.mkdir(parents=True, exist_ok=True)
+        _begin(work_dir, settings)
         watch = Watch(recipe.alarms, watched(recipe, learned, floor), work_dir)
         facts = train(
             start.folder,
@@ -85,11 +98,65 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         return {**facts, **watch.facts(), **earlier, "floor": floor, "where": _where(learned)}
 
     # Checkpoints do not depend on what happens when training has ended; a finished run has none left, and trains anew.
-    facts = once(line.folder / "student", fingerprint(key, bits.matrices) if bits.matrices else key, build)
+    after = [recipe.train.average_checkpoints, bits.matrices]
+    facts = once(line.folder / "student", fingerprint(key, *after) if any(after) else key, build)
     from leafembed.learn.checkpoints import rotate
 
     rotate(work_dir, ())  # gigabytes of optimiser state, of no use to a finished run; the logs stay
-    return facts
+    return _held_against(facts, recipe.train.targets)
+
+
+def _depends_on(line: Line, start: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint depends on, by the recipe's key or in words, as JSON holds it."""
+    recipe, learned = line.recipe, line.learned
+    rules = {name: value for name, value in recipe.to_dict()["train"].items() if name not in _NO_PART | _AFTER}
+    named = {
+        "the student that training starts from": fingerprint_folder(start),
+        "the text": learned.corpus.fingerprint,
+        "the teacher's vectors": learned.targets_id,
+        "dev tasks": fingerprint(contents_of(learned.dev)),
+        "seed": recipe.seed,
+        "student.table_bits": recipe.student.table_bits,
+        **{f"student.{name}": value for name, value in shape.items()},
+        **{f"train.{name}": value for name, value in rules.items()},
+        **{f"the version of {package}": version for package, version in versions(_TRAINS).items()},
+    }
+    found: dict[str, Any] = json.loads(json.dumps(named, default=str))
+    return found
+
+
+def _begin(work_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder of the checkpoints; say so where the run has some that other settings made, and begins anew."""
+    from leafembed.learn.checkpoints import complete, step_of
+
+    others = [] if complete(work_dir) else sorted(work_dir.parent.glob("checkpoints-*"))
+    for other in others:
+        if found := complete(other):
+            names = _differing(other / _SETTINGS, settings)
+            say(f"{other.name} has a checkpoint of step {step_of(found[-1])}, but of other settings"
+                f"{f' ({names})' if names else ''}: training begins anew, from step 0")  # fmt: skip
+    work_dir.mkdir(parents=True, exist_ok=True)
+    (work_dir / _SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _differing(path: Path, settings: Mapping[str, Any]) -> str:
+    """Names of the settings that a file has otherwise; empty where it is missing or damaged."""
+    try:
+        then: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    absent = object()
+    names = {*then, *settings} if isinstance(then, dict) else set()
+    return ", ".join(sorted(name for name in names if then.get(name, absent) != settings.get(name, absent)))
+
+
+def _held_against(facts: dict[str, Any], limits: Mapping[str, float]) -> dict[str, Any]:
+    """What training reported, held against ``train.targets`` as they are now: a finished student may get others."""
+    if "final" not in facts:  # of a version that kept the outcome alone
+        return facts
+    from leafembed.learn.train import reached
+
+    return facts | {"targets": reached(limits, facts["final"])}
 
 
 def _scorer(learned: Material, name: str) -> Callable[[Any], dict[str, float]]:
@@ -159,16 +226,16 @@ def adopt_student(line: Line, trained: Path) -> dict[str, Any]:
 
     found = once(line.folder / "student", fingerprint("trained elsewhere", fingerprint_folder(trained), facts), build)
     plot_curves(found["history"], found["best_step"], line.folder / CURVES)
-    return found
+    return _held_against(found, line.recipe.train.targets)
 
 
 def _settings(recipe: Recipe, teacher: str | None) -> dict[str, Any]:
     """What a student depends on besides its text, without what may differ from machine to machine."""
-    plain = recipe.to_dict()
+    plain, no_part = recipe.to_dict(), {("train", name) for name in _NO_PART}
     found = {
         f"{section}.{key}": value
         for section in ("student", "train")
         for key, value in plain[section].items()
-        if f"{section}.{key}" not in ("student.model", "student.vocab_text", "train.start")
+        if f"{section}.{key}" not in ("student.model", "student.vocab_text") and (section, key) not in no_part
     }
     return {**found, "teacher": teacher, "licence": recipe.teacher.licence, "seed": recipe.seed}

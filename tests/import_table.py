@@ -98,8 +98,11 @@ ALLOWED = {
     # Prices the config that the student would get, and the memory of its training; asks a server for its dim.
     # Bytes of a token on the disk, which a plan states.
     "learn.plan": {"learn.memory", "learn.models", "learn.remote", "learn.shapes", "learn.token_store"},
+    "learn.memory": {"learn.models"},  # whether it has bf16
+    "learn.alarms": {"learn.causes"},  # names the likely ones
     "learn.watch": {
         "learn.alarms",
+        "learn.causes",
         "learn.checkpoints",
         "learn.nonfinite",
         "learn.token_rows",
@@ -110,6 +113,7 @@ ALLOWED = {
     "learn.head": {"learn.models"},  # whether this CPU has bf16
     "learn.links": {"learn.rows"},  # pointers as columns
     "learn.batches": {"learn.links"},
+    "learn.teachable": {"learn.rows"},  # which rows have pairs
     "learn.tokens": {"learn.head"},  # which heads are linear
     "learn.cache": {"learn.shards"},
     "learn.token_store": {"learn.shards"},
@@ -123,6 +127,7 @@ ALLOWED = {
     "learn.nonfinite": set(),
     "learn.evaluation": {
         *("learn.batches", "learn.feed", "learn.history", "learn.links", "learn.nonfinite", "learn.objectives"),
+        "learn.losses",  # one that is of all held-out text, not of a batch
     },
     "learn.checkpoints": {"learn.models"},
     "learn.callbacks": {"learn.checkpoints", "learn.history"},
@@ -131,16 +136,19 @@ ALLOWED = {
         *("learn.batches", "learn.checkpoints", "learn.feed", "learn.history", "learn.models", "learn.objectives"),
         *("learn.nonfinite", "learn.trackers"),
     },
+    "learn.resume": {"learn.callbacks", "learn.checkpoints", "learn.history", "learn.trainer"},  # one run, in parts
     "learn.train": {
         *("learn.batches", "learn.callbacks", "learn.checkpoints", "learn.evaluation", "learn.feed", "learn.fused"),
         *(
             "learn.history",
             "learn.links",
             "learn.live",
+            "learn.resume",
             "learn.rounding",
             "learn.models",
             "learn.objectives",
             "learn.smooth",
+            "learn.teachable",
             "learn.token_objective",
             "learn.token_store",
             "learn.trainer",

@@ -15,6 +15,7 @@ from leafembed.cli import main
 from leafembed.errors import DataError, StoppedError
 from leafembed.guard import watched
 from leafembed.learn import student, watch
+from leafembed.learn.causes import Start
 from leafembed.pipeline import run
 from leafembed.prepare import embed
 from leafembed.recipe_io import load_recipe, recipe_from_dict
@@ -99,7 +100,7 @@ def test_what_a_student_is_watched_by(plain):
     seen = watched(recipe_from_dict(plain), learned, 0.25)
     assert list(seen.texts) == list(dict.fromkeys(row.text for row in learned.corpus.validation))
     assert np.allclose(seen.vectors, learned.teacher.encode(seen.texts), atol=1e-6)
-    assert (seen.floor, seen.init) == (0.25, "layers")
+    assert (seen.floor, seen.start) == (0.25, Start("layers", 1.0, earlier=False))
     # The corpus says it is English; the dev task brings German texts, which no training row is in.
     assert set(seen.by_language) == {"en", "de"}
     assert [alarm.name for alarm in seen.known] == ["missing languages"]

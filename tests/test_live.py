@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from leafembed.learn import live
 from leafembed.learn.batches import plan_batches
 from leafembed.learn.live import LiveView
 from leafembed.recipe_learn import TrainConfig
@@ -20,10 +21,13 @@ LOG = [
 ]
 
 
+ARGS = SimpleNamespace(eval_steps=3)
+
+
 def show(view, steps=(5, 6)):
     for step in steps:
         state = SimpleNamespace(global_step=step - 1, log_history=LOG)
-        view.on_step_begin(None, state, None)
+        view.on_step_begin(ARGS, state, None)
         state.global_step = step
         view.on_step_end(None, state, None)
 
@@ -62,3 +66,40 @@ def test_time_left(seconds, text):
     view.first, view.seconds = 7, seconds
     view.plan = SimpleNamespace(texts_until=lambda step: step, tokens_until=lambda step: step, steps=9)
     assert view.pace(8).endswith(f"{text} left")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is set forward."""
+    now = SimpleNamespace(value=0.0)
+    monkeypatch.setattr(live.time, "perf_counter", lambda: now.value)
+
+    def forward(seconds):
+        now.value += seconds
+
+    return forward
+
+
+def test_reading_texts_counts_as_training_and_evaluations_do_not(clock, capsys):
+    view, state = LiveView(PLAN), SimpleNamespace(global_step=0, log_history=[])
+    view.on_train_begin(ARGS, state, None)
+    clock(50)
+    view.on_evaluate(ARGS, state, None)  # before the first step
+    for step in range(1, 5):
+        if step > 1:
+            clock(2)  # transformers draws the texts of a step before it says that the step begins
+        view.on_step_begin(ARGS, state, None)
+        clock(3 if step > 1 else 5)
+        state.global_step = step
+        view.on_step_end(ARGS, state, None)
+        if step == 3:
+            clock(70)
+            view.on_evaluate(ARGS, state, None)
+            clock(10)
+            view.on_save(ARGS, state, None)
+    assert view.seconds == 4 * 5
+    # 4 steps of 5 s; evaluations of steps 6 and 8 at (50 + 70) / 2 s each, and their checkpoints at 10 s.
+    assert view.pace(4) == "step 4 of 8, 2 texts/s, 16 tokens/s, 2:40 left"
+    # That of step 6 itself comes after the step.
+    assert view._pauses_left(6) == 2 * 70
+    assert [view._pauses_left(done) / 70 for done in (0, 1, 3, 7, 8)] == [3, 3, 3, 1, 1]

@@ -10,7 +10,7 @@ from leafembed.learn.links import Links
 from leafembed.learn.losses import alignment, contrastive, cut, distillation, triplet
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.objectives import Objectives
-from leafembed.recipe_learn import NEAR, OBJECTIVES, TrainConfig
+from leafembed.recipe_learn import OBJECTIVES, TrainConfig
 from leafembed.ship import curves, report
 from leafembed.types import Row
 
@@ -97,19 +97,8 @@ def test_weights_of_zero_are_left_out_unless_every_objective_is_wanted():
     config = TrainConfig(alignment=0)
     assert run(objectives(config), [0, 1, 2])[1].keys() == {"distillation"}
     total, parts = run(objectives(config, every=True), [0, 1, 2])
-    assert parts.keys() == {"distillation", "alignment", NEAR}
+    assert parts.keys() == {"distillation", "alignment"}
     assert total.item() == pytest.approx(parts["distillation"].item())
-
-
-def test_near_alignment_is_measured_at_one_temperature_whatever_the_recipe_learns_with():
-    student, teacher, rows = some(2), some(3), [0, 1, 2]
-    for temperature in (0.05, 0.5):
-        loss = objectives(TrainConfig(alignment=1.0, alignment_temperature=temperature), every=True)
-        parts = run(loss, rows)[1]
-        assert parts[NEAR].item() == pytest.approx(
-            alignment(student[rows], teacher[rows], temperature=0.05).item(), rel=1e-5
-        )
-        assert (parts["alignment"].item() == pytest.approx(parts[NEAR].item())) == (temperature == 0.05)
 
 
 def test_dims_average_every_objective_over_the_leading_values():

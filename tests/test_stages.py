@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,52 @@ def test_a_failed_build_leaves_what_was_there_and_the_next_starts_afresh(tmp_pat
     assert untouched.calls == 0
     once(tmp_path / "stage", "new", Build("whole"))
     assert (tmp_path / "stage" / "result.txt").read_text(encoding="utf-8") == "whole"
+    assert {path.name for path in tmp_path.iterdir()} == {"stage"}
+
+
+@pytest.mark.parametrize("other", ["inputs", "other inputs"])
+def test_two_that_make_the_same_folder_at_once_leave_each_others_alone(tmp_path, other):
+    folder = tmp_path / "stage"
+
+    def build(target):
+        """Half-way, another run makes the same folder from beginning to end."""
+        target.mkdir()
+        (target / "first.txt").touch()
+        begun = threading.Thread(target=once, args=(folder, other, Build("other's", facts={"n": 2})))
+        begun.start()
+        begun.join()
+        assert (folder / "result.txt").read_text(encoding="utf-8") == "other's"
+        assert (target / "first.txt").exists()
+        return {"n": 1}
+
+    same = other == "inputs"
+    assert once(folder, "inputs", build) == {"n": 2 if same else 1}
+    assert (folder / ("result.txt" if same else "first.txt")).exists()
+    assert json.loads((folder / MARKER).read_text(encoding="utf-8"))["facts"] == {"n": 2 if same else 1}
+    assert {path.name for path in tmp_path.iterdir()} == {"stage"}
+
+
+def test_what_killed_processes_left_is_removed_and_no_other_stages(tmp_path):
+    for name in (".stage.k1ll3d.partial", ".stag.k1ll3d.partial"):
+        (tmp_path / name / "stage").mkdir(parents=True)
+    once(tmp_path / "stage", "inputs", Build())
+    assert {path.name for path in tmp_path.iterdir()} == {"stage", ".stag.k1ll3d.partial"}
+
+
+def test_one_that_comes_while_the_old_folder_is_put_aside_is_looked_at_again(tmp_path, monkeypatch):
+    """Between the two renames another process puts its own folder there."""
+    folder, replace = tmp_path / "stage", Path.replace
+    once(folder, "old", Build("old"))
+    once(tmp_path / "copy", "new", Build("theirs"))
+
+    def between(self, target):
+        if self.parent.name.endswith(".partial") and (tmp_path / "copy").exists():
+            shutil.move(tmp_path / "copy", folder)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", between)
+    once(folder, "new", Build("ours"))
+    assert (folder / "result.txt").read_text(encoding="utf-8") == "theirs"
     assert {path.name for path in tmp_path.iterdir()} == {"stage"}
 
 

@@ -91,7 +91,6 @@ def test_a_run_killed_in_every_phase_goes_on_and_repeats_little(recipe, tmp_path
     done = checkpoints(recipe)[-1]
     assert done < MAX_STEPS
 
-    quantizing = run / ".int8.partial"
     kill_when(recipe, logs[2], lambda: "exporting toy to INT8" in logs[2].read_text())
     text = logs[2].read_text()
     assert "teacher vectors:" not in text
@@ -108,5 +107,5 @@ def test_a_run_killed_in_every_phase_goes_on_and_repeats_little(recipe, tmp_path
     assert "student: done before, kept" in text
     assert "step " not in text
     assert (run / "student" / "model.safetensors").stat().st_mtime_ns == trained
-    assert not quantizing.exists()
+    assert not list(run.glob(".*.partial"))  # of processes that were killed
     assert leafembed.load(run / "bundle").encode(["en1"]).shape == (1, 32)

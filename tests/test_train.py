@@ -7,14 +7,18 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from families import bert
 from training_runs import TRAIN, Stop, changed, go, losses, weights
 
 from leafembed.errors import RecipeError
 from leafembed.learn.checkpoints import MARKER, newest_checkpoint
+from leafembed.learn.evaluation import near_alignment
+from leafembed.learn.losses import alignment
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.student import Sample, init_student
-from leafembed.recipe_learn import Phase, StudentConfig, TrainConfig
+from leafembed.learn.trainer import training_arguments
+from leafembed.recipe_learn import NEAR, Phase, StudentConfig, TrainConfig
 
 
 def test_training_lowers_the_loss_and_raises_the_dev_score(toy_run):
@@ -121,6 +125,56 @@ def test_bf16_trains(toy_start, tmp_path):
 def test_an_objective_that_no_row_could_teach_is_refused_before_the_first_step(toy_start, tmp_path, key):
     with pytest.raises(RecipeError, match=rf"train\.{key}: got 0\.5, expected 0, or text with positives"):
         go(toy_start, tmp_path, config=changed(**{key: 0.5}), stop_at=0)
+
+
+def measured_at_first(start, root, **options):
+    """Validation losses of the untrained student."""
+    (root / "work").mkdir(parents=True)
+    return go(start, root, **options)[0]["history"][0]["validation"]
+
+
+def test_near_alignment_compares_recipes_of_other_batches_dims_and_temperatures(toy_start, tmp_path):
+    initial, corpus, targets = toy_start
+    model = load_sentence_transformer(initial)
+    student = model.encode([row.text for row in corpus.validation], normalize_embeddings=True)
+    by_hand = alignment(torch.from_numpy(student), torch.from_numpy(targets[TRAIN:]), temperature=0.05).item()
+    one = measured_at_first(toy_start, tmp_path / "a", config=changed(max_steps=1))
+    other = measured_at_first(toy_start, tmp_path / "b", dims=(8,),
+                              config=changed(max_steps=1, batch_size=4, alignment_temperature=0.5))  # fmt: skip
+    assert one[NEAR] == pytest.approx(by_hand, rel=1e-3)
+    assert other[NEAR] == pytest.approx(one[NEAR], rel=1e-4)
+    assert other["alignment"] != pytest.approx(one["alignment"], rel=0.1)
+
+
+def test_near_alignment_is_over_64_texts_at_a_time():
+    rng = np.random.default_rng(0)
+    student, teacher = (rng.normal(size=(150, 8)).astype(np.float32) for _ in range(2))
+    student, teacher = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (student, teacher))
+    parts = [(0, 64), (64, 128)]  # the last 22 are no 64
+    by_hand = [alignment(torch.from_numpy(student[a:b]), torch.from_numpy(teacher[a:b]), temperature=0.05).item()
+               for a, b in parts]  # fmt: skip
+    assert near_alignment(student, teacher) == pytest.approx(np.mean(by_hand))
+    assert near_alignment(student[:10], teacher[:10]) > 0
+
+
+def test_the_recipe_says_how_long_a_gradient_may_be(tmp_path):
+    def of(**settings):
+        config = TrainConfig(**settings)
+        return training_arguments(config, seed=0, work_dir=tmp_path, device="cpu").max_grad_norm
+
+    assert (of(), of(max_grad_norm=0.25), of(max_grad_norm=0)) == (1.0, 0.25, 0)
+    with pytest.raises(RecipeError, match=r"train\.max_grad_norm: got -1, expected at least 0"):
+        of(max_grad_norm=-1)
+
+
+def test_a_gradient_that_is_cut_to_nothing_moves_nothing(toy_start, tmp_path):
+    """AdamW does not see the scale of a gradient but for its epsilon, 1e-8."""
+    moved = []
+    for length in (1e-12, 0.0):
+        go(toy_start, tmp_path / f"{length}", config=changed(max_steps=3, max_grad_norm=length, weight_decay=0.0))
+        before, after = weights(toy_start[0]), weights(tmp_path / f"{length}" / "student")
+        moved.append(max(float(np.abs(after[name] - value).max()) for name, value in before.items()))
+    assert moved[0] < 1e-5 < 1e-3 < moved[1]
 
 
 def test_batches_of_few_texts_are_said(toy_start, tmp_path, capsys):

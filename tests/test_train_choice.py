@@ -48,7 +48,7 @@ def test_the_metric_of_the_recipe_chooses(toy_start, tmp_path):
     [
         ({"best_metric": "Retrieval"}, "train.best_metric: got 'Retrieval'"),
         ({"stop_metric": "validation_triplet", "stop_patience": 2}, "train.stop_metric: got 'validation_triplet'"),
-        ({"targets": {"validation_loos": 1.0}}, "train.targets: got 'validation_loos'"),
+        ({"targets": {"validation_loos": 1.0}}, r"train.targets: got \['validation_loos'\]"),
     ],
 )
 def test_a_metric_that_is_not_measured_is_refused_before_the_first_step(toy_start, tmp_path, settings, key):

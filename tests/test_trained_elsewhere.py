@@ -92,3 +92,9 @@ def test_where_the_text_lies_that_chose_the_tokens_does_not_matter(plain):
         for path in ("/here/own.txt", "/there/own.txt")
     ]
     assert found[0] == found[1]
+
+
+def test_trackers_and_targets_do_not_matter(plain):
+    told = {"report_to": ["tensorboard"], "targets": {"validation_loss": 1.0}}
+    found = [_settings(recipe_from_dict(plain | {"train": plain["train"] | more}), "f") for more in ({}, told)]
+    assert found[0] == found[1]

@@ -17,6 +17,7 @@ from transformers import TrainerState
 
 from leafembed.errors import NonFiniteError, StoppedError
 from leafembed.learn.alarms import Alarm
+from leafembed.learn.causes import Start
 from leafembed.learn.models import load_sentence_transformer
 from leafembed.learn.nonfinite import EVIDENCE
 from leafembed.learn.student import Sample, init_student
@@ -55,7 +56,7 @@ class Run:
         work.mkdir(exist_ok=True)
         languages = {lang: [text for text in self.held_out if text.startswith(lang)] for lang in ("en", "de")}
         rows = range(len(self.texts), len(self.texts) + len(self.held_out))
-        seen = Watched(self.held_out, rows, self.vectors[len(self.texts) :], languages, floor, self.init, known)
+        seen = Watched(self.held_out, rows, self.vectors[len(self.texts) :], languages, floor, Start(self.init), known)
         watch = Watch(alarms or AlarmConfig(), seen, work)
         evaluations = []
 
@@ -192,6 +193,11 @@ def test_the_last_step_is_left_to_the_gate(random, tmp_path):
     assert [alarm["step"] for alarm in facts["alarms"] if alarm["fatal"]] == [12]
 
 
+def test_a_dev_score_that_falls_below_its_start_says_so(healthy, tmp_path):
+    with pytest.raises(StoppedError, match=r"training loses what the start had, 0\.4900 before the first step"):
+        healthy.go(tmp_path / "work", floor=0.6, dev=lambda n: 0.5 - 0.01 * n)
+
+
 def test_a_loss_that_falls_for_nothing(healthy, tmp_path):
     facts, _ = healthy.go(tmp_path / "work", dev=lambda n: 0.5 - 0.001 * n, alarms=AlarmConfig(stall_evaluations=2))
     assert [alarm["name"] for alarm in facts["alarms"]] == ["stall"]
@@ -212,7 +218,9 @@ def test_what_is_noted_survives_a_kill(whole, healthy, tmp_path):
     assert len((work / ALARMS).read_text().splitlines()) == 1
     # Killed after the last checkpoint: nothing is trained any more, and the alarms are still known.
     shutil.rmtree(work / "out")
-    assert healthy.go(work, known=known)[0]["alarms"] == facts["alarms"]
+    again = healthy.go(work, known=known)[0]
+    assert again["alarms"] == facts["alarms"]
+    assert again["watch"] == facts["watch"]
 
 
 def test_the_checkpoint_of_sigterm_knows_the_rows_since_the_last_evaluation(healthy, tmp_path):
@@ -232,7 +240,9 @@ def test_collapsed_and_non_finite_vectors_are_seen(healthy, tmp_path):
     model = load_sentence_transformer(healthy.root / "student")
     table = model[0].auto_model.get_input_embeddings().weight
     rows = range(TRAIN, TRAIN + len(healthy.held_out))
-    watch = Watch(AlarmConfig(), Watched(healthy.held_out, rows, healthy.vectors[TRAIN:], {}, None, "layers"), tmp_path)
+    watch = Watch(
+        AlarmConfig(), Watched(healthy.held_out, rows, healthy.vectors[TRAIN:], {}, None, Start("layers")), tmp_path
+    )
     args, state = SimpleNamespace(bf16=False), TrainerState(global_step=3, max_steps=12)
     watch.on_train_begin(args, state, None, model=model.train())
     watch.on_evaluate(args, state, None, metrics={}, model=model)
@@ -260,4 +270,4 @@ def test_collapsed_and_non_finite_vectors_are_seen(healthy, tmp_path):
 
 def test_as_many_vectors_as_texts():
     with pytest.raises(ValueError, match="got 2 texts, 2 rows and 3 vectors"):
-        Watched(["a", "b"], [0, 1], np.eye(3, dtype=np.float32), {}, None, "layers")
+        Watched(["a", "b"], [0, 1], np.eye(3, dtype=np.float32), {}, None, Start("layers"))

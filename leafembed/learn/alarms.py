@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from leafembed.errors import NonFiniteError
+from leafembed.learn.causes import Start, causes_below
 from leafembed.text import languages_of, normalise_lang
 from leafembed.types import FloatArray
 
@@ -48,16 +49,6 @@ STALL_FALL = 0.02
 _LEFT = 0.25
 _UNKNOWN = "und"
 _WORST = 4
-
-_CAUSES = {
-    "random": ("the student starts from random weights", 'start from kept layers: student.init = "layers"'),
-    "layers": (
-        "the kept layers do not keep the teacher's geometry",
-        "keep the first layers unbroken, or more of them, in student.layers",
-    ),
-    "encoder": ("the encoder's space is not yet the teacher's", "choose another encoder, or a smaller learning rate"),
-    "static": ("training moves the token table away from its fit", "lower train.learning_rate"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +120,9 @@ def spread(vectors: FloatArray, *, what: str) -> Spread:
     return Spread(float(mean_cosine), float(np.exp(-(shares * np.log(shares)).sum())))
 
 
-def below_floor(dev: float, floor: float, *, step: int, evaluation: int, init: str, grace: int) -> Alarm | None:
+def below_floor(
+    dev: float, floor: float, *, step: int, evaluation: int, start: Start, first: float | None, grace: int
+) -> Alarm | None:
     """Ring when the dev score is below the static token table's; fatal from evaluation ``grace`` on.
 
     Args:
@@ -137,16 +130,17 @@ def below_floor(dev: float, floor: float, *, step: int, evaluation: int, init: s
         floor: Dev score of a token table made from the teacher, without any transformer.
         step: Optimiser step.
         evaluation: Number of this evaluation; 0 is the one before the first step.
-        init: The recipe's ``student.init``, which names the likely cause.
+        start: What the student starts from, which names the likely cause beside ``first``.
+        first: Dev score before the first step; ``None``: it is not known.
         grace: The recipe's ``alarms.grace_evaluations``.
     """
     if dev >= floor:
         return None
-    cause, remedy = _CAUSES[init]
+    cause = "; and ".join(f"{what}; {remedy}" for what, remedy in causes_below(dev, start, first))
     when = f"after {evaluation} evaluations" if evaluation else "before the first step"
     message = (
         f"got a dev score of {dev:.4f} {when}, expected at least {floor:.4f}, that of a static token table; likely "
-        f"cause: {cause}; {remedy}"
+        f"cause: {cause}"
     )
     return Alarm(BELOW_FLOOR, step, message, evaluation >= grace, {"dev": dev, "floor": floor})
 

@@ -19,7 +19,16 @@ from leafembed.progress import say
 from leafembed.recipe_learn import TrainConfig
 from leafembed.trimming import give_back_memory
 
-__all__ = ["TRIM_STEPS", "Checkpoints", "EarlyStop", "History", "OnHistory", "Termination", "Trim"]
+__all__ = [
+    "TRIM_STEPS",
+    "Checkpoints",
+    "EarlyStop",
+    "EvaluationLeft",
+    "History",
+    "OnHistory",
+    "Termination",
+    "Trim",
+]
 
 _NEWEST = 2
 
@@ -93,11 +102,19 @@ class EarlyStop(TrainerCallback):
             control.should_training_stop = self.over = True
 
 
+class EvaluationLeft(BaseException):
+    """Ends an evaluation during which SIGTERM came; no error, so that nothing on its way out takes it for one."""
+
+
 class Termination(TrainerCallback):
-    """Lets a run that is told to terminate finish its step and write a checkpoint first."""
+    """Lets a run that is told to terminate finish its step, but no evaluation, and write a checkpoint first.
+
+    An evaluation takes minutes, and who sends SIGTERM often kills after seconds. The run that goes on makes up for it.
+    """
 
     def __init__(self) -> None:
         self.received = False
+        self._evaluating = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -116,8 +133,28 @@ class Termination(TrainerCallback):
         if self.received:
             control.should_save = control.should_training_stop = True
 
+    def leaving(self, evaluation: Callable[..., Any]) -> Callable[..., Any]:
+        """Return an evaluation that raises :class:`EvaluationLeft` when the signal comes.
+
+        Only what is measured is inside: nothing has been logged, and no callback was told. The evaluation before the
+        first step is not left, since there is nothing yet to keep.
+        """
+
+        def evaluate(model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1) -> Any:
+            self._evaluating = steps > 0
+            try:
+                if self._evaluating and self.received:  # after the step, before the evaluation
+                    raise EvaluationLeft
+                return evaluation(model, output_path=output_path, epoch=epoch, steps=steps)
+            finally:
+                self._evaluating = False
+
+        return evaluate
+
     def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
+        first, self.received = not self.received, True
+        if first and self._evaluating:  # a second signal must not disturb the checkpoint
+            raise EvaluationLeft
 
 
 class Checkpoints(TrainerCallback):
@@ -127,14 +164,15 @@ class Checkpoints(TrainerCallback):
 
     Args:
         before: Seconds of training in earlier sittings.
-        keep: Newest checkpoints with an evaluation to keep, for the average.
+        config: The recipe's ``[train]``: how many of the newest with an evaluation are averaged, and what is best.
         termination: Tells a run that is over from one that was told to terminate,
         early: unless both came at the same step.
     """
 
-    def __init__(self, before: float, keep: int, termination: Termination, early: EarlyStop) -> None:
+    def __init__(self, before: float, config: TrainConfig, termination: Termination, early: EarlyStop) -> None:
         self.start = time.perf_counter() - before
-        self.keep = max(1, keep)
+        self.keep = max(1, config.average_checkpoints)
+        self.best_metric = config.best_metric
         self.termination = termination
         self.early = early
 
@@ -163,7 +201,8 @@ class Checkpoints(TrainerCallback):
         there = [step_of(checkpoint) for checkpoint in complete(work_dir)]
         evaluated = evaluated_steps(state.log_history)
         averaged = [step for step in there if step in evaluated][-self.keep :]
-        rotate(work_dir, {*there[-_NEWEST:], *averaged, int(state.best_global_step or 0)})
+        best = best_evaluation(state.log_history, self.best_metric)  # the trainer's own lacks one made on resuming
+        rotate(work_dir, {*there[-_NEWEST:], *averaged, int(best["step"]) if best else 0})
 
 
 class Trim(TrainerCallback):

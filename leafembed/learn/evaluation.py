@@ -17,11 +17,19 @@ from leafembed.learn.batches import plan_pass
 from leafembed.learn.feed import Collator, Texts
 from leafembed.learn.history import metric_key
 from leafembed.learn.links import Links
+from leafembed.learn.losses import alignment
 from leafembed.learn.nonfinite import keep_evidence, refuse_batch
 from leafembed.learn.objectives import Objectives
-from leafembed.recipe_learn import TrainConfig
+from leafembed.recipe_learn import NEAR, TrainConfig
+from leafembed.types import FloatArray
 
-__all__ = ["Evaluation", "Score"]
+__all__ = ["NEAR_TEMPERATURE", "NEAR_TEXTS", "Evaluation", "Score", "near_alignment"]
+
+NEAR_TEMPERATURE = 0.05
+"""Sharp enough to look at nearest neighbours: at .5 the alignment of a collapsing student fell (``docs/log.md``)."""
+
+NEAR_TEXTS = 64
+"""Texts that are held against each other at a time: the loss grows with their number."""
 
 Score = Callable[[SentenceTransformer], Mapping[str, float]]
 """Dev scores of a student by name; ``mean`` among them."""
@@ -88,9 +96,10 @@ class Evaluation(BaseEvaluator):
         return metrics
 
     def losses(self, step: int) -> dict[str, float]:
-        """Unweighted objectives, means over the validation rows, and ``loss``, their weighted sum.
+        """Unweighted objectives, means over the validation rows, ``loss``, their weighted sum, and ``NEAR``.
 
-        Contrastive and triplet losses are means over the batches that have pairs or triplets.
+        Contrastive and triplet losses are means over the batches that have pairs or triplets; ``NEAR`` is of the
+        rows in order, whatever batches they are read in.
 
         Raises:
             NonFiniteError: If one is NaN or infinite in a batch, which is kept.
@@ -98,6 +107,7 @@ class Evaluation(BaseEvaluator):
         device = self.objectives.model.device
         totals: dict[str, float] = {}
         counts: dict[str, int] = {}
+        vectors: dict[int, FloatArray] = {}
         for batch in self.batches:
             inputs = self.collate([self.texts[visit] for visit in batch])
             features = {
@@ -105,14 +115,18 @@ class Evaluation(BaseEvaluator):
                 for name, value in inputs.items()
             }
             with torch.no_grad():
-                _, parts = self.objectives([features], features.pop("label"))
+                student_BD, parts = self.objectives.measure([features], features.pop("label"))
+            vectors |= zip([row for row, _ in batch], student_BD.cpu().numpy(), strict=True)
             for name, value in parts.items():
                 if not math.isfinite(value.item()):
                     self._refuse(f"the validation {name} loss is {value.item()}", batch, features, step)
                 totals[name] = totals.get(name, 0.0) + value.item() * len(batch)
                 counts[name] = counts.get(name, 0) + len(batch)
         means = {name: total / counts[name] for name, total in totals.items()}
-        return {"loss": float(np.sum([self.objectives.weights[n] * v for n, v in means.items()])), **means}
+        loss = float(np.sum([self.objectives.weights[n] * v for n, v in means.items()]))
+        rows = np.array(sorted(vectors))
+        student = np.stack([vectors[row] for row in rows.tolist()])
+        return {"loss": loss, **means, NEAR: near_alignment(student, self.objectives.targets(rows))}
 
     def _kept(self, error: NonFiniteError, step: int) -> str:
         """Keep the dev texts that an error carries, with their vectors; they are no rows of the corpus."""
@@ -137,6 +151,24 @@ class Evaluation(BaseEvaluator):
         for key, name in watched:
             if metric_key(name).removeprefix("eval_") not in metrics:
                 raise RecipeError(f"{key}: got {name!r}, expected dev or one of {_names(metrics)}")
+
+
+def near_alignment(student: FloatArray, teacher: FloatArray) -> float:
+    """Mean alignment of every ``NEAR_TEXTS`` texts in order, at ``NEAR_TEMPERATURE``: ``alignment`` in ``losses.py``.
+
+    Neither a recipe's batches nor its dims or temperature change it. What is left after the last full ``NEAR_TEXTS``
+    takes no part, unless there are no more texts than that.
+
+    Args:
+        student: The student's vectors ``(n, D)``, unit length.
+        teacher: The teacher's of the same texts.
+    """
+    whole = max(len(student) // NEAR_TEXTS, 1)
+    values = []
+    for start in range(0, whole * NEAR_TEXTS, NEAR_TEXTS):
+        parts = [torch.from_numpy(side[start : start + NEAR_TEXTS]) for side in (student, teacher)]
+        values.append(alignment(*parts, temperature=NEAR_TEMPERATURE).item())
+    return float(np.mean(values))
 
 
 def _names(metrics: Mapping[str, float]) -> str:

@@ -3,8 +3,9 @@
 Left to itself, autograd keeps every intermediate of RMSNorm, rotary embedding and GELU and walks through each again.
 Here a half is a few matrix products with one kernel (:mod:`~leafembed.learn.kernels`) between two of them. Query, key
 and value share a product, gate and up another. Query heads that share a key are rows of one product, so that no key is
-repeated. Attention scores are held whole, ``B * N * L * L`` of them: at the lengths of training that is less than the
-activations of the gated half, and two to four times as fast as torch's attention on a CPU (`docs/log.md`).
+repeated. Attention scores are held whole, and their shares kept for the backward pass, ``B * N * L * L`` of them in a
+layer: two to four times as fast as torch's attention on a CPU (`docs/log.md`), and for short texts less than the gated
+half keeps. From ``L = 3 * (H + I) / N`` tokens on it is more, and grows with the square; ``memory.py`` counts it.
 
 Shapes: B = texts, L = longest text, T = tokens that are not padding, H = hidden size, N = query heads, K = key heads,
 G = N / K, D = size of a head, I = intermediate size. All weights are fp32; products are in ``Settings.dtype``.

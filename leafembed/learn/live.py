@@ -23,7 +23,9 @@ _SHOWN_ALARMS = 3
 
 
 class LiveView(TrainerCallback):
-    """The view of one run. The rate counts time in steps only, not in evaluations.
+    """The view of one run. The rate counts steps with the reading of their texts, evaluations and checkpoints do not.
+
+    The time left counts those to come as well, by the mean of those so far; before the first, it counts steps alone.
 
     Args:
         plan: What is to come.
@@ -35,7 +37,9 @@ class LiveView(TrainerCallback):
         self.console = console
         self.live: Any = None
         self.seconds = 0.0
-        self.began = self.last = time.perf_counter()
+        self.every = 0  # steps from one evaluation to the next; known when training begins
+        self.pauses: dict[str, list[float]] = {"evaluation": [], "checkpoint": []}
+        self.mark = self.last = time.perf_counter()  # end of the last step, evaluation or checkpoint
         self.first: int | None = None
         self.known: tuple[int, list[dict[str, Any]]] = (0, [])
 
@@ -45,17 +49,29 @@ class LiveView(TrainerCallback):
             self.live.stop()
             self.live = None
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock: an evaluation may come before the first step."""
+        self._elapsed()
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start with the first step: the evaluation before it is not training."""
+        """Start with the first step; those after it began when the one before was over, with reading their texts."""
         if self.first is None:
-            self.first = int(state.global_step)
-            self.last = time.perf_counter()
+            self.first, self.every = int(state.global_step), int(args.eval_steps)
+            self._elapsed()
+            self.last = self.mark
             self._open()
-        self.began = time.perf_counter()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note what the evaluation took."""
+        self.pauses["evaluation"].append(self._elapsed())
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note what the checkpoint took."""
+        self.pauses["checkpoint"].append(self._elapsed())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the step."""
-        self.seconds += time.perf_counter() - self.began
+        self.seconds += self._elapsed()
         done = int(state.global_step)
         if self.live is not None:
             self.live.update(self._panel(done, self._entries(state)))
@@ -69,8 +85,21 @@ class LiveView(TrainerCallback):
         texts = self.plan.texts_until(done) - self.plan.texts_until(first)
         tokens = self.plan.tokens_until(done) - self.plan.tokens_until(first)
         left = (self.plan.tokens_until(self.plan.steps) - self.plan.tokens_until(done)) / max(tokens / seconds, 1e-9)
+        left += self._pauses_left(done)
         rates = f"{texts / seconds:,.0f} texts/s, {tokens / seconds:,.0f} tokens/s"
         return f"step {done:,} of {self.plan.steps:,}, {rates}, {_clock(left)} left"
+
+    def _pauses_left(self, done: int) -> float:
+        """Seconds of the evaluations to come and their checkpoints, that of step ``done`` and of the last included."""
+        if not self.every:
+            return 0.0
+        count = -(-self.plan.steps // self.every) - max(done - 1, 0) // self.every
+        return count * sum(sum(seconds) / len(seconds) for seconds in self.pauses.values() if seconds)
+
+    def _elapsed(self) -> float:
+        """Seconds since this was last asked."""
+        before, self.mark = self.mark, time.perf_counter()
+        return self.mark - before
 
     def _entries(self, state: Any) -> list[dict[str, Any]]:
         """The history, put together again only when the log has grown."""

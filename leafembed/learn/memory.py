@@ -13,7 +13,11 @@ hidden size H, intermediate size I, queries of A = heads x head size, keys of K:
   probabilities themselves are not kept, unless they have dropout.
 
 Counted in bytes for each family in ``_SAVED``. Under bf16 autocast norms still keep fp32, every matrix keeps a bf16
-copy of its input, and of its weight until the pass ends. Fused kernels keep less, so that this is an upper bound.
+copy of its input, and of its weight until the pass ends.
+
+Fused layers (``halves.py``), which CPUs run, keep less of all this, but the attention probabilities as well, heads x
+tokens values a token, and a copy of the matrices that they merge. From a few hundred tokens on that is more in all.
+Where ``train.fused`` is ``auto`` and may apply, the greater of the two counts: ``_FUSED``.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leafembed.learn.models import has_bf16
 from leafembed.recipe_learn import Phase, TrainConfig
 
 __all__ = ["Memory", "Weights", "activation_bytes", "training_memory"]
@@ -45,8 +50,9 @@ class _Saved:
         keys: Of key heads x head size.
         spread: Of keys and values as attention reads them.
         mask: Of the tokens of the text.
-        scores: Of heads x tokens, where attention has dropout and keeps its probabilities.
+        scores: Of heads x tokens, where attention keeps its probabilities: it has dropout, or is fused.
         copied: Whether keys are copied to every head even if there is one key head only.
+        merged: Of the weights of query, key, value, gate and up, once a layer: copies that no other sum counts.
     """
 
     hidden: int
@@ -57,6 +63,7 @@ class _Saved:
     mask: int
     scores: int = 0
     copied: bool = False
+    merged: int = 0
 
 
 _SAVED: dict[tuple[str, bool], _Saved] = {
@@ -70,6 +77,18 @@ _SAVED: dict[tuple[str, bool], _Saved] = {
     ("bert", True): _Saved(hidden=20, inner=4, queries=14, keys=0, spread=0, mask=0, scores=12),
 }
 """By family and whether under bf16 autocast. A family that is not here counts as Gemma, which keeps the most."""
+
+_FUSED = {
+    False: _Saved(hidden=24, inner=12, queries=12, keys=16, spread=0, mask=1, scores=4, merged=4),
+    True: _Saved(hidden=16, inner=6, queries=6, keys=8, spread=0, mask=1, scores=2),
+}
+"""Of fused layers, by whether in bf16, where all copies of weights count as those of autocast do."""
+
+_CAN_FUSE = {"gemma3_text", "qwen3"}
+
+_FUSED_WORK = 8
+"""Bytes of heads x tokens that a fused layer takes for each token while it works: gradients of probabilities and
+scores, in fp32."""
 
 _ALIKE = {"xlm-roberta": "bert", "roberta": "bert"}
 
@@ -126,7 +145,7 @@ def training_memory(
     *,
     limit: int,
     dims: Sequence[int],
-    bf16: bool,
+    device: str,
     exits: int = 0,
     head: int = 0,
 ) -> list[Memory]:
@@ -138,12 +157,12 @@ def training_memory(
         train: The recipe's ``[train]``.
         limit: Tokens that the student can read.
         dims: Length of an embedding, then the leading dimensions that are trained to stand alone.
-        bf16: Whether training runs under bf16 autocast.
+        device: ``cpu`` or ``cuda``, which tells with ``train.precision`` and ``train.fused`` how layers run.
         exits: Early exits that are trained.
         head: Values that the head makes of one token, where tokens are compared.
     """
     phases: Sequence[Phase] = train.curriculum or (Phase(tokens=train.max_seq_length),)
-    result = []
+    result, bf16 = [], has_bf16(train.precision, device)
     for phase in phases:
         tokens = min(phase.tokens, limit)
         texts = train.batch_size
@@ -151,7 +170,9 @@ def training_memory(
             texts = max(1, min(texts, train.batch_tokens // tokens))
         kept = 8 * texts * dims[0]
         if config is not None:
-            kept = activation_bytes(config, texts=texts, tokens=tokens, bf16=bf16, train=train)
+            kept = activation_bytes(config, texts=texts, tokens=tokens, bf16=bf16, train=train, device=device)
+            if True in _routes(config, train, device):
+                kept += _FUSED_WORK * texts * tokens * tokens * int(config.num_attention_heads)
             kept += exits * 16 * texts * tokens * int(config.hidden_size)  # its norm and pooling
             kept += 2 * (weights.student - weights.table) if bf16 else 0  # autocast's copies of the matrices
         loss = sum(_LOSS_VECTORS * texts * one + _LOSS_SIMILARITIES * texts * texts for one in dims)
@@ -163,32 +184,52 @@ def training_memory(
     return result
 
 
-def activation_bytes(config: Any, *, texts: int, tokens: int, bf16: bool, train: TrainConfig) -> int:
+def activation_bytes(
+    config: Any, *, texts: int, tokens: int, bf16: bool, train: TrainConfig, device: str = "cuda"
+) -> int:
     """Bytes that autograd keeps of a transformer and its pooling for a batch of ``texts`` with ``tokens`` each.
 
     With ``train.gradient_checkpointing`` each layer keeps its input alone, and one layer at a time is computed again.
+    Where layers may run fused or not on ``device``, the greater of the two.
     """
-    layer = _layer_bytes(config, tokens, bf16=bf16)
-    layers = int(config.num_hidden_layers)
-    hidden = int(config.hidden_size)
-    kept = layers * 4 * hidden + layer if train.gradient_checkpointing else layers * layer
-    return texts * tokens * (kept + 16 * hidden)  # the last norm: input, normalised and output; the pooling's product
+    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    found = []
+    for fused in _routes(config, train, device):
+        each, once = _layer_bytes(config, tokens, bf16=bf16, fused=fused)
+        kept = layers * 4 * hidden + each if train.gradient_checkpointing else layers * each
+        copies = once if train.gradient_checkpointing else layers * once
+        # The last norm: input, normalised and output; the pooling's product.
+        found.append(texts * tokens * (kept + 16 * hidden) + copies)
+    return max(found)
 
 
-def _layer_bytes(config: Any, tokens: int, *, bf16: bool) -> int:
-    """Bytes for each token that one layer keeps."""
+def _routes(config: Any, train: TrainConfig, device: str) -> set[bool]:
+    """Whether layers run fused: the one way that it can be, or both."""
+    if train.fused == "off" or str(config.model_type) not in _CAN_FUSE:
+        return {False}
+    if train.fused == "on":
+        return {True}
+    return {False, True} if device == "cpu" else {False}
+
+
+def _layer_bytes(config: Any, tokens: int, *, bf16: bool, fused: bool) -> tuple[int, int]:
+    """Bytes that one layer keeps for each token, and once."""
     kind = _ALIKE.get(str(config.model_type), str(config.model_type))
-    saved = _SAVED.get((kind, bf16), _SAVED["gemma3_text", bf16])
+    saved = _FUSED[bf16] if fused else _SAVED.get((kind, bf16), _SAVED["gemma3_text", bf16])
+    hidden, inner = int(config.hidden_size), int(config.intermediate_size)
     heads = int(config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    size = int(getattr(config, "head_dim", None) or hidden // heads)
     groups = int(getattr(config, "num_key_value_heads", None) or heads)
     shared = groups == heads or (groups == 1 and not saved.copied)  # one key head is read by all without a copy
-    scores = saved.scores if getattr(config, "attention_probs_dropout_prob", 0) > 0 else 0
-    return (
-        saved.hidden * int(config.hidden_size)
-        + saved.inner * int(config.intermediate_size)
+    keeps = fused or getattr(config, "attention_probs_dropout_prob", 0) > 0
+    scores = saved.scores if keeps else 0
+    each = (
+        saved.hidden * hidden
+        + saved.inner * inner
         + saved.queries * heads * size
         + saved.keys * groups * size
         + saved.spread * (groups if shared else heads) * size
         + (saved.mask + scores * heads) * tokens
+        + (4 * size if fused else 0)  # its cosines and sines
     )
+    return each, saved.merged * hidden * ((heads + 2 * groups) * size + 2 * inner)

@@ -20,16 +20,13 @@ from leafembed.learn.links import Links, pairs_in, triplets_in
 from leafembed.learn.losses import alignment, contrastive, cut, distillation, exit_alignment, triplet
 from leafembed.learn.shapes import require_dims
 from leafembed.learn.token_objective import TokenObjective
-from leafembed.recipe_learn import NEAR, OBJECTIVES, TrainConfig
+from leafembed.recipe_learn import OBJECTIVES, TrainConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["NEAR_TEMPERATURE", "Objectives", "Targets"]
-
-NEAR_TEMPERATURE = 0.05
-"""Sharp enough to look at nearest neighbours: at .5 the alignment of a collapsing student fell (``docs/log.md``)."""
+__all__ = ["Objectives", "Targets"]
 
 Targets = Callable[["NDArray[np.int64]"], "NDArray[np.float32]"]
 """Teacher vectors ``(n, D)`` of row numbers ``(n,)``; validation rows follow the training rows."""
@@ -48,7 +45,7 @@ class Objectives(nn.Module):
         links: Pairs and hard negatives; ``None``: there are none.
         exits: Layers after which a vector is trained too.
         dims: Leading dimensions that are trained to stand alone.
-        every: Whether objectives of weight 0 are computed too, where they need nothing that is not there, and ``NEAR``.
+        every: Whether objectives of weight 0 are computed too, where they need nothing that is not there.
         tokens: Compares tokens; ``None``: only whole texts are compared.
 
     Raises:
@@ -78,13 +75,19 @@ class Objectives(nn.Module):
         self.tokens = tokens
         self.weights = {name: float(getattr(config, name)) for name in OBJECTIVES}
         self.names = {name for name, weight in self.weights.items() if weight or every}
-        if every:
-            self.names.add(NEAR)
-            self.weights[NEAR] = 0.0
         self.processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the weighted sum and the unweighted objectives of one batch by name.
+        """Return the weighted sum and the unweighted objectives of one batch by name."""
+        student_BD, parts = self.measure(sentence_features, labels)
+        # A sum that starts so has a gradient though a batch may have nothing to learn from.
+        total = student_BD.sum() * 0
+        for name, value in parts.items():
+            total = total + self.weights[name] * value
+        return total, parts
+
+    def measure(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the student's vectors ``(B, D)`` float32, unit length, and the unweighted objectives by name.
 
         An objective is left out where the batch has nothing for it: contrastive without a pair, for example.
         """
@@ -101,11 +104,7 @@ class Objectives(nn.Module):
             if self.tokens is not None and states is not None and ends is not None:
                 value = self.tokens(states, ends.cpu().numpy(), rows)
                 parts |= {} if value is None else {"token_distillation": value}
-            # A sum that starts so has a gradient though a batch may have nothing to learn from.
-            total = vectors[0].sum() * 0
-            for name, value in parts.items():
-                total = total + self.weights[name] * value
-        return total, parts
+        return vectors[0], parts
 
     def _vectors(self, features: dict[str, Any]) -> tuple[Tensor, list[Tensor], Tensor | None]:
         """The student's vector of each text, its vectors at exits, and the states of its tokens."""
@@ -135,8 +134,6 @@ class Objectives(nn.Module):
             parts["distillation"] = distillation(student_BD, teacher_BD, kind=kind)
         if "alignment" in self.names:
             parts["alignment"] = alignment(student_BD, teacher_BD, temperature=config.alignment_temperature)
-        if NEAR in self.names:
-            parts[NEAR] = alignment(student_BD, teacher_BD, temperature=NEAR_TEMPERATURE)
         if exits_EBD:
             parts["exit_alignment"] = exit_alignment(exits_EBD, teacher_BD, kind=kind)
         if "contrastive" in places:

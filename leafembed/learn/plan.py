@@ -16,7 +16,7 @@ from typing import Any
 
 from leafembed.errors import ModelError
 from leafembed.learn.memory import Memory, Weights, training_memory
-from leafembed.learn.models import has_bf16, pick_device, resolve
+from leafembed.learn.models import pick_device, resolve
 from leafembed.learn.remote import connect
 from leafembed.learn.shapes import LAYER_NAME, cut_vocabulary, require_dims, require_exits, student_config
 from leafembed.learn.token_store import bytes_per_token
@@ -121,7 +121,7 @@ def plan(recipe: Recipe) -> Plan:
         recipe.train,
         limit=_limit(recipe.student, config),
         dims=(dim, *recipe.student.dims),
-        bf16=has_bf16(recipe.train.precision, pick_device()),
+        device=pick_device(),
         exits=len(recipe.student.exits),
         head=sum(head.outputs for head in heads),
     )

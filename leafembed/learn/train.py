@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from leafembed.errors import CheckpointError, RecipeError, StoppedError, require
+from leafembed.errors import CheckpointError, RecipeError, StoppedError
 from leafembed.learn.batches import Plan, plan_batches, say_plan
 from leafembed.learn.callbacks import Checkpoints, EarlyStop, History, OnHistory, Termination, Trim
 from leafembed.learn.checkpoints import average, newest_checkpoint, read_seal, step_of, verified, writing
@@ -28,8 +28,10 @@ from leafembed.learn.links import Links
 from leafembed.learn.live import LiveView
 from leafembed.learn.models import load_sentence_transformer, pick_device
 from leafembed.learn.objectives import Objectives, Targets
+from leafembed.learn.resume import train_from
 from leafembed.learn.rounding import NO_BITS, Bits, bake_matrices, bake_rounding, round_reads
 from leafembed.learn.smooth import SMOOTH_TEXTS, smooth
+from leafembed.learn.teachable import require_teachable
 from leafembed.learn.token_objective import UNIT_TEXTS, TokenObjective
 from leafembed.learn.token_store import TokenTargets
 from leafembed.learn.trainer import StudentTrainer, training_arguments
@@ -37,7 +39,7 @@ from leafembed.progress import say
 from leafembed.recipe_learn import TrainConfig
 from leafembed.types import Corpus
 
-__all__ = ["TERMINATED", "train"]
+__all__ = ["TERMINATED", "reached", "train"]
 
 TERMINATED = 143
 """Exit status of a run that was told to terminate: 128 + SIGTERM."""
@@ -108,14 +110,16 @@ def train(  # noqa: PLR0913 - the one door into training
     checkpoint = newest_checkpoint(work_dir)
     before = read_seal(checkpoint)["seconds"] if checkpoint else 0.0
     termination, early = Termination(), EarlyStop(config)
-    checkpoints = Checkpoints(before, config.average_checkpoints, termination, early)
+    checkpoints = Checkpoints(before, config, termination, early)
     view = LiveView(setup.plan)
     log = History(work_dir / "history.jsonl", config.best_metric, on_history)
     # Termination before the others: they see in the same step that a checkpoint follows.
     trainer = _trainer(setup, [termination, early, *callbacks, log, checkpoints, Trim(), view])
+    if trainer.args.world_size == 1:  # of several processes, the others would wait for one that left
+        trainer.evaluator = termination.leaving(setup.evaluation)
     try:
         with termination.installed(), fused(setup.model, config.fused, tokens=int(setup.plan.tokens[-1])) as route:
-            state = _train_from(checkpoint, trainer)
+            state = train_from(checkpoint, trainer, callbacks)
     except StoppedError:
         log.flush(trainer.state)  # the alarm that ended it came before the log had its turn
         raise
@@ -146,6 +150,7 @@ def _prepare(
     work_dir: Path,
     learns: Mapping[str, Any],
 ) -> _Setup:
+    require_teachable(config, corpus, exits=learns["exits"])
     device = pick_device()
     model = load_sentence_transformer(initial, device=device)
     _freeze(model, config)
@@ -155,8 +160,6 @@ def _prepare(
     lengths = count_tokens(texts, model, work_dir / "tokens.npy")
     linked = config.contrastive > 0 or config.triplet > 0
     links = Links.of(corpus.train) if linked else None
-    if links is not None:
-        _require_linked(links, config)
     arguments = training_arguments(config, seed=seed, work_dir=work_dir, device=device)
     reads = model.max_seq_length if isinstance(model.max_seq_length, int) else None
     plan = plan_batches(lengths[: len(corpus.train)], links, config=config, limit=reads, seed=seed,
@@ -195,18 +198,6 @@ def _trainer(setup: _Setup, callbacks: Sequence[TrainerCallback]) -> StudentTrai
     return trainer
 
 
-def _train_from(checkpoint: Path | None, trainer: StudentTrainer) -> TrainerState:
-    """Train to the end and return the trainer's record: steps, log and best step."""
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= state.max_steps or read_seal(checkpoint)["over"]:
-            return state
-        say(f"training goes on from {checkpoint.name}")
-        trainer.args.eval_on_start = False
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return trainer.state
-
-
 def _choose(
     setup: _Setup, state: TrainerState, work_dir: Path, config: TrainConfig
 ) -> tuple[SentenceTransformer, dict[str, Any]]:
@@ -230,23 +221,36 @@ def _choose(
             f"{'kept' if better else 'not kept'} (best step {best['step']}: {best[key]:.4f})")  # fmt: skip
         if better:
             chosen, final = setup.model.cpu(), metrics
+    losses = {name.removeprefix("eval_"): value for name, value in final.items()
+              if name.startswith("eval_validation_")}  # fmt: skip
     return chosen.eval(), {
         "best_step": int(best["step"]),
         "best_metric": config.best_metric,
         "averaged": averaged,
-        "targets": [
-            {"name": name, "limit": limit, "value": value, "reached": value <= limit}
-            for name, limit in config.targets.items()
-            for value in [final[metric_key(name)]]
-        ],
+        "final": losses,
+        "targets": reached(config.targets, losses),
     }
+
+
+def reached(limits: Mapping[str, float], losses: Mapping[str, float]) -> list[dict[str, Any]]:
+    """How validation losses stand to ``train.targets``: ``name``, ``limit``, ``value`` and ``reached`` of each.
+
+    Args:
+        limits: Largest value of a loss, by its name, ``validation_...``.
+        losses: Every loss that was measured, by the same names.
+    """
+    return [
+        {"name": name, "limit": limit, "value": losses[name], "reached": losses[name] <= limit}
+        for name, limit in limits.items()
+    ]
 
 
 def _facts(setup: _Setup, state: TrainerState, config: TrainConfig) -> dict[str, Any]:
     """What was done.
 
     ``steps``; ``planned_steps``, more where it ended early; ``texts`` and ``tokens`` seen; ``precision``; ``history``
-    (``history.py``). :func:`_choose` adds ``best_step``, ``best_metric``, ``averaged`` and ``targets``.
+    (``history.py``). :func:`_choose` adds ``best_step``, ``best_metric``, ``averaged``, ``final`` (validation
+    losses of what was chosen) and ``targets``.
     """
     steps = int(state.global_step)
     return {
@@ -257,16 +261,6 @@ def _facts(setup: _Setup, state: TrainerState, config: TrainConfig) -> dict[str,
         "precision": "bf16" if setup.arguments.bf16 else "fp32",
         "history": history(state.log_history),
     }
-
-
-def _require_linked(links: Links, config: TrainConfig) -> None:
-    """An objective that no row could ever teach is a mistake of the recipe."""
-    anchors = links.pair[links.pair >= 0]
-    require(config.contrastive == 0 or len(anchors) > 0, "train.contrastive", config.contrastive,
-            "0, or text with positives: no training row has one")  # fmt: skip
-    triplets = int(np.count_nonzero(links.negative[anchors] >= 0))
-    require(config.triplet == 0 or triplets > 0, "train.triplet", config.triplet,
-            "0, or text with positives and hard negatives, their own or mined: no training row has both")  # fmt: skip
 
 
 def _freeze(model: Any, config: TrainConfig) -> None:

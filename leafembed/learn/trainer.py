@@ -182,6 +182,7 @@ def training_arguments(config: TrainConfig, *, seed: int, work_dir: Path, device
         gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
         warmup_steps=config.warmup_steps,
         optim="adamw_torch_fused",
         num_train_epochs=1,  # the plan is one pass

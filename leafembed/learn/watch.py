@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from leafembed.errors import StoppedError
 from leafembed.learn.alarms import Alarm, Spread, below_floor, collapse, diagnosis, spread, stall, starved_rows
+from leafembed.learn.causes import Start
 from leafembed.learn.checkpoints import writing
 from leafembed.learn.nonfinite import refuse_batch
 from leafembed.learn.token_rows import TrainedRows
@@ -44,7 +45,7 @@ class Watched:
         vectors: The teacher's vectors of them, ``(n_texts, dim)``, unit length.
         by_language: Texts by language, which tell what token rows it uses; may hold languages that ``texts`` lack.
         floor: Dev score of the static token table; ``None``: there is none.
-        init: The recipe's ``student.init``.
+        start: What the student starts from.
         known: Alarms from before training, said when they rang.
     """
 
@@ -53,7 +54,7 @@ class Watched:
     vectors: FloatArray
     by_language: Mapping[str, Sequence[str]]
     floor: float | None
-    init: str
+    start: Start
     known: Sequence[Alarm] = ()
 
     def __post_init__(self) -> None:
@@ -139,8 +140,11 @@ class Watch(TrainerCallback):
             self._store(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let go of the model."""
+        """Let go of the model; of training that was over before, take up what the last checkpoint kept."""
         self._rows.detach()
+        kept = state.stateful_callbacks.get(_STATE)
+        if kept is not None and not self.history:
+            self._restore(kept["attributes"])
 
     def _require_finite(self, vectors: FloatArray, step: int) -> None:
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
@@ -157,7 +161,7 @@ class Watch(TrainerCallback):
             )
 
     def _note(self, step: int, now: Spread, log: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
-        """Keep an evaluation; a resumed run evaluates once more where it starts, which counts once."""
+        """Keep an evaluation, one for a step: a resumed run goes on after the step of its checkpoint."""
         self.history = [entry for entry in self.history if entry["step"] < step]
         last = self.history[-1]["step"] if self.history else -1
         losses = [entry["loss"] for entry in log if "loss" in entry and last < entry["step"] <= step]
@@ -175,8 +179,9 @@ class Watch(TrainerCallback):
         found: list[Alarm | None] = []
         dev = [entry["dev"] for entry in self.history if "dev" in entry]
         if dev and watched.floor is not None:
+            first = next((entry.get("dev") for entry in self.history if entry["step"] == 0), None)
             found.append(
-                below_floor(dev[-1], watched.floor, step=step, evaluation=number, init=watched.init,
+                below_floor(dev[-1], watched.floor, step=step, evaluation=number, start=watched.start, first=first,
                             grace=config.grace_evaluations)
             )  # fmt: skip
         found.append(
@@ -186,7 +191,7 @@ class Watch(TrainerCallback):
         if self._rows.learn and number >= config.grace_evaluations:  # before that, few rows had their chance
             found.append(
                 starved_rows(self._rows.by_language(), self._rows.overall, self._rows.count, step=step,
-                             init=watched.init, minimum=config.min_trained_rows)
+                             init=watched.start.init, minimum=config.min_trained_rows)
             )  # fmt: skip
         if len(dev) == len(self.history):
             losses = [entry.get("loss") for entry in self.history]
