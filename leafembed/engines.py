@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from leafembed.errors import Error, first_line
+from leafembed.errors import Error
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.tasks import contents_of
 from leafembed.learn.factors import read_factors
@@ -33,6 +33,7 @@ from leafembed.ship.encoder import BundleEncoder
 from leafembed.ship.machine import machine_facts, versions
 from leafembed.ship.onnx_dynamic import write_dynamic
 from leafembed.ship.onnx_folder import OnnxEncoder
+from leafembed.ship.openvino_errors import engine_error
 from leafembed.ship.quantize import quantize_static
 from leafembed.ship.texts import padded
 from leafembed.stages import MARKER, file_sha256, fingerprint, once
@@ -105,7 +106,7 @@ def _measured(line: Line, student: TorchEncoder, plain: Path) -> dict[str, Any]:
             except (Error, ImportError, RuntimeError) as error:  # a kernel may be missing, or a package
                 if not found:  # what the recipe names ships where no other passes
                     raise
-                unmeasured[name] = first_line(error)
+                unmeasured[name] = engine_error(error)
         exact = TorchEncoder(student.model, student.ref, precision="fp32")
         rates = _rates(line, found)
         score = evaluate(exact, line.learned.dev)

@@ -134,7 +134,8 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
             "0 with a student that was trained elsewhere")  # fmt: skip
     find_models(recipe.teacher, recipe.student)  # before text is read for minutes
     before = _read_before(recipe)
-    dev, test, kept_out, exposure, corpus = _read_text(recipe, before)
+    text = _read_text(recipe, before)
+    corpus, dev = text.corpus, text.dev
     _require_counted(recipe.student, corpus)
     teacher, folder = load_teacher(recipe.teacher, recipe.cache_dir)
     _require_prompts(recipe, teacher.ref)
@@ -157,16 +158,22 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
         dev = (*dev, _agreement(recipe, corpus, teacher, parts[1]))
     if recipe.data.mine_negatives:
         corpus = with_negatives(recipe, corpus, teacher.targets.store, parts, targets_id=_targets_id(teacher))
-    return Material(teacher, folder, corpus, positions, dev, test, kept_out, exposure, tokens)
+    return Material(teacher, folder, corpus, positions, dev, text.test, text.kept_out, text.exposure, tokens)
 
 
-def _read_text(
-    recipe: Recipe, before: Lineage | None
-) -> tuple[tuple[Task, ...], tuple[Task, ...], dict[str, str], tuple[Contamination, ...], Corpus]:
-    """Dev tasks but agreement, test tasks, the hash of each set kept out of all text, exposure, and the corpus.
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """Tasks and corpus before the teacher works; fields as in :class:`Material`, ``dev`` without agreement."""
 
-    What is wrong with the text is said here, before the teacher works for hours.
-    """
+    dev: tuple[Task, ...]
+    test: tuple[Task, ...]
+    kept_out: Mapping[str, str]
+    exposure: tuple[Contamination, ...]
+    corpus: Corpus
+
+
+def _read_text(recipe: Recipe, before: Lineage | None) -> _Text:
+    """Read tasks and corpus; what is wrong with them is said here, before the teacher works for hours."""
     say("reading tasks and corpus")
     dev, test, judged = _read_tasks(recipe)
     sets = {task: sets_fingerprint({task: judged[task]}) for task in judged}
@@ -192,7 +199,7 @@ def _read_text(
         say(line)
     require_teachable(recipe.train, corpus, exits=recipe.student.exits, mined=recipe.data.mine_negatives > 0)
     shared = tuple(one for one in corpus.contamination if one.task in kept_out)
-    return dev, test, kept_out, exposure, replace(corpus, contamination=shared)
+    return _Text(dev, test, kept_out, exposure, replace(corpus, contamination=shared))
 
 
 def _read_tasks(recipe: Recipe) -> tuple[tuple[Task, ...], tuple[Task, ...], dict[str, JudgedSet]]:
@@ -215,7 +222,8 @@ def _read_tasks(recipe: Recipe) -> tuple[tuple[Task, ...], tuple[Task, ...], dic
 def _require_watched(recipe: Recipe, dev: Sequence[Task]) -> None:
     """A mistyped task type would be found out at the first evaluation, after the teacher's hours."""
     agreement = {AGREEMENT_TYPE} if AGREEMENT in recipe.eval.dev else set()
-    types = sorted({task.type for task in dev} | agreement)
+    kinds = [task.type for task in dev]
+    types = sorted({*kinds, *agreement, *(task.id for task in dev if kinds.count(task.type) > 1)})
     watched = {"best_metric": recipe.train.best_metric}
     if recipe.train.stop_patience is not None:
         watched["stop_metric"] = recipe.train.stop_metric

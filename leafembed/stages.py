@@ -1,7 +1,7 @@
 """Runs a stage once: its folder counts when a marker, written last, names the inputs that it was made from.
 
 A folder is made in ``.NAME.RANDOM.partial`` beside it, which is removed when its process ends, or by the next one if
-that was killed.
+that was killed, where the file system has locks; elsewhere it stays.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def _put(target: Path, folder: Path, inputs: str, facts: dict[str, Any]) -> dict
 @contextmanager
 def _own(folder: Path) -> Iterator[Path]:
     """A folder beside ``folder`` for this call alone, removed at its end; those of killed processes are removed too."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.partial"):
+    name = glob.escape(folder.name)
+    for left in [*folder.parent.glob(f".{name}.*.partial"), *folder.parent.glob(f".{name}.partial")]:
         lock = _locked(left)
         if lock is not None:
             shutil.rmtree(left, ignore_errors=True)

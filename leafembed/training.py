@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from leafembed.errors import Error
+from leafembed.errors import Error, require
 from leafembed.guard import watched
 from leafembed.judge.evaluate import evaluate
 from leafembed.judge.tasks import contents_of
@@ -40,9 +40,6 @@ _SETTINGS = "settings.json"
 
 _NO_PART = {"start", "report_to", "targets"}
 """Keys of ``[train]`` on which no weight depends: a place, who is told, and what the result is held against."""
-
-_AFTER = {"average_checkpoints"}
-"""Keys of ``[train]`` that decide what becomes of the checkpoints when training has ended."""
 
 _TRAINS = tuple(package for package in PACKAGES if package not in ("openvino", "nncf"))
 """Packages that compute a step. The teacher's vectors have versions of their own in their store's name."""
@@ -97,9 +94,8 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
         earlier = {"earlier": list(start.earlier)} if start.earlier else {}
         return {**facts, **watch.facts(), **earlier, "floor": floor, "where": _where(learned)}
 
-    # Checkpoints do not depend on what happens when training has ended; a finished run has none left, and trains anew.
-    after = [recipe.train.average_checkpoints, bits.matrices]
-    facts = once(line.folder / "student", fingerprint(key, *after) if any(after) else key, build)
+    # Checkpoints do not depend on how matrices are rounded at the end; a finished run has none left, and trains anew.
+    facts = once(line.folder / "student", fingerprint(key, bits.matrices) if bits.matrices else key, build)
     from leafembed.learn.checkpoints import rotate
 
     rotate(work_dir, ())  # gigabytes of optimiser state, of no use to a finished run; the logs stay
@@ -109,7 +105,7 @@ def train_student(line: Line, floor: float) -> dict[str, Any]:
 def _depends_on(line: Line, start: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint depends on, by the recipe's key or in words, as JSON holds it."""
     recipe, learned = line.recipe, line.learned
-    rules = {name: value for name, value in recipe.to_dict()["train"].items() if name not in _NO_PART | _AFTER}
+    rules = {name: value for name, value in recipe.to_dict()["train"].items() if name not in _NO_PART}
     named = {
         "the student that training starts from": fingerprint_folder(start),
         "the text": learned.corpus.fingerprint,
@@ -152,11 +148,13 @@ def _differing(path: Path, settings: Mapping[str, Any]) -> str:
 
 def _held_against(facts: dict[str, Any], limits: Mapping[str, float]) -> dict[str, Any]:
     """What training reported, held against ``train.targets`` as they are now: a finished student may get others."""
-    if "final" not in facts:  # of a version that kept the outcome alone
-        return facts
     from leafembed.learn.train import reached
 
-    return facts | {"targets": reached(limits, facts["final"])}
+    # An older version kept the losses of its targets alone.
+    losses = facts.get("final") or {one["name"]: one["value"] for one in facts.get("targets", ())}
+    missing = sorted(limits.keys() - losses.keys())
+    require(not missing, "train.targets", missing, f"losses that training measured: {', '.join(sorted(losses))}")
+    return facts | {"targets": reached(limits, losses)}
 
 
 def _scorer(learned: Material, name: str) -> Callable[[Any], dict[str, float]]:

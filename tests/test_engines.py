@@ -89,7 +89,7 @@ def test_dynamic_int8_of_onnx_runtime_keeps_the_down_projection(tmp_path):
     texts = toy_texts(12)
     exact = model.encode(texts, normalize_embeddings=True)
     cosines = np.sum(OnnxEncoder(tmp_path / "onnx", name="dynamic", threads=1).encode(texts) * exact, axis=1)
-    assert cosines.mean() > 0.98
+    assert cosines.mean() > 0.95  # .98 with VNNI; without it, ONNX Runtime's sums of products saturate
     assert cosines.max() < 1 - 1e-7  # it is INT8 indeed
     graph = onnx.load(tmp_path / "onnx" / "model.onnx").graph
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}

@@ -269,6 +269,7 @@ def line(tmp_path_factory, eval_data):
             root / "seen.jsonl", [{"text": next(iter(load_tasks(eval_data, ["retrieval/toy_en"])[0].scored))[0]}]
         )
         plain["eval"]["teacher_sources"] = [{"path": "seen.jsonl", "licence": "CC0-1.0"}]
+        plain["gate"]["min_tail_response"] = 0.0  # after twelve steps it is about the limit, by the CPU's arithmetic
         recipe = recipe_from_dict(plain)
         outcome = run(recipe, root / "run")
         asked = list(stub.texts)

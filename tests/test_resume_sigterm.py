@@ -34,6 +34,13 @@ class InEvaluation(TrainerCallback):
         self.reached_the_end = True
 
 
+class AtStart(InEvaluation):
+    """Tells the run to terminate in the evaluation that it makes up for when it goes on."""
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.monkeypatch.setattr(type(model), "encode", self.encode)
+
+
 class InStep(TrainerCallback):
     """Tells the run to terminate while it is in a step."""
 
@@ -68,6 +75,20 @@ def test_sigterm_ends_an_evaluation(toy_start, toy_run, tmp_path, monkeypatch, s
         go(toy_start, tmp_path, callbacks=[told])
     assert left.value.code == TERMINATED
     assert not told.reached_the_end
+    assert_goes_on(toy_start, toy_run, tmp_path, step)
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_sigterm_in_the_evaluation_that_is_made_up_for_leaves_the_checkpoint_alone(
+    toy_start, toy_run, tmp_path, monkeypatch, step
+):
+    with pytest.raises(SystemExit):
+        go(toy_start, tmp_path, callbacks=[InEvaluation(step, monkeypatch)])
+    newest = newest_checkpoint(tmp_path / "work")
+    before = {path.name: path.stat().st_mtime_ns for path in newest.iterdir()}
+    with pytest.raises(SystemExit):
+        go(toy_start, tmp_path, callbacks=[AtStart(step, monkeypatch)])
+    assert {path.name: path.stat().st_mtime_ns for path in newest.iterdir()} == before
     assert_goes_on(toy_start, toy_run, tmp_path, step)
 
 

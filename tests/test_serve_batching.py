@@ -118,6 +118,7 @@ def test_a_failure_that_cannot_be_logged_is_told(engine, batcher, monkeypatch):
     engine.fault = RuntimeError()
     with pytest.raises(BatchFailedError, match="RuntimeError"):
         run(batcher.embed(texts(3)))
+    assert batcher.faults == 1
     engine.fault = None
     assert run(batcher.embed(texts(3))).shape == (1, 2)
 

@@ -51,17 +51,16 @@ def newer(monkeypatch, *packages):
     monkeypatch.setattr(training, "versions", versions)
 
 
-def test_a_run_goes_on_with_another_tracker_target_average_or_engine(plain, tmp_path, monkeypatch, capsys):
+def test_a_run_goes_on_with_another_tracker_target_or_engine(plain, tmp_path, monkeypatch, capsys):
     checkpoints = killed_after_its_checkpoint(plain, tmp_path / "run", monkeypatch)
     newer(monkeypatch, "openvino", "nncf")
     monkeypatch.setattr("leafembed.learn.trainer.require_trackers", lambda names: [])
     capsys.readouterr()
-    sit(plain, tmp_path / "run", report_to=["tensorboard"], average_checkpoints=2,
+    sit(plain, tmp_path / "run", report_to=["tensorboard"],
         targets={"validation_near_alignment": 100.0})  # fmt: skip
     said = capsys.readouterr().err
     assert "step 0: dev" not in said
     assert "begins anew" not in said
-    assert "mean of the checkpoints of steps [6, 12]" in said
     assert list((tmp_path / "run").glob("checkpoints-*")) == [checkpoints]
 
 

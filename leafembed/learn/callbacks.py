@@ -101,9 +101,17 @@ class EarlyStop(TrainerCallback):
             say(f"step {state.global_step}: {self.metric} has not improved for {waited} evaluations, training ends")
             control.should_training_stop = self.over = True
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let no step follow an evaluation that was made up for on resuming and ended training."""
+        if self.over:
+            raise EvaluationLeft
+
 
 class EvaluationLeft(BaseException):
-    """Ends an evaluation during which SIGTERM came; no error, so that nothing on its way out takes it for one."""
+    """Ends an evaluation during which SIGTERM came, or training after one that was made up for and ended it.
+
+    No error, so that nothing on its way out takes it for one.
+    """
 
 
 class Termination(TrainerCallback):

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerState
 
 from leafembed.learn.callbacks import EvaluationLeft
-from leafembed.learn.checkpoints import read_seal
+from leafembed.learn.checkpoints import read_seal, step_of
 from leafembed.learn.history import evaluated_steps
 from leafembed.learn.trainer import StudentTrainer
 from leafembed.progress import say
@@ -35,6 +35,7 @@ def train_from(checkpoint: Path | None, trainer: StudentTrainer, callbacks: Sequ
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except EvaluationLeft:
-        trainer._save_checkpoint(trainer.model, None)
-        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+        if checkpoint is None or trainer.state.global_step > step_of(checkpoint):  # else it lies there, and is whole
+            trainer._save_checkpoint(trainer.model, None)
+            trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
     return trainer.state

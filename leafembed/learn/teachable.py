@@ -45,8 +45,8 @@ def require_teachable(config: TrainConfig, corpus: Corpus, *, exits: Sequence[in
         watched.append(("stop_metric", config.stop_metric))
     for key, name in watched:
         why = lacks.get(name.removeprefix("validation_")) if name.startswith("validation_") else None
-        expected = f"dev, a type of eval.dev or one of {', '.join(measured)}, since {why}"
-        require(not why, f"train.{key}", name, expected)
+        also = "" if key == "targets" else "dev, a type of eval.dev or "
+        require(not why, f"train.{key}", name, f"{also}one of {', '.join(measured)}, since {why}")
 
 
 def _count(rows: Sequence[Row], mined: bool) -> tuple[int, int]:

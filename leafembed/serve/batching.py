@@ -173,8 +173,6 @@ class Batcher:
             while self._turn():
                 pass
         except BaseException:  # not even the failure could be told, e.g. for want of memory
-            with self._change:
-                self.faults += 1
             self._start(instead_of=threading.current_thread())
             _log.exception("a thread of the engine ended; another one took its place")
 
@@ -188,6 +186,8 @@ class Batcher:
             self._running[threading.get_ident()] = time.perf_counter()
             self._compute(batch)
         except BaseException as error:  # whatever is thrown, SystemExit too, must not end the thread
+            with self._change:
+                self.faults += 1
             self._fail(batch, error)
         finally:
             self._running.pop(threading.get_ident(), None)
@@ -236,7 +236,6 @@ class Batcher:
             _log.error("a batch failed", exc_info=error)
         finally:  # memory may not suffice for a traceback; whoever waits is told even then
             with self._change:
-                self.faults += 1
                 jobs = set(self._jobs) if batch is None else {job for job, _ in batch if not job.over}
                 for job in jobs:
                     self._drop(job)

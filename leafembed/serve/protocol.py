@@ -205,7 +205,7 @@ class _Protocol(HttpToolsProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         if self._is_closing():
             return
-        if self._in_body and self.cycle.response_started:  # a second answer would be taken for that of the next request
+        if self.pipeline or (self._in_body and self.cycle.response_started):  # it would be taken for another's answer
             self._note(refusal.kind)
         else:
             number, (status, body) = secrets.token_hex(8), family_of("").answer(refusal)

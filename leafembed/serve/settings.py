@@ -28,7 +28,7 @@ class Limits:
     bodies_bytes: int = 64_000_000
     """Most bytes of the bodies of all requests at once; who brings more is told to come back."""
     head_bytes: int = 32_768
-    """Most bytes of a request's line and headers."""
+    """Most bytes of a request's line and headers, with those after its body."""
     items: int = 2_048
     """Most texts of a request; OpenAI's limit."""
     chars_per_token: int = 250

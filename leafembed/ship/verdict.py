@@ -6,7 +6,8 @@ Who edits one of them, deletes a check or softens a rule is noticed. Who edits a
 ``docs/bundle-format.md``.
 
 A bundle of an older gate has a verdict that lacks checks which came later. That is not taken for an edit, and not for a
-verdict of today either: ``renewal.py`` brings it up to date.
+verdict of today either: ``renewal.py`` brings it up to date. One that holds a check by a rule that has changed since is
+an error.
 """
 
 from __future__ import annotations
