@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,3 +162,21 @@ def _write_retrieval(folder: Path, rng: np.random.Generator, lang: str) -> None:
     write_rows(folder / "corpus.jsonl.gz", corpus)
     write_rows(folder / "queries.jsonl", queries)
     write_rows(folder / "qrels.jsonl", [{"qid": f"q{i}", "did": f"d{i}", "score": 1} for i in range(30)])
+
+
+@pytest.fixture
+def leaf(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, list[str]]]:
+    """Run a command and return its exit status, stdout and the lines of stderr."""
+
+    from leafembed.cli import main
+
+    def run(*argv: Any) -> tuple[Any, str, list[str]]:
+        status: Any
+        try:
+            status = main([str(arg) for arg in argv])
+        except SystemExit as error:
+            status = error.code
+        out, err = capsys.readouterr()
+        return status, out, err.splitlines()
+
+    return run
