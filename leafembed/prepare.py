@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leafembed.errors import Error, RecipeError, require
+from leafembed.errors import require
 from leafembed.evidence import Contamination
 from leafembed.judge.agreement import AGREEMENT_TYPE, agreement_task
 from leafembed.judge.gate import require_known
@@ -30,7 +30,6 @@ from leafembed.learn.token_store import TokenTargets
 from leafembed.lineage import (
     Lineage,
     kept_out_of_all,
-    read_lineage,
     require_goes_on,
     require_listed,
     require_same_teacher,
@@ -43,7 +42,7 @@ from leafembed.stages import fingerprint
 from leafembed.teaching import CHECK_TEXTS, in_openvino, tokens_in_openvino
 from leafembed.text import normalise_lang
 from leafembed.types import Corpus, FloatArray, ModelRef
-from leafembed.unpacking import earlier_student
+from leafembed.unpacking import earlier_lineage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,7 +132,7 @@ def embed(recipe: Recipe, *, fit_rows: int | None = None) -> Material:
     require(whole or not recipe.data.mine_negatives, "data.mine_negatives", recipe.data.mine_negatives,
             "0 with a student that was trained elsewhere")  # fmt: skip
     find_models(recipe.teacher, recipe.student)  # before text is read for minutes
-    before = _read_before(recipe)
+    before = earlier_lineage(recipe)
     text = _read_text(recipe, before)
     corpus, dev = text.corpus, text.dev
     _require_counted(recipe.student, corpus)
@@ -240,20 +239,6 @@ def language_alarms(recipe: Recipe, corpus: Corpus, dev: Sequence[Task], test: S
     if AGREEMENT in recipe.eval.dev:
         dev_parts.append(MIXED)
     return check_languages(corpus.languages, declared=declared, dev=set(dev_parts))
-
-
-def _read_before(recipe: Recipe) -> Lineage | None:
-    """What the student that training starts from has learned from; ``None``: it starts anew."""
-    if recipe.train.start is None:
-        return None
-    folder = earlier_student(recipe)
-    try:
-        return read_lineage(folder)
-    except Error as error:
-        raise RecipeError(
-            f"train.start: got {recipe.train.start}, expected the folder of a run that trained a student, or a bundle: "
-            f"{error}"
-        ) from error
 
 
 def _agreement(recipe: Recipe, corpus: Corpus, teacher: CachedTeacher, positions: NDArray[np.int64]) -> Task:

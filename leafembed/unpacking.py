@@ -9,14 +9,14 @@ from typing import Any
 from leafembed.errors import BundleError, Error, RecipeError
 from leafembed.learn.factors import read_factors
 from leafembed.learn.vocabulary import REPORT
-from leafembed.lineage import LINEAGE_FILES, carry_lineage
+from leafembed.lineage import LINEAGE_FILES, Lineage, carry_lineage, read_lineage
 from leafembed.progress import say
 from leafembed.recipe import Recipe
 from leafembed.ship.bundle import verify
 from leafembed.ship.weights import REST, unpack_student, write_rest
 from leafembed.stages import fingerprint, once
 
-__all__ = ["earlier_student", "pack_source"]
+__all__ = ["earlier_lineage", "earlier_student", "pack_source"]
 
 
 def pack_source(student: Path, folder: Path) -> None:
@@ -61,3 +61,21 @@ def earlier_student(recipe: Recipe) -> Path:
             f"train.start: got {start}, expected a bundle that leaf run made, from which training can go on: {error}"
         ) from error
     return folder
+
+
+def earlier_lineage(recipe: Recipe) -> Lineage | None:
+    """What the student that ``train.start`` names has learned from; ``None``: training starts anew.
+
+    Raises:
+        RecipeError: If it names neither a run that trained a student nor a bundle.
+    """
+    if recipe.train.start is None:
+        return None
+    folder = earlier_student(recipe)
+    try:
+        return read_lineage(folder)
+    except Error as error:
+        raise RecipeError(
+            f"train.start: got {recipe.train.start}, expected the folder of a run that trained a student, or a bundle: "
+            f"{error}"
+        ) from error
